@@ -1,0 +1,342 @@
+//! What one service file defines, as plain data.
+//!
+//! `config` makes these values and vouches for them: whoever holds a [`ServiceSpec`] need not check it again. The
+//! core itself reads the [`Policy`] alone; the rest is for the shell that starts processes and binds sockets.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A service, as its file defines it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// `[A-Za-z0-9._-]+`.
+    pub name: String,
+    /// How a worker is started.
+    pub process: ProcessSpec,
+    /// In the order of the file, which is the order of the descriptors in the worker.
+    pub sockets: Vec<SocketSpec>,
+    /// What the core decides by.
+    pub policy: Policy,
+    /// The probe command of `[ready] when = "probe"`; empty otherwise.
+    pub probe: Vec<String>,
+    /// Commands around an upgrade.
+    pub hooks: Hooks,
+    /// Who may connect to the control socket.
+    pub control: ControlSpec,
+}
+
+/// How a worker is started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// The argument vector, never empty; `{generation}` and `{slot}` are not yet replaced.
+    pub command: Vec<String>,
+    /// Absolute, symbolic links not yet resolved.
+    pub directory: PathBuf,
+    /// How the worker learns of its sockets and speaks of its state.
+    pub protocol: Protocol,
+    /// Whether the manager's own environment is kept from the worker.
+    pub clear_environment: bool,
+    /// Read at every upgrade, beneath `environment`.
+    pub environment_files: Vec<EnvironmentFile>,
+    /// The topmost variables; `{generation}` and `{slot}` in the values are not yet replaced.
+    pub environment: BTreeMap<String, String>,
+    /// Who the workers are.
+    pub identity: Identity,
+    /// Resource limits, by the name of setrlimit(2) in lower case without `RLIMIT_`.
+    pub limits: BTreeMap<Resource, Limit>,
+    /// Where the standard output and error go.
+    pub output: Output,
+    /// Whether SIGPIPE is ignored in the worker (systemd.exec(5), `IgnoreSIGPIPE=`).
+    pub ignore_sigpipe: bool,
+    /// Whether `LISTEN_PID` is set; off for wrapper scripts that do not `exec`.
+    pub listen_pid: bool,
+    /// The number of the signal that asks a worker to drain.
+    pub drain_signal: i32,
+}
+
+/// How the worker learns of its sockets and speaks of its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protocol {
+    /// `LISTEN_FDS` and a notify socket.
+    Notify,
+    /// `LISTEN_FDS`; the worker says nothing.
+    Plain,
+}
+
+/// A file of `KEY=VALUE` lines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvironmentFile {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Written with a leading `-`: no error where it is missing.
+    pub optional: bool,
+}
+
+/// Who the workers are. Names stay names until a generation is prepared; a number is written in digits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// A name or a number.
+    pub user: Option<String>,
+    /// A name or a number; default: the user's own group.
+    pub group: Option<String>,
+    /// Names or numbers; `None`: those of the user's entry.
+    pub supplementary_groups: Option<Vec<String>>,
+    /// File mode creation mask, 0 to 0o777.
+    pub umask: Option<u32>,
+}
+
+/// A resource of setrlimit(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are setrlimit(2)'s own")]
+pub enum Resource {
+    As,
+    Core,
+    Cpu,
+    Data,
+    Fsize,
+    Locks,
+    Memlock,
+    Msgqueue,
+    Nice,
+    Nofile,
+    Nproc,
+    Rss,
+    Rtprio,
+    Rttime,
+    Sigpending,
+    Stack,
+}
+
+/// A resource limit; `None` is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// The soft limit, in the resource's own unit.
+    pub soft: Option<u64>,
+    /// The hard limit, never below the soft one.
+    pub hard: Option<u64>,
+}
+
+/// Where a worker's standard output and error go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Output {
+    /// To where the manager's own go.
+    Inherit,
+    /// Through the manager, each line led by the worker's name.
+    Prefix,
+}
+
+/// Commands around an upgrade; an empty one is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hooks {
+    /// Must exit 0, or the upgrade is refused.
+    pub before: Vec<String>,
+    /// Is told the outcome.
+    pub after: Vec<String>,
+    /// After it a hook is killed.
+    pub timeout: Duration,
+}
+
+/// Who may connect to the control socket, beside the owner and root.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlSpec {
+    /// A group's name or number.
+    pub group: Option<String>,
+}
+
+/// A socket that the manager binds and the workers inherit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketSpec {
+    /// The `FDNAME`: 0x20 to 0x7e without `:`, at most 255 characters (sd_listen_fds(3)).
+    pub name: String,
+    /// The address as the file writes it, for messages.
+    pub listen: String,
+    /// Where it is bound.
+    pub address: SocketAddress,
+    /// What it carries.
+    pub kind: SocketKind,
+    /// The rest of systemd.socket(5).
+    pub options: SocketOptions,
+}
+
+/// Where a socket is bound.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum SocketAddress {
+    /// An IPv4 or IPv6 address and port; TCP or UDP by the [`SocketKind`].
+    Inet(SocketAddr),
+    /// A UNIX socket with an absolute path of at most 107 bytes.
+    Path(PathBuf),
+    /// A UNIX socket with an abstract name (without the `@`) of at most 107 bytes.
+    Abstract(String),
+}
+
+impl fmt::Display for SocketAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inet(address) => address.fmt(f),
+            Self::Path(path) => path.display().fmt(f),
+            Self::Abstract(name) => write!(f, "@{name}"),
+        }
+    }
+}
+
+/// What a socket carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are socket(2)'s own")]
+pub enum SocketKind {
+    Stream,
+    Datagram,
+    Seqpacket,
+}
+
+/// The options of systemd.socket(5); `None` leaves the kernel's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketOptions {
+    /// The queue of connections not yet accepted (listen(2)); the kernel cuts it to `net.core.somaxconn`.
+    pub backlog: Option<u32>,
+    /// Permissions of a UNIX path, 0 to 0o777; default 0o666.
+    pub mode: Option<u32>,
+    /// Permissions of folders made for a UNIX path; default 0o755.
+    pub directory_mode: Option<u32>,
+    /// Owner of a UNIX path, a name or a number.
+    pub user: Option<String>,
+    /// Group of a UNIX path, a name or a number.
+    pub group: Option<String>,
+    /// Other sockets may bind the same address (`SO_REUSEPORT`).
+    pub reuse_port: bool,
+    /// `O_NONBLOCK`, which all generations share; default off, as workers expect blocking sockets.
+    pub non_blocking: bool,
+    /// `TCP_NODELAY`.
+    pub no_delay: Option<bool>,
+    /// `SO_KEEPALIVE`.
+    pub keep_alive: Option<bool>,
+    /// `TCP_KEEPIDLE`, in whole seconds.
+    pub keep_alive_time: Option<Duration>,
+    /// `TCP_KEEPINTVL`, in whole seconds.
+    pub keep_alive_interval: Option<Duration>,
+    /// `TCP_KEEPCNT`.
+    pub keep_alive_probes: Option<u32>,
+    /// `TCP_DEFER_ACCEPT`, in whole seconds.
+    pub defer_accept: Option<Duration>,
+    /// `IP_FREEBIND`: the address need not exist yet.
+    pub free_bind: Option<bool>,
+    /// `IP_TRANSPARENT`.
+    pub transparent: Option<bool>,
+    /// `IPV6_V6ONLY`.
+    pub bind_ipv6_only: Option<bool>,
+    /// `SO_BINDTODEVICE`: an interface's name.
+    pub bind_to_device: Option<String>,
+    /// `SO_RCVBUF` in bytes, by `SO_RCVBUFFORCE` where allowed.
+    pub receive_buffer: Option<u32>,
+    /// `SO_SNDBUF` in bytes, by `SO_SNDBUFFORCE` where allowed.
+    pub send_buffer: Option<u32>,
+    /// `SO_MARK`.
+    pub mark: Option<u32>,
+    /// `SO_PRIORITY`.
+    pub priority: Option<u32>,
+    /// `IP_TOS`, 0 to 255.
+    pub ip_tos: Option<u8>,
+    /// `IP_TTL` (and `IPV6_UNICAST_HOPS`), 1 to 255.
+    pub ip_ttl: Option<u8>,
+    /// `SO_PASSCRED` on a UNIX socket.
+    pub pass_credentials: Option<bool>,
+    /// `SO_PASSSEC` on a UNIX socket.
+    pub pass_security: Option<bool>,
+    /// `SO_BROADCAST` on a datagram socket.
+    pub broadcast: Option<bool>,
+    /// `TCP_CONGESTION`: an algorithm's name.
+    pub tcp_congestion: Option<String>,
+}
+
+/// What the core decides by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// How many workers serve; at least 1.
+    pub workers: u32,
+    /// What makes a worker ready.
+    pub readiness: Readiness,
+    /// A worker that is not ready by then has failed.
+    pub ready_timeout: Duration,
+    /// How a generation replaces another.
+    pub strategy: Strategy,
+    /// How long after the last switch a failing worker still rolls the upgrade back.
+    pub probation: Duration,
+    /// After it a draining worker is killed.
+    pub drain_timeout: Duration,
+    /// How many generations may drain at a time; at least 1.
+    pub max_generations: u32,
+    /// The pause before a worker that died by itself is started again, the first time.
+    pub restart_initial_delay: Duration,
+    /// The pause after many deaths in a row; never below the first.
+    pub restart_max_delay: Duration,
+    /// A ready worker must say `WATCHDOG=1` this often.
+    pub watchdog: Option<Duration>,
+}
+
+/// What makes a worker ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Readiness {
+    /// It says `READY=1`.
+    Notify,
+    /// It has been alive this long.
+    Settled(Duration),
+    /// A command exits 0; it is tried again after this pause.
+    Probe(Duration),
+}
+
+/// How a generation replaces another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Strategy {
+    /// Slot by slot.
+    Rolling {
+        /// Live workers beyond `workers`, those that drain not counted.
+        max_surge: Allowance,
+        /// Ready workers that may be missing from `workers`.
+        max_unavailable: Allowance,
+    },
+    /// All new ones ready, then all old ones drain.
+    BlueGreen,
+    /// All old ones gone, then the new ones start.
+    Recreate,
+}
+
+/// A count of workers, or a share of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Allowance {
+    /// That many.
+    Count(u32),
+    /// Per cent of the workers, rounded up.
+    Percent(u32),
+}
+
+impl Allowance {
+    /// Returns the count that it stands for among `workers`.
+    #[must_use]
+    pub fn of(self, workers: u32) -> u32 {
+        match self {
+            Self::Count(count) => count,
+            Self::Percent(percent) => {
+                let share = (u64::from(workers) * u64::from(percent)).div_ceil(100);
+                u32::try_from(share).unwrap_or(u32::MAX)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_rounded_up() {
+        assert_eq!(Allowance::Percent(25).of(1), 1);
+        assert_eq!(Allowance::Percent(25).of(4), 1);
+        assert_eq!(Allowance::Percent(25).of(5), 2);
+        assert_eq!(Allowance::Percent(0).of(5), 0);
+        assert_eq!(Allowance::Count(3).of(1), 3);
+    }
+}

@@ -1,0 +1,19 @@
+//! liveswap swaps the code of a running network service without losing a connection.
+//!
+//! The house, and who may import whom (`tests/house.rs` enforces it):
+//!
+//! ```text
+//! core     decisions: events in, actions out; no clock, descriptor, pid or thread
+//! config   TOML -> core::spec                                     knows core
+//! wire     bytes <-> values of the protocols                      knows core
+//! sys      system calls, and the only unsafe code
+//! daemon   the loop round the core: performs actions              knows core, config, wire, sys
+//! cli      one file a command family                              knows config, wire, daemon
+//! ```
+
+pub mod cli;
+pub mod config;
+pub mod core;
+pub mod daemon;
+pub mod sys;
+pub mod wire;

@@ -1,0 +1,3 @@
+//! The `liveswap` program: parse, dispatch, exit code.
+
+fn main() {}
