@@ -1,5 +1,122 @@
 //! The decisions of liveswap, as a pure function of its events.
+//!
+//! [`Manager::handle`] takes an [`Event`] and a moment and appends the [`Action`]s that follow from it; nothing else
+//! goes in or out. There is no descriptor, pid, clock, log or thread in here, and all maps are ordered, so a run is a
+//! function of its events: the simulator and the real thing cannot differ in what is decided.
+//!
+//! What always holds (the tests check it after each event):
+//!
+//! 1. In an upgrade, ready workers never fall below `workers - max_unavailable` unless they die by themselves, and live
+//!    ones never exceed `workers + max_surge` beside those that drain.
+//! 2. An old worker drains only after its replacement is ready (rolling), or all are (blue-green).
+//! 3. An upgrade that fails leaves the old generation at full strength: old workers that already drained are started
+//!    again before the new ones go.
+//! 4. Nothing is done to a worker after [`Event::Exited`] named it.
+//! 5. [`Action::Forget`] comes only for a generation without a worker that neither serves nor is being prepared.
+//! 6. Every upgrade ends in exactly one [`Outcome`], in bounded time, and everyone who asked is answered.
+//! 7. After [`Event::Stop`] it ends, with no worker left.
 
+mod backoff;
+mod census;
+mod exchange;
+mod generation;
 pub mod ids;
+mod manager;
+pub mod notice;
+mod respawn;
 pub mod spec;
 pub mod time;
+mod upgrade;
+pub mod view;
+pub mod word;
+mod worker;
+
+pub use generation::Generation;
+pub use manager::Manager;
+pub use worker::{Worker, WorkerState};
+
+use std::time::Duration;
+
+use ids::{GenerationId, RequestId, SlotId, WorkerId};
+use notice::{Exit, Notice, Outcome};
+use spec::Policy;
+use word::Word;
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Time passed: at least the moment of [`Manager::next_deadline`].
+    Tick,
+    /// Somebody wants an upgrade (SIGHUP, or a request that is to be answered).
+    Upgrade(Option<RequestId>),
+    /// Somebody wants fresh workers of the serving generation (SIGUSR1).
+    Respawn(Option<RequestId>),
+    /// A socket could not be repaired and was bound anew: the workers that run have one that is dead.
+    SocketReplaced,
+    /// Somebody wants more or fewer workers (SIGTTIN, SIGTTOU).
+    Scale(i32),
+    /// Somebody wants an end: drain, or kill where a drain was asked for before (SIGTERM, SIGINT).
+    Stop,
+    /// Somebody wants an end at once (SIGQUIT).
+    Kill,
+    /// The service file of an upgrade was read and is sound; where it has a hook `before`, with the hook's time-out.
+    FileRead(GenerationId, Option<Duration>),
+    /// The hook `[upgrade] before` ended; the error says how.
+    HookEnded(GenerationId, Result<(), String>),
+    /// The generation is ready to be started: file read, directory resolved, sockets bound.
+    Prepared(GenerationId, Policy),
+    /// Reading or preparing failed; nothing was changed.
+    PreparationFailed(GenerationId, String),
+    /// A worker's program runs.
+    Executed(WorkerId),
+    /// No process could be made for the worker: it does not exist.
+    StartFailed(WorkerId, String),
+    /// A worker said something on its notify socket.
+    Said(WorkerId, Word),
+    /// The probe of a starting worker ended; `true` where it exited 0.
+    Probed(WorkerId, bool),
+    /// A worker has ended and was reaped, all it said before was heard.
+    Exited(WorkerId, Exit),
+}
+
+/// Something to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Read and check the service file.
+    ReadFile(GenerationId),
+    /// Run the hook `[upgrade] before`.
+    RunHook(GenerationId),
+    /// Read the service file anew, resolve the directory, bind the sockets.
+    Prepare(GenerationId),
+    /// Give up what was being read, run or prepared, and release it; no event follows.
+    CancelPreparation(GenerationId),
+    /// Start a worker.
+    Start {
+        /// Its name from now on.
+        worker: WorkerId,
+        /// Whose code it runs.
+        generation: GenerationId,
+        /// Its place.
+        slot: SlotId,
+    },
+    /// Run the probe of a starting worker.
+    Probe(WorkerId),
+    /// Send the drain signal to the worker's main process.
+    Drain(WorkerId),
+    /// Send SIGABRT to the worker's main process.
+    Abort(WorkerId),
+    /// Send SIGKILL to the worker's whole tree.
+    Kill(WorkerId),
+    /// The sockets are to be again as this generation wants them.
+    RestoreSockets(GenerationId),
+    /// Nothing of the generation is left: let go of its sockets.
+    Forget(GenerationId),
+    /// Run the hook `[upgrade] after` of the upgrade to this generation.
+    TellHook(GenerationId, Outcome),
+    /// Answer someone who asked for an upgrade or a respawn.
+    Answer(RequestId, Outcome),
+    /// Tell the world.
+    Tell(Notice),
+    /// The service has ended.
+    Exit,
+}

@@ -151,7 +151,7 @@ pub struct ControlSpec {
 /// A socket that the manager binds and the workers inherit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketSpec {
-    /// The `FDNAME`: 0x20 to 0x7e without `:`, at most 255 characters (sd_listen_fds(3)).
+    /// The `FDNAME`: 0x20 to 0x7e without `:`, at most 255 characters (`sd_listen_fds(3)`).
     pub name: String,
     /// The address as the file writes it, for messages.
     pub listen: String,

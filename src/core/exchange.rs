@@ -1,0 +1,240 @@
+//! Which workers start and which drain: the one rule that upgrades, rollbacks, respawns and scaling share.
+//!
+//! At any moment one generation is *incoming*: the one whose workers the service is to have. Every other live worker is
+//! outgoing: of another generation, outdated by a respawn, or in a slot beyond the strength. Outgoing ones leave as
+//! incoming ones become ready, within the strategy's limits. While an upgrade surges, the old generation *keeps* the
+//! slots that are not switched yet: a worker of its own that dies there is started again.
+
+use super::Action;
+use super::backoff::Backoff;
+use super::census::{Census, Ground, Hold, Outgoing};
+use super::generation::Generation;
+use super::ids::{GenerationId, SlotId};
+use super::manager::Manager;
+use super::notice::DrainReason;
+use super::spec::Strategy;
+use super::time::Mono;
+use super::upgrade::{Change, Phase};
+use super::worker::Worker;
+
+/// Whom the service is to have.
+#[derive(Clone, Copy)]
+struct Aim {
+    generation: GenerationId,
+    strength: u32,
+}
+
+impl Aim {
+    fn is_met_by(self, worker: &Worker) -> bool {
+        worker.generation == self.generation && !worker.outdated && worker.slot.0 < self.strength
+    }
+}
+
+impl Manager {
+    /// The generation whose workers the service is to have.
+    pub(super) fn incoming(&self) -> GenerationId {
+        self.upgrade().filter(|upgrade| upgrade.is_forward()).map_or(self.current, |upgrade| upgrade.to)
+    }
+
+    /// The generation whose limits hold: of an upgrade the new one, also while it is rolled back.
+    pub(super) fn rules(&self) -> &Generation {
+        let upgraded = self.upgrade().and_then(|upgrade| self.generations.get(&upgrade.to));
+        upgraded.unwrap_or(&self.generations[&self.current])
+    }
+
+    fn aim(&self) -> Aim {
+        let generation = self.incoming();
+        Aim { generation, strength: self.generations[&generation].strength }
+    }
+
+    /// Whether the service is as it is to be: every slot served, and nobody else is live.
+    pub(super) fn is_settled(&self) -> bool {
+        let aim = self.aim();
+        let mut ready = 0;
+        for worker in self.workers.values().filter(|worker| worker.is_live()) {
+            if !aim.is_met_by(worker) || !worker.is_ready() {
+                return false;
+            }
+            ready += 1;
+        }
+        ready == aim.strength as usize
+    }
+
+    /// The slots that the old generation keeps while an upgrade surges.
+    fn kept_slots(&self) -> impl Iterator<Item = SlotId> + use<'_> {
+        let switched = match self.upgrade().map(|upgrade| &upgrade.phase) {
+            Some(Phase::Surging { switched, .. }) => Some(switched),
+            _ => None,
+        };
+        let old = &self.generations[&self.current];
+        switched.into_iter().flat_map(|switched| old.slots().filter(|slot| !switched.contains(slot)))
+    }
+
+    fn is_kept(&self, worker: &Worker) -> bool {
+        match self.upgrade().map(|upgrade| &upgrade.phase) {
+            Some(Phase::Surging { switched, .. }) => {
+                worker.generation == self.current
+                    && !worker.outdated
+                    && worker.slot.0 < self.generations[&self.current].strength
+                    && !switched.contains(&worker.slot)
+            }
+            _ => false,
+        }
+    }
+
+    fn census(&self) -> Census {
+        let aim = self.aim();
+        let old = self.generations[&self.current].strength;
+        let new = self.upgrade().and_then(|upgrade| self.generations.get(&upgrade.to));
+        let new = new.map_or(old, |new| new.strength);
+        let mut census = Census::new(aim.strength, old, new, self.rules());
+        census.kept = self.kept_slots().count();
+        for worker in self.workers.values().filter(|worker| worker.is_live()) {
+            if aim.is_met_by(worker) {
+                census.count_incoming(worker);
+            } else {
+                census.count_old(worker, self.is_kept(worker));
+            }
+        }
+        census
+    }
+
+    /// Lets the outgoing workers drain that may.
+    pub(super) fn retire(&mut self, now: Mono, out: &mut Vec<Action>) {
+        let aim = self.aim();
+        let mut live = self.workers.values().filter(|worker| worker.is_live());
+        if live.all(|worker| aim.is_met_by(worker)) && self.kept_slots().next().is_none() {
+            return;
+        }
+        let mut census = self.census();
+        for ground in Ground::IN_TURN {
+            self.switch_slots(ground, &mut census);
+            self.drain_outgoing(now, ground, &mut census, out);
+        }
+    }
+
+    /// Decides which slots the old generation no longer keeps.
+    fn switch_slots(&mut self, ground: Ground, census: &mut Census) {
+        let mut newly = Vec::new();
+        for slot in self.kept_slots() {
+            let hold = if census.kept_filled.contains(slot) { Hold::Kept } else { Hold::KeptEmpty };
+            let is_ready = census.kept_ready.contains(slot);
+            if census.lets_go(ground, Outgoing { slot, hold, is_ready }) {
+                newly.push(slot);
+            }
+        }
+        if let Some(Change::Upgrade(upgrade)) = &mut self.change
+            && let Phase::Surging { switched, .. } = &mut upgrade.phase
+        {
+            switched.extend(newly);
+        }
+    }
+
+    fn drain_outgoing(&mut self, now: Mono, ground: Ground, census: &mut Census, out: &mut Vec<Action>) {
+        let aim = self.aim();
+        let leaving: Vec<_> = self
+            .live_workers()
+            .filter(|(_, worker)| !aim.is_met_by(worker) && !self.is_kept(worker))
+            .filter(|(_, worker)| self.is_switched(worker) || census.lets_go(ground, self.outgoing(worker)))
+            .map(|(id, worker)| (id, self.why_it_leaves(worker)))
+            .collect();
+        for (id, why) in leaving {
+            self.drain(now, id, why, out);
+        }
+    }
+
+    /// Describes a live worker that nobody keeps.
+    fn outgoing(&self, worker: &Worker) -> Outgoing {
+        let is_beyond = worker.slot.0 >= self.generations[&worker.generation].strength;
+        let is_respawned = matches!(self.change, Some(Change::Respawn(_)));
+        let is_leftover = !self.is_in_use(worker.generation) || is_beyond || worker.outdated && !is_respawned;
+        let hold = if is_leftover { Hold::Leftover } else { Hold::Free };
+        Outgoing { slot: worker.slot, hold, is_ready: worker.is_ready() }
+    }
+
+    /// Whether the worker's slot was given over to the new generation of the upgrade that surges.
+    fn is_switched(&self, worker: &Worker) -> bool {
+        match self.upgrade().map(|upgrade| &upgrade.phase) {
+            Some(Phase::Surging { switched, .. }) => {
+                // Its slot let it go.
+                worker.generation == self.current && !worker.outdated && switched.contains(&worker.slot)
+            }
+            _ => false,
+        }
+    }
+
+    fn why_it_leaves(&self, worker: &Worker) -> DrainReason {
+        let failed = self.upgrade().filter(|upgrade| !upgrade.is_forward());
+        if failed.is_some_and(|upgrade| upgrade.to == worker.generation) {
+            DrainReason::RolledBack
+        } else if worker.generation == self.incoming() && !worker.outdated {
+            DrainReason::ScaledDown
+        } else {
+            DrainReason::Replaced
+        }
+    }
+
+    /// Starts the workers that are missing and may start.
+    pub(super) fn start_missing(&mut self, now: Mono, out: &mut Vec<Action>) {
+        if self.is_settled() && self.kept_slots().next().is_none() {
+            return;
+        }
+        let census = self.census();
+        let (kept_room, room) = (census.kept_room(), census.room());
+        if (kept_room, room) == (0, 0) {
+            return;
+        }
+        let incoming = self.incoming();
+        let due = |generation: GenerationId, slot: SlotId| {
+            let backoff = self.generations[&generation].backoff.get(&slot);
+            backoff.is_none_or(|backoff| backoff.start_at() <= now)
+        };
+        let kept = self.kept_slots();
+        let kept = kept.filter(|slot| !census.kept_filled.contains(*slot) && due(self.current, *slot));
+        let mut kept: Vec<_> = kept.collect();
+        let missing = self.generations[&incoming].slots();
+        let missing = missing.filter(|slot| !census.filled.contains(*slot) && due(incoming, *slot));
+        let mut missing: Vec<_> = missing.filter(|slot| !self.must_wait_for_end(*slot)).collect();
+        // A slot that nobody serves comes before one that an outgoing worker still fills.
+        kept.sort_by_key(|slot| census.served.contains(*slot));
+        missing.sort_by_key(|slot| census.served.contains(*slot));
+        for slot in kept.into_iter().take(kept_room) {
+            self.start(now, self.current, slot, out);
+        }
+        for slot in missing.into_iter().take(room) {
+            self.start(now, incoming, slot, out);
+        }
+    }
+
+    /// Whether, under `recreate`, an earlier process must end before the slot's next one starts.
+    fn must_wait_for_end(&self, slot: SlotId) -> bool {
+        self.rules().policy.strategy == Strategy::Recreate
+            && self.workers.values().any(|worker| {
+                if worker.is_live() {
+                    !self.aim().is_met_by(worker)
+                } else {
+                    worker.slot == slot || !self.is_of_incoming(worker)
+                }
+            })
+    }
+
+    fn is_of_incoming(&self, worker: &Worker) -> bool {
+        worker.generation == self.incoming() && !worker.outdated
+    }
+
+    fn start(&mut self, now: Mono, generation: GenerationId, slot: SlotId, out: &mut Vec<Action>) {
+        let id = self.next_worker;
+        self.next_worker = id.next();
+        let worker = Worker::new(generation, slot, now, &self.generations[&generation].policy);
+        self.workers.insert(id, worker);
+        out.push(Action::Start { worker: id, generation, slot });
+    }
+
+    /// Returns when the next slot that waits after a death may be started.
+    pub(super) fn restart_deadline(&self) -> Option<Mono> {
+        let waits = |generation: GenerationId| self.generations[&generation].backoff.values();
+        let start_at = waits(self.current).chain(waits(self.incoming())).map(Backoff::start_at);
+        // What is past and did not start waits for room or for an end, and those are events.
+        start_at.filter(|at| *at > self.now).min()
+    }
+}

@@ -1,0 +1,56 @@
+//! One revision of the service, as far as the core decides by it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::backoff::Backoff;
+use super::ids::SlotId;
+use super::spec::{Policy, Strategy};
+
+/// The most workers that a service may be scaled to by signals.
+const MAX_WORKERS: u32 = 4096;
+
+/// A revision of the service: its policy, and how many workers it is to have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    pub(super) policy: Policy,
+    /// `policy.workers` until somebody scales the service.
+    pub(super) strength: u32,
+    /// The slots whose last worker died by itself.
+    pub(super) backoff: BTreeMap<SlotId, Backoff>,
+}
+
+impl Generation {
+    pub(super) fn new(policy: Policy) -> Self {
+        Self { strength: policy.workers, policy, backoff: BTreeMap::new() }
+    }
+
+    /// Returns the slots that are to have a worker.
+    pub fn slots(&self) -> impl Iterator<Item = SlotId> + use<> {
+        (0..self.strength).map(SlotId)
+    }
+
+    /// Changes the strength by `by` workers, to no less than one.
+    pub(super) fn scale(&mut self, by: i32) {
+        self.strength = self.strength.saturating_add_signed(by).clamp(1, MAX_WORKERS);
+    }
+
+    /// Returns how many workers may live beyond the strength while this generation comes or goes.
+    pub(super) fn surge(&self) -> u32 {
+        match self.policy.strategy {
+            Strategy::Rolling { max_surge, .. } => max_surge.of(self.strength),
+            Strategy::BlueGreen => self.strength,
+            Strategy::Recreate => 0,
+        }
+    }
+
+    /// Returns how many ready workers may be missing while this generation comes or goes.
+    pub(super) fn unavailable(&self) -> u32 {
+        match self.policy.strategy {
+            Strategy::Rolling { max_unavailable, .. } => max_unavailable.of(self.strength),
+            Strategy::BlueGreen => 0,
+            Strategy::Recreate => self.strength,
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! The door into the core: events in, actions out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::backoff::Backoff;
+use super::generation::Generation;
+use super::ids::{GenerationId, WorkerId};
+use super::notice::{DrainReason, Exit, Notice, Outcome, WorkerNotice};
+use super::spec::Policy;
+use super::time::{Human, Mono};
+use super::upgrade::{Change, Waiting};
+use super::word::Word;
+use super::worker::{Turn, Worker, WorkerState};
+use super::{Action, Event};
+
+/// SIGKILL, the one signal whose sender may be the kernel's out-of-memory killer or an operator, never the program.
+const SIGKILL: i32 = 9;
+
+/// The whole state of a manager, as plain data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manager {
+    /// Those that serve, are being upgraded to, or still have a process.
+    pub(super) generations: BTreeMap<GenerationId, Generation>,
+    pub(super) workers: BTreeMap<WorkerId, Worker>,
+    /// The newest generation that was committed.
+    pub(super) current: GenerationId,
+    pub(super) change: Option<Change>,
+    pub(super) waiting: Waiting,
+    pub(super) stop: Option<Stop>,
+    /// Whether all workers were ready once.
+    pub(super) served: bool,
+    /// How the last upgrade ended.
+    pub(super) last_upgrade: Option<(GenerationId, Outcome)>,
+    /// Why the last worker that died by itself did; empty once all are ready again.
+    pub(super) trouble: String,
+    pub(super) next_worker: WorkerId,
+    pub(super) next_generation: GenerationId,
+    /// The latest moment that was heard of; time never goes back in here.
+    pub(super) now: Mono,
+}
+
+/// How the service is being ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Stop {
+    Draining,
+    Ended,
+}
+
+impl Manager {
+    /// Makes a manager whose first generation is prepared; its first event starts the workers.
+    pub fn new(policy: Policy) -> Self {
+        let first = GenerationId(1);
+        Self {
+            generations: BTreeMap::from([(first, Generation::new(policy))]),
+            workers: BTreeMap::new(),
+            current: first,
+            change: None,
+            waiting: Waiting::default(),
+            stop: None,
+            served: false,
+            last_upgrade: None,
+            trouble: String::new(),
+            next_worker: WorkerId(1),
+            next_generation: first.next(),
+            now: Mono::ZERO,
+        }
+    }
+
+    /// Takes an event that happened at `now` and appends what is to be done.
+    pub fn handle(&mut self, now: Mono, event: Event, out: &mut Vec<Action>) {
+        // Most of what a worker says changes nothing that anyone else is decided by.
+        let is_of_one = matches!(event, Event::Executed(_) | Event::Said(..));
+        let is_due = self.next_deadline().is_some_and(|at| at <= now);
+        self.now = self.now.max(now);
+        let now = self.now;
+        let before = out.len();
+        match event {
+            Event::Tick => {}
+            Event::Upgrade(request) => self.ask_upgrade(request, out),
+            Event::Respawn(request) => self.ask_respawn(request, out),
+            Event::SocketReplaced => self.socket_replaced(),
+            Event::Scale(by) => self.scale(by, out),
+            Event::Stop => self.stop(now, out),
+            Event::Kill => self.kill(out),
+            Event::FileRead(generation, hook) => self.file_read(now, generation, hook, out),
+            Event::HookEnded(generation, result) => self.hook_ended(now, generation, result, out),
+            Event::Prepared(generation, policy) => self.prepared(generation, policy, out),
+            Event::PreparationFailed(generation, why) => self.preparation_failed(generation, why, out),
+            Event::Executed(id) => self.executed(now, id),
+            Event::Said(id, word) => self.said(now, id, word, out),
+            Event::Probed(id, passed) => self.probed(now, id, passed, out),
+            Event::StartFailed(id, why) => self.exited(now, id, Exit::NotExecuted(why), out),
+            Event::Exited(id, exit) => self.exited(now, id, exit, out),
+        }
+        self.tick_workers(now, out);
+        if !is_of_one || is_due || out.len() > before {
+            self.settle(out);
+        }
+    }
+
+    /// Returns the moment at which [`Event::Tick`] is due; `None`: never, as things stand.
+    pub fn next_deadline(&self) -> Option<Mono> {
+        let workers = self.workers.values().filter_map(Worker::deadline);
+        let upgrade = self.upgrade().and_then(|upgrade| upgrade.deadline(self.now));
+        let restart = self.restart_deadline().filter(|_| self.stop.is_none());
+        workers.chain(upgrade).chain(restart).min()
+    }
+
+    /// Brings everything as far as the facts allow.
+    fn settle(&mut self, out: &mut Vec<Action>) {
+        let now = self.now;
+        match self.stop {
+            None => {
+                // Each may make way for the others, until nothing is left to decide.
+                let mut decided = None;
+                while decided != Some(out.len()) {
+                    decided = Some(out.len());
+                    self.retire(now, out);
+                    self.start_missing(now, out);
+                    self.conclude(now, out);
+                    self.announce_serving(out);
+                    self.begin_waiting(now, out);
+                }
+                self.limit_generations(out);
+                self.forget_generations(out);
+            }
+            Some(Stop::Draining) if self.workers.is_empty() => {
+                self.stop = Some(Stop::Ended);
+                out.push(Action::Exit);
+            }
+            Some(Stop::Draining | Stop::Ended) => {}
+        }
+    }
+
+    fn tick_workers(&mut self, now: Mono, out: &mut Vec<Action>) {
+        let due = |worker: &Worker| worker.deadline().is_some_and(|at| at <= now);
+        let due: Vec<_> = self.workers.iter().filter(|(_, w)| due(w)).map(|(id, _)| *id).collect();
+        for id in due {
+            if let Some(turn) = self.workers.get_mut(&id).and_then(|worker| worker.tick(now)) {
+                self.turn(now, id, turn, out);
+            }
+        }
+    }
+
+    fn executed(&mut self, now: Mono, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.executed(now, &self.generations[&worker.generation].policy);
+        }
+    }
+
+    fn said(&mut self, now: Mono, id: WorkerId, word: Word, out: &mut Vec<Action>) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let turn = worker.said(now, word, &self.generations[&worker.generation].policy);
+        if let Some(turn) = turn {
+            self.turn(now, id, turn, out);
+        }
+    }
+
+    fn probed(&mut self, now: Mono, id: WorkerId, passed: bool, out: &mut Vec<Action>) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let turn = worker.probed(now, passed, &self.generations[&worker.generation].policy);
+        if let Some(turn) = turn {
+            self.turn(now, id, turn, out);
+        }
+    }
+
+    /// Does what a worker's word, or time, makes necessary.
+    fn turn(&mut self, now: Mono, id: WorkerId, turn: Turn, out: &mut Vec<Action>) {
+        let ready_timeout = self.generations[&self.workers[&id].generation].policy.ready_timeout;
+        let mut tell = |notice| out.push(Action::Tell(Notice::Worker(id, notice)));
+        match turn {
+            Turn::BecameReady => tell(WorkerNotice::Ready),
+            Turn::RunProbe => out.push(Action::Probe(id)),
+            Turn::NotReady => {
+                tell(WorkerNotice::NotReady(ready_timeout));
+                self.lose(now, id, &format!("was not ready after {}", Human(ready_timeout)), false, out);
+                // Not killed: it may have accepted connections without a word.
+                self.drain(now, id, DrainReason::NotReady, out);
+            }
+            Turn::Leaves => {
+                self.lose(now, id, "stopped by itself", false, out);
+                self.drain(now, id, DrainReason::ByItself, out);
+            }
+            Turn::WatchdogMissed => {
+                tell(WorkerNotice::WatchdogMissed);
+                self.abort(now, id, "missed its watchdog", out);
+            }
+            Turn::WatchdogTriggered => {
+                tell(WorkerNotice::WatchdogTriggered);
+                self.abort(now, id, "triggered its watchdog", out);
+            }
+            Turn::DoesNotEnd(time) => {
+                tell(WorkerNotice::DrainTimedOut(time));
+                self.kill_worker(id, out);
+            }
+        }
+    }
+
+    fn exited(&mut self, now: Mono, id: WorkerId, exit: Exit, out: &mut Vec<Action>) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        if worker.is_live() {
+            let why =
+                if worker.is_ready() { format!("{exit}") } else { format!("{exit} before it was ready") };
+            let foreign_kill = matches!(exit, Exit::Signal(SIGKILL, _));
+            out.push(Action::Tell(Notice::Worker(id, WorkerNotice::Died(exit))));
+            self.lose(now, id, &why, foreign_kill, out);
+        } else {
+            out.push(Action::Tell(Notice::Worker(id, WorkerNotice::Ended(exit))));
+        }
+        self.workers.remove(&id);
+    }
+
+    /// Takes the loss of a live worker, before its state says so: who is told, and when its slot starts again.
+    fn lose(&mut self, now: Mono, id: WorkerId, why: &str, foreign_kill: bool, out: &mut Vec<Action>) {
+        let worker = &self.workers[&id];
+        let (generation, slot) = (worker.generation, worker.slot);
+        let (was_ready, ready_for, outdated) = (worker.is_ready(), worker.ready_for(now), worker.outdated);
+        let reason = format!("worker {id} (slot {slot}) {why}");
+        self.trouble.clone_from(&reason);
+        if self.upgrade().is_some_and(|upgrade| upgrade.is_forward() && upgrade.to == generation) {
+            self.new_worker_failed(now, id, reason, foreign_kill, out);
+        } else if !was_ready && !outdated && !foreign_kill {
+            self.end_respawn(&Err(reason), out);
+        }
+        if outdated {
+            // Its slot is its successor's: that one's deaths alone count.
+            return;
+        }
+        let Some(of) = self.generations.get_mut(&generation) else { return };
+        let backoff = Backoff::after_death(of.backoff.get(&slot).copied(), now, ready_for, &of.policy);
+        of.backoff.insert(slot, backoff);
+        let restarts = generation == self.current || generation == self.incoming();
+        if restarts && self.stop.is_none() {
+            out.push(Action::Tell(Notice::Backoff(generation, slot, backoff.start_at() - now)));
+        }
+    }
+
+    pub(super) fn drain(&mut self, now: Mono, id: WorkerId, why: DrainReason, out: &mut Vec<Action>) {
+        let timeout = self.generations[&self.workers[&id].generation].policy.drain_timeout;
+        self.set_state(id, WorkerState::Draining { since: now, kill_at: now + timeout, why });
+        out.push(Action::Tell(Notice::Worker(id, WorkerNotice::Draining(why))));
+        if why != DrainReason::ByItself {
+            out.push(Action::Drain(id));
+        }
+    }
+
+    fn abort(&mut self, now: Mono, id: WorkerId, why: &str, out: &mut Vec<Action>) {
+        let timeout = self.generations[&self.workers[&id].generation].policy.drain_timeout;
+        self.lose(now, id, why, false, out);
+        self.set_state(id, WorkerState::Aborting { since: now, kill_at: now + timeout });
+        out.push(Action::Abort(id));
+    }
+
+    fn kill_worker(&mut self, id: WorkerId, out: &mut Vec<Action>) {
+        self.set_state(id, WorkerState::Killing);
+        out.push(Action::Kill(id));
+    }
+
+    fn set_state(&mut self, id: WorkerId, state: WorkerState) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.state = state;
+        }
+    }
+
+    fn scale(&mut self, by: i32, out: &mut Vec<Action>) {
+        if self.stop.is_some() {
+            return;
+        }
+        // In an upgrade both sides, so that the wish outlives either outcome.
+        let new = self.upgrade().map(|upgrade| upgrade.to);
+        for id in [Some(self.current), new].into_iter().flatten() {
+            if let Some(generation) = self.generations.get_mut(&id) {
+                generation.scale(by);
+                out.push(Action::Tell(Notice::Scaled(id, generation.strength)));
+            }
+        }
+    }
+
+    fn stop(&mut self, now: Mono, out: &mut Vec<Action>) {
+        if self.stop.is_some() {
+            self.kill(out);
+            return;
+        }
+        self.supersede_all("the service stops", out);
+        self.stop = Some(Stop::Draining);
+        out.push(Action::Tell(Notice::Stopping(self.workers.len())));
+        let live: Vec<_> = self.workers.iter().filter(|(_, w)| w.is_live()).map(|(id, _)| *id).collect();
+        for id in live {
+            self.drain(now, id, DrainReason::Stop, out);
+        }
+    }
+
+    fn kill(&mut self, out: &mut Vec<Action>) {
+        if self.stop == Some(Stop::Ended) {
+            return;
+        }
+        self.supersede_all("the service is killed", out);
+        self.stop = Some(Stop::Draining);
+        out.push(Action::Tell(Notice::KillingAll(self.workers.len())));
+        let ids: Vec<_> = self.workers.iter().filter(|(_, w)| !w.is_killing()).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.kill_worker(id, out);
+        }
+    }
+
+    fn announce_serving(&mut self, out: &mut Vec<Action>) {
+        if self.incoming() != self.current || !self.is_settled() {
+            return;
+        }
+        self.trouble.clear();
+        if !self.served {
+            self.served = true;
+            out.push(Action::Tell(Notice::Serving(self.current)));
+        }
+    }
+
+    /// Whether the service still has a use for the generation itself, beside letting it drain.
+    pub(super) fn is_in_use(&self, generation: GenerationId) -> bool {
+        generation == self.current || self.upgrade().is_some_and(|upgrade| upgrade.to == generation)
+    }
+
+    /// Kills the oldest generations that drain where there are too many.
+    fn limit_generations(&mut self, out: &mut Vec<Action>) {
+        let allowed = self.generations[&self.current].policy.max_generations as usize;
+        let draining: Vec<_> = self.generations.keys().copied().filter(|id| self.only_drains(*id)).collect();
+        for generation in draining.iter().copied().take(draining.len().saturating_sub(allowed)) {
+            out.push(Action::Tell(Notice::GenerationCut(generation)));
+            let of = |worker: &Worker| worker.generation == generation && !worker.is_killing();
+            let ids: Vec<_> = self.workers.iter().filter(|(_, w)| of(w)).map(|(id, _)| *id).collect();
+            for id in ids {
+                self.kill_worker(id, out);
+            }
+        }
+    }
+
+    /// Whether all that is left of the generation are workers that finish. One that a failed upgrade left may still serve.
+    fn only_drains(&self, generation: GenerationId) -> bool {
+        let mut workers = self.workers.values().filter(|worker| worker.generation == generation);
+        !self.is_in_use(generation)
+            && workers.clone().all(|worker| !worker.is_live())
+            && workers.any(|worker| !worker.is_killing())
+    }
+
+    /// Lets go of the generations of which nothing is left.
+    fn forget_generations(&mut self, out: &mut Vec<Action>) {
+        let populated: BTreeSet<_> = self.workers.values().map(|worker| worker.generation).collect();
+        let gone: Vec<_> = self
+            .generations
+            .keys()
+            .copied()
+            .filter(|generation| !populated.contains(generation) && !self.is_in_use(*generation))
+            .collect();
+        for generation in gone {
+            self.generations.remove(&generation);
+            out.push(Action::Tell(Notice::GenerationGone(generation)));
+            out.push(Action::Forget(generation));
+        }
+    }
+}

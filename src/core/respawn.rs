@@ -1,0 +1,94 @@
+//! The wish for fresh workers of the generation that serves.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::Action;
+use super::ids::{RequestId, WorkerId};
+use super::manager::Manager;
+use super::notice::{Notice, Outcome};
+use super::upgrade::{Change, answer};
+
+/// The wish for fresh workers of the serving generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Respawn {
+    pub(super) requests: Vec<RequestId>,
+    /// Those that are to be replaced.
+    stale: BTreeSet<WorkerId>,
+}
+
+impl Manager {
+    pub(super) fn ask_respawn(&mut self, request: Option<RequestId>, out: &mut Vec<Action>) {
+        if self.refuse_when_stopping(request, out) {
+            return;
+        }
+        // One that is starting is fresh.
+        let stale = self.workers.iter().filter(|(_, worker)| worker.is_ready()).map(|(id, _)| *id).collect();
+        self.want_respawn(Respawn { requests: request.into_iter().collect(), stale });
+    }
+
+    /// Has every worker replaced that has a socket which is no more, also one that is starting.
+    pub(super) fn socket_replaced(&mut self) {
+        let stale = self.live_workers().map(|(id, _)| id).collect();
+        self.want_respawn(Respawn { requests: Vec::new(), stale });
+    }
+
+    /// Has a respawn wait, together with one that waits already.
+    pub(super) fn want_respawn(&mut self, wanted: Respawn) {
+        let Some(waiting) = &mut self.waiting.respawn else {
+            self.waiting.respawn = Some(wanted);
+            return;
+        };
+        waiting.requests.extend(wanted.requests);
+        waiting.stale.extend(wanted.stale);
+    }
+
+    pub(super) fn begin_respawn(&mut self, respawn: Respawn, out: &mut Vec<Action>) {
+        for (id, worker) in self.workers.iter_mut().filter(|(_, worker)| worker.is_live()) {
+            worker.outdated |= respawn.stale.contains(id);
+        }
+        self.change = Some(Change::Respawn(respawn));
+        out.push(Action::Tell(Notice::RespawnBegan(self.current)));
+    }
+
+    /// Ends a respawn that waits where the upgrade has replaced all workers of before.
+    pub(super) fn drop_respawn_if_met(&mut self, outcome: &Outcome, out: &mut Vec<Action>) {
+        let live: BTreeSet<_> = self.live_workers().map(|(id, _)| id).collect();
+        if let Some(respawn) = self.waiting.respawn.take_if(|respawn| respawn.stale.is_disjoint(&live)) {
+            answer(respawn.requests, outcome, out);
+        }
+    }
+
+    pub(super) fn end_respawn(&mut self, result: &Result<(), String>, out: &mut Vec<Action>) {
+        let Some(Respawn { requests, .. }) = self.stop_respawning() else { return };
+        out.push(Action::Tell(Notice::RespawnEnded(self.current, result.clone())));
+        let outcome = match result {
+            Ok(()) => Outcome::Committed,
+            Err(why) => Outcome::Superseded(why.clone()),
+        };
+        answer(requests, &outcome, out);
+    }
+
+    pub(super) fn stop_respawning(&mut self) -> Option<Respawn> {
+        let is_respawn = |change: &mut Change| matches!(change, Change::Respawn(_));
+        let Some(Change::Respawn(respawn)) = self.change.take_if(is_respawn) else { return None };
+        self.keep_one_a_slot();
+        Some(respawn)
+    }
+
+    /// Of two live workers in a slot keeps the one that serves, or else the older one; the other is outdated now.
+    fn keep_one_a_slot(&mut self) {
+        let mut kept = BTreeMap::new();
+        for (id, worker) in self.workers.iter().filter(|(_, worker)| worker.is_live()) {
+            let rank = (worker.is_ready(), Reverse(*id));
+            let best = kept.entry((worker.generation, worker.slot)).or_insert(rank);
+            *best = rank.max(*best);
+        }
+        let kept: BTreeSet<_> = kept.into_values().map(|(_, Reverse(id))| id).collect();
+        for (id, worker) in &mut self.workers {
+            worker.outdated = worker.is_live() && !kept.contains(id);
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The course of an upgrade and of a respawn: checking → surging → probation → committed, or → rolled back.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{GenerationId, RequestId, SlotId, WorkerId};
+use super::manager::Manager;
+use super::notice::{Notice, Outcome, WorkerNotice};
+use super::respawn::Respawn;
+use super::spec::Policy;
+use super::time::Mono;
+use super::{Action, Generation};
+
+/// How long reading the service file, or preparing what it defines, may take.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a process has, once it was sent SIGKILL, until it must be gone where another waits for its end.
+const KILL_GRACE: Duration = Duration::from_secs(1);
+
+/// How many new workers that were killed from outside an upgrade makes good before it takes the hint.
+const SPARED_KILLS: u32 = 3;
+
+/// What the manager is busy with, beside keeping its workers alive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Change {
+    Upgrade(Upgrade),
+    /// Workers marked as outdated are replaced by fresh ones of the same generation.
+    Respawn(Respawn),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Upgrade {
+    pub(super) to: GenerationId,
+    pub(super) phase: Phase,
+    requests: Vec<RequestId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Phase {
+    /// Nothing is touched yet.
+    Checking { step: CheckStep, until: Mono },
+    /// New workers start; the slots in `switched` are no longer kept by the old generation.
+    Surging { switched: BTreeSet<SlotId>, spared: u32 },
+    /// The new generation serves alone.
+    Probation { until: Mono },
+    /// The old generation comes back to full strength, then the new one goes.
+    RollingBack { reason: String, give_up_at: Mono },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum CheckStep {
+    File,
+    Hook,
+    Preparing,
+}
+
+impl CheckStep {
+    fn in_words(self) -> &'static str {
+        match self {
+            Self::File => "reading the service file",
+            Self::Hook => "the hook `before`",
+            Self::Preparing => "preparing the generation",
+        }
+    }
+}
+
+/// What was asked for while something else was under way; any number of requests is one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Waiting {
+    pub(super) upgrade: Option<Vec<RequestId>>,
+    pub(super) respawn: Option<Respawn>,
+}
+
+impl Upgrade {
+    /// Whether the new generation's workers are what the service is to have.
+    pub(super) fn is_forward(&self) -> bool {
+        matches!(self.phase, Phase::Surging { .. } | Phase::Probation { .. })
+    }
+
+    pub(super) fn deadline(&self, now: Mono) -> Option<Mono> {
+        match self.phase {
+            Phase::Checking { until, .. } => Some(until),
+            // One that is over and not committed waits for workers, and those are events.
+            Phase::Probation { until } => Some(until).filter(|until| *until > now),
+            Phase::RollingBack { give_up_at, .. } => Some(give_up_at),
+            Phase::Surging { .. } => None,
+        }
+    }
+}
+
+impl Manager {
+    /// The upgrade under way.
+    pub(super) fn upgrade(&self) -> Option<&Upgrade> {
+        match &self.change {
+            Some(Change::Upgrade(upgrade)) => Some(upgrade),
+            Some(Change::Respawn(_)) | None => None,
+        }
+    }
+
+    fn upgrade_mut(&mut self) -> Option<&mut Upgrade> {
+        match &mut self.change {
+            Some(Change::Upgrade(upgrade)) => Some(upgrade),
+            Some(Change::Respawn(_)) | None => None,
+        }
+    }
+
+    /// Returns the upgrade to `generation` where it is at `step` of its checks; an answer to anything else is late.
+    fn checking(&mut self, generation: GenerationId, step: CheckStep) -> Option<&mut Upgrade> {
+        self.upgrade_mut().filter(|upgrade| {
+            upgrade.to == generation
+                && matches!(upgrade.phase, Phase::Checking { step: now, .. } if now == step)
+        })
+    }
+
+    pub(super) fn ask_upgrade(&mut self, request: Option<RequestId>, out: &mut Vec<Action>) {
+        if self.refuse_when_stopping(request, out) {
+            return;
+        }
+        self.waiting.upgrade.get_or_insert_default().extend(request);
+    }
+
+    pub(super) fn refuse_when_stopping(&self, request: Option<RequestId>, out: &mut Vec<Action>) -> bool {
+        if self.stop.is_none() {
+            return false;
+        }
+        let stopping = || Outcome::Superseded("the service stops".into());
+        out.extend(request.map(|request| Action::Answer(request, stopping())));
+        true
+    }
+
+    /// Begins what waits, where nothing is under way. An upgrade goes first, as it makes fresh workers too; a respawn under
+    /// way waits for it, and goes on where workers of before are left.
+    pub(super) fn begin_waiting(&mut self, now: Mono, out: &mut Vec<Action>) {
+        if self.upgrade().is_some() {
+            return;
+        }
+        if let Some(requests) = self.waiting.upgrade.take() {
+            if let Some(respawn) = self.stop_respawning() {
+                let why = "an upgrade goes first".into();
+                out.push(Action::Tell(Notice::RespawnEnded(self.current, Err(why))));
+                self.want_respawn(respawn);
+            }
+            let to = self.next_generation;
+            self.next_generation = to.next();
+            let phase = Phase::Checking { step: CheckStep::File, until: now + CHECK_TIMEOUT };
+            self.change = Some(Change::Upgrade(Upgrade { to, phase, requests }));
+            out.push(Action::Tell(Notice::UpgradeBegan(to)));
+            out.push(Action::ReadFile(to));
+        } else if self.change.is_none()
+            && let Some(respawn) = self.waiting.respawn.take()
+        {
+            self.begin_respawn(respawn, out);
+        }
+    }
+
+    pub(super) fn file_read(
+        &mut self,
+        now: Mono,
+        generation: GenerationId,
+        hook: Option<Duration>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(upgrade) = self.checking(generation, CheckStep::File) else { return };
+        match hook {
+            Some(timeout) => {
+                upgrade.phase = Phase::Checking { step: CheckStep::Hook, until: now + timeout };
+                out.push(Action::RunHook(generation));
+            }
+            None => self.prepare(now, out),
+        }
+    }
+
+    pub(super) fn hook_ended(
+        &mut self,
+        now: Mono,
+        generation: GenerationId,
+        result: Result<(), String>,
+        out: &mut Vec<Action>,
+    ) {
+        if self.checking(generation, CheckStep::Hook).is_none() {
+            return;
+        }
+        match result {
+            Ok(()) => self.prepare(now, out),
+            Err(how) => self.refuse(format!("the hook `before` {how}"), out),
+        }
+    }
+
+    fn prepare(&mut self, now: Mono, out: &mut Vec<Action>) {
+        let Some(upgrade) = self.upgrade_mut() else { return };
+        upgrade.phase = Phase::Checking { step: CheckStep::Preparing, until: now + CHECK_TIMEOUT };
+        out.push(Action::Prepare(upgrade.to));
+    }
+
+    pub(super) fn prepared(&mut self, generation: GenerationId, policy: Policy, out: &mut Vec<Action>) {
+        let Some(upgrade) = self.checking(generation, CheckStep::Preparing) else {
+            out.push(Action::CancelPreparation(generation));
+            return;
+        };
+        upgrade.phase = Phase::Surging { switched: BTreeSet::new(), spared: 0 };
+        self.generations.insert(generation, Generation::new(policy));
+        out.push(Action::Tell(Notice::Surging(generation)));
+    }
+
+    pub(super) fn preparation_failed(
+        &mut self,
+        generation: GenerationId,
+        why: String,
+        out: &mut Vec<Action>,
+    ) {
+        let checked =
+            |upgrade: &Upgrade| upgrade.to == generation && matches!(upgrade.phase, Phase::Checking { .. });
+        if self.upgrade().is_some_and(checked) {
+            self.refuse(why, out);
+        }
+    }
+
+    fn refuse(&mut self, why: String, out: &mut Vec<Action>) {
+        if let Some(upgrade) = self.upgrade() {
+            out.push(Action::CancelPreparation(upgrade.to));
+        }
+        self.end_upgrade(Outcome::Refused(why), out);
+    }
+
+    /// Takes the loss of a worker of the new generation: rolls back, or spares it.
+    ///
+    /// A kill that came from outside, before the switch is complete, says nothing about the release: such a worker gets
+    /// another chance, a few times.
+    pub(super) fn new_worker_failed(
+        &mut self,
+        now: Mono,
+        id: WorkerId,
+        reason: String,
+        foreign_kill: bool,
+        out: &mut Vec<Action>,
+    ) {
+        match self.upgrade_mut().map(|upgrade| &mut upgrade.phase) {
+            Some(Phase::Surging { spared, .. }) if foreign_kill && *spared < SPARED_KILLS => {
+                *spared += 1;
+                out.push(Action::Tell(Notice::Worker(id, WorkerNotice::Spared)));
+            }
+            _ => self.roll_back(now, reason, out),
+        }
+    }
+
+    fn roll_back(&mut self, now: Mono, reason: String, out: &mut Vec<Action>) {
+        let give_up_at = now + self.time_to_restore();
+        let current = self.current;
+        let Some(upgrade) = self.upgrade_mut() else { return };
+        out.push(Action::Tell(Notice::RollingBack(upgrade.to, reason.clone())));
+        out.push(Action::RestoreSockets(current));
+        upgrade.phase = Phase::RollingBack { reason, give_up_at };
+        if let Some(old) = self.generations.get_mut(&current) {
+            // It comes back at once: what failed there before the upgrade is no reason to wait.
+            old.backoff.clear();
+        }
+    }
+
+    /// Returns how long the old generation may need to come back, if each of its workers boots as slowly as it may.
+    fn time_to_restore(&self) -> Duration {
+        let old = &self.generations[&self.current];
+        let at_a_time = (self.rules().surge() + self.rules().unavailable()).max(1);
+        old.policy.ready_timeout.saturating_mul(old.strength.div_ceil(at_a_time))
+            + self.rules().policy.drain_timeout
+            + KILL_GRACE
+    }
+
+    /// Goes on to the next phase where the facts allow it.
+    pub(super) fn conclude(&mut self, now: Mono, out: &mut Vec<Action>) {
+        let settled = self.is_settled();
+        match &self.change {
+            Some(Change::Respawn(_)) if settled => self.end_respawn(&Ok(()), out),
+            Some(Change::Respawn(_)) | None => {}
+            Some(Change::Upgrade(upgrade)) => match &upgrade.phase {
+                Phase::Checking { step, until } if *until <= now => {
+                    let why = format!("{} was not done in time", step.in_words());
+                    self.refuse(why, out);
+                }
+                Phase::Surging { .. } if settled => self.begin_probation(now, out),
+                Phase::Probation { until } if settled && *until <= now => self.commit(out),
+                Phase::RollingBack { reason, give_up_at } if settled || *give_up_at <= now => {
+                    let outcome = Outcome::RolledBack(reason.clone());
+                    self.end_upgrade(outcome, out);
+                }
+                Phase::Checking { .. }
+                | Phase::Surging { .. }
+                | Phase::Probation { .. }
+                | Phase::RollingBack { .. } => {}
+            },
+        }
+    }
+
+    fn begin_probation(&mut self, now: Mono, out: &mut Vec<Action>) {
+        let probation = self.rules().policy.probation;
+        if probation.is_zero() {
+            self.commit(out);
+        } else if let Some(upgrade) = self.upgrade_mut() {
+            out.push(Action::Tell(Notice::Probation(upgrade.to, probation)));
+            upgrade.phase = Phase::Probation { until: now + probation };
+        }
+    }
+
+    fn commit(&mut self, out: &mut Vec<Action>) {
+        if let Some(upgrade) = self.upgrade() {
+            self.current = upgrade.to;
+            self.served = true;
+        }
+        self.end_upgrade(Outcome::Committed, out);
+    }
+
+    fn end_upgrade(&mut self, outcome: Outcome, out: &mut Vec<Action>) {
+        let is_upgrade = |change: &mut Change| matches!(change, Change::Upgrade(_));
+        let Some(Change::Upgrade(upgrade)) = self.change.take_if(is_upgrade) else { return };
+        out.push(Action::Tell(Notice::UpgradeEnded(upgrade.to, outcome.clone())));
+        if outcome == Outcome::Committed {
+            self.drop_respawn_if_met(&outcome, out);
+        }
+        answer(upgrade.requests, &outcome, out);
+        out.push(Action::TellHook(upgrade.to, outcome.clone()));
+        self.last_upgrade = Some((upgrade.to, outcome));
+    }
+
+    /// Ends whatever is under way or waits, because the service stops.
+    pub(super) fn supersede_all(&mut self, why: &str, out: &mut Vec<Action>) {
+        let outcome = Outcome::Superseded(why.into());
+        if let Some(Upgrade { to, phase: Phase::Checking { .. }, .. }) = self.upgrade() {
+            out.push(Action::CancelPreparation(*to));
+        }
+        self.end_upgrade(outcome.clone(), out);
+        self.end_respawn(&Err(why.into()), out);
+        let Waiting { upgrade, respawn } = std::mem::take(&mut self.waiting);
+        for requests in upgrade.into_iter().chain(respawn.map(|respawn| respawn.requests)) {
+            answer(requests, &outcome, out);
+        }
+    }
+}
+
+pub(super) fn answer(requests: Vec<RequestId>, outcome: &Outcome, out: &mut Vec<Action>) {
+    out.extend(requests.into_iter().map(|request| Action::Answer(request, outcome.clone())));
+}

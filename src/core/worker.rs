@@ -1,0 +1,260 @@
+//! One worker process and the states that it goes through.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{GenerationId, SlotId};
+use super::notice::DrainReason;
+use super::spec::{Policy, Readiness};
+use super::time::Mono;
+use super::word::Word;
+
+/// What a worker that says its drain is complete still has to end by itself.
+const DRAINED_GRACE: Duration = Duration::from_secs(1);
+
+/// A worker process, from the decision to start it until it is reaped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worker {
+    pub(super) generation: GenerationId,
+    pub(super) slot: SlotId,
+    pub(super) state: WorkerState,
+    /// A respawn replaces it: it serves until its successor is ready.
+    pub(super) outdated: bool,
+    /// What it last said of itself (`STATUS=`).
+    pub(super) status: String,
+    /// The open connections that it last spoke of (`X_LIVESWAP_CONNECTIONS=`).
+    pub(super) connections: Option<u64>,
+    /// The interval of its watchdog; `WATCHDOG_USEC=` changes it.
+    watchdog: Option<Duration>,
+}
+
+/// Where a worker is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "each state says what its moments are")]
+pub enum WorkerState {
+    /// Asked for, perhaps not yet executed; has failed if it is not ready by `ready_by`.
+    Starting { ready_by: Mono, next: Check },
+    /// Serves; a watchdog that runs ends at `alive_by`.
+    Ready { since: Mono, alive_by: Option<Mono> },
+    /// Finishes what it has, until `kill_at`.
+    Draining { since: Mono, kill_at: Mono, why: DrainReason },
+    /// Was sent SIGABRT, and may write its core until `kill_at`.
+    Aborting { since: Mono, kill_at: Mono },
+    /// Was sent SIGKILL with its whole tree; only its end is missing.
+    Killing,
+}
+
+/// How the readiness of a starting worker is found out next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Check {
+    /// By its own word, or not before it is executed, or by a probe that runs.
+    Wait,
+    /// It is ready if it still lives then.
+    Settled { at: Mono },
+    /// A probe is to be run then.
+    Probe { at: Mono },
+}
+
+/// What the manager has to do about a worker after it spoke or time passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    BecameReady,
+    /// It stops by its own decision; nobody asked it to.
+    Leaves,
+    RunProbe,
+    NotReady,
+    WatchdogMissed,
+    WatchdogTriggered,
+    /// It was to end, and did not in this time.
+    DoesNotEnd(Duration),
+}
+
+impl Worker {
+    pub(super) fn new(generation: GenerationId, slot: SlotId, now: Mono, policy: &Policy) -> Self {
+        Self {
+            generation,
+            slot,
+            state: WorkerState::Starting { ready_by: now + policy.ready_timeout, next: Check::Wait },
+            outdated: false,
+            status: String::new(),
+            connections: None,
+            watchdog: policy.watchdog,
+        }
+    }
+
+    /// Whether it serves or is about to: it fills its slot.
+    pub fn is_live(&self) -> bool {
+        match self.state {
+            WorkerState::Starting { .. } | WorkerState::Ready { .. } => true,
+            WorkerState::Draining { .. } | WorkerState::Aborting { .. } | WorkerState::Killing => false,
+        }
+    }
+
+    /// Whether it serves.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, WorkerState::Ready { .. })
+    }
+
+    /// Whether it was asked to finish and has not ended yet.
+    pub fn is_draining(&self) -> bool {
+        matches!(self.state, WorkerState::Draining { .. })
+    }
+
+    /// Whether it was sent SIGKILL.
+    pub(super) fn is_killing(&self) -> bool {
+        matches!(self.state, WorkerState::Killing)
+    }
+
+    /// Returns how long it had been ready at `now`.
+    pub(super) fn ready_for(&self, now: Mono) -> Duration {
+        match self.state {
+            WorkerState::Ready { since, .. } => now - since,
+            WorkerState::Starting { .. }
+            | WorkerState::Draining { .. }
+            | WorkerState::Aborting { .. }
+            | WorkerState::Killing => Duration::ZERO,
+        }
+    }
+
+    /// Returns the next moment at which something is due.
+    pub(super) fn deadline(&self) -> Option<Mono> {
+        match self.state {
+            WorkerState::Starting { ready_by, next: Check::Wait } => Some(ready_by),
+            WorkerState::Starting { ready_by, next: Check::Settled { at } | Check::Probe { at } } => {
+                Some(ready_by.min(at))
+            }
+            WorkerState::Ready { alive_by, .. } => alive_by,
+            WorkerState::Draining { kill_at, .. } | WorkerState::Aborting { kill_at, .. } => Some(kill_at),
+            WorkerState::Killing => None,
+        }
+    }
+
+    /// Notes that the worker's program now runs.
+    pub(super) fn executed(&mut self, now: Mono, policy: &Policy) {
+        if let WorkerState::Starting { next, .. } = &mut self.state {
+            *next = match policy.readiness {
+                Readiness::Notify => Check::Wait,
+                Readiness::Settled(settle) => Check::Settled { at: now + settle },
+                Readiness::Probe(_) => Check::Probe { at: now },
+            };
+        }
+    }
+
+    /// Takes the end of a probe; one that comes too late changes nothing.
+    pub(super) fn probed(&mut self, now: Mono, passed: bool, policy: &Policy) -> Option<Turn> {
+        let (WorkerState::Starting { next, .. }, Readiness::Probe(pause)) =
+            (&mut self.state, policy.readiness)
+        else {
+            return None;
+        };
+        if passed {
+            return Some(self.become_ready(now));
+        }
+        *next = Check::Probe { at: now + pause };
+        None
+    }
+
+    /// Takes what is due at `now`.
+    pub(super) fn tick(&mut self, now: Mono) -> Option<Turn> {
+        match &mut self.state {
+            WorkerState::Starting { ready_by, next } => match *next {
+                Check::Settled { at } if at <= now => Some(self.become_ready(now)),
+                Check::Wait | Check::Settled { .. } | Check::Probe { .. } if *ready_by <= now => {
+                    Some(Turn::NotReady)
+                }
+                Check::Probe { at } if at <= now => {
+                    *next = Check::Wait;
+                    Some(Turn::RunProbe)
+                }
+                Check::Wait | Check::Settled { .. } | Check::Probe { .. } => None,
+            },
+            WorkerState::Ready { alive_by, .. } => {
+                (*alive_by).filter(|at| *at <= now).map(|_| Turn::WatchdogMissed)
+            }
+            WorkerState::Draining { since, kill_at, .. } | WorkerState::Aborting { since, kill_at } => {
+                (*kill_at <= now).then(|| Turn::DoesNotEnd(now - *since))
+            }
+            WorkerState::Killing => None,
+        }
+    }
+
+    /// Takes one word of a notify message (`sd_notify(3)`).
+    pub(super) fn said(&mut self, now: Mono, word: Word, policy: &Policy) -> Option<Turn> {
+        match word {
+            Word::Ready => self.said_ready(now, policy),
+            Word::Stopping => self.is_live().then_some(Turn::Leaves),
+            // A worker that reloads still serves; before its first READY=1 the word says nothing of readiness.
+            Word::Reloading => None,
+            // Its exit will tell the same, and cannot lie.
+            Word::Errno(_) | Word::ExitStatus(_) => None,
+            Word::Status(status) => {
+                self.status = status;
+                None
+            }
+            Word::Watchdog => {
+                self.feed_watchdog(now);
+                None
+            }
+            Word::WatchdogTrigger => self.is_live().then_some(Turn::WatchdogTriggered),
+            Word::WatchdogInterval(interval) => {
+                self.watchdog = (!interval.is_zero()).then_some(interval);
+                self.feed_watchdog(now);
+                None
+            }
+            Word::ExtendTimeout(time) => {
+                self.extend(now + time);
+                None
+            }
+            Word::Connections(count) => {
+                self.connections = Some(count);
+                None
+            }
+            Word::Drained => {
+                if let WorkerState::Draining { kill_at, .. } = &mut self.state {
+                    *kill_at = (*kill_at).min(now + DRAINED_GRACE);
+                }
+                None
+            }
+        }
+    }
+
+    fn said_ready(&mut self, now: Mono, policy: &Policy) -> Option<Turn> {
+        match (self.state, policy.readiness) {
+            (WorkerState::Starting { .. }, Readiness::Notify) => Some(self.become_ready(now)),
+            // Readiness is found out in another way.
+            (WorkerState::Starting { .. }, Readiness::Settled(_) | Readiness::Probe(_)) => None,
+            // Many programs say it twice; one that drains, or is being ended, says it too late.
+            (
+                WorkerState::Ready { .. }
+                | WorkerState::Draining { .. }
+                | WorkerState::Aborting { .. }
+                | WorkerState::Killing,
+                _,
+            ) => None,
+        }
+    }
+
+    fn become_ready(&mut self, now: Mono) -> Turn {
+        let alive_by = self.watchdog.map(|interval| now + interval);
+        self.state = WorkerState::Ready { since: now, alive_by };
+        Turn::BecameReady
+    }
+
+    fn feed_watchdog(&mut self, now: Mono) {
+        if let WorkerState::Ready { alive_by, .. } = &mut self.state {
+            *alive_by = self.watchdog.map(|interval| now + interval);
+        }
+    }
+
+    /// Puts the current state's deadline off to `until`, never back (sd_notify(3), `EXTEND_TIMEOUT_USEC=`).
+    fn extend(&mut self, until: Mono) {
+        match &mut self.state {
+            WorkerState::Starting { ready_by: deadline, .. }
+            | WorkerState::Ready { alive_by: Some(deadline), .. }
+            | WorkerState::Draining { kill_at: deadline, .. }
+            | WorkerState::Aborting { kill_at: deadline, .. } => *deadline = (*deadline).max(until),
+            WorkerState::Ready { alive_by: None, .. } | WorkerState::Killing => {}
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The core, driven by stories.
+
+mod story;
+mod stories;
