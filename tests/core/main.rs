@@ -1,4 +1,5 @@
-//! The core, driven by stories.
+//! The core, driven by stories and by chance.
 
-mod story;
+mod sim;
 mod stories;
+mod story;

@@ -1,0 +1,424 @@
+//! What the core promises (see `liveswap::core`), checked from outside after each event.
+//!
+//! The checker keeps a model of its own: what it knows, it knows from the events and the actions alone. It shares no
+//! rule with the core beside the data types, so that a wrong rule there is not repeated here.
+
+mod model;
+mod rules;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use liveswap::core::ids::{GenerationId, RequestId, SlotId, WorkerId};
+use liveswap::core::notice::{Notice, Outcome};
+use liveswap::core::spec::{Policy, Readiness};
+use liveswap::core::time::Mono;
+use liveswap::core::word::Word;
+use liveswap::core::{Action, Event, Manager};
+
+use crate::story::secs;
+
+/// A broken promise, in words.
+pub type Verdict = Result<(), String>;
+
+/// Returns from a function with the message unless the condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)*) => {
+        if !$condition {
+            return Err(format!($($message)*));
+        }
+    };
+}
+use ensure;
+
+/// The longest that an upgrade may take with the longest time-outs that a seed can choose.
+pub const PATIENCE: Duration = Duration::from_secs(2 * 3600);
+
+/// The longest that the fake kernel needs to end a process after SIGKILL.
+pub const KILL_TAKES: Duration = Duration::from_millis(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Starting,
+    Ready,
+    Draining,
+    Aborting,
+    Killing,
+}
+
+impl Stage {
+    fn is_live(self) -> bool {
+        matches!(self, Self::Starting | Self::Ready)
+    }
+}
+
+#[derive(Debug)]
+struct Seen {
+    generation: GenerationId,
+    slot: SlotId,
+    stage: Stage,
+    /// When the present stage must be over.
+    deadline: Option<Mono>,
+    watchdog: Option<Duration>,
+    executed: Option<Mono>,
+    /// Was there, ready, when a respawn began.
+    outdated: bool,
+    /// When it was asked to end.
+    asked_at: Option<Mono>,
+    /// Was sent its drain signal.
+    signalled: bool,
+}
+
+#[derive(Debug)]
+struct Release {
+    policy: Policy,
+    strength: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Checking,
+    Surging,
+    Probation,
+    RollingBack,
+}
+
+#[derive(Debug)]
+struct Course {
+    to: GenerationId,
+    phase: Phase,
+    until: Mono,
+    /// Whether it is not the core's doing if the old generation is not at full strength after a rollback.
+    old_has_an_excuse: bool,
+    /// The new generation lost a worker with this event.
+    has_failed: bool,
+    /// How many new workers that were killed from outside were made good.
+    spared: u32,
+}
+
+#[derive(Debug)]
+struct Asked {
+    /// The newest generation that had begun.
+    after: GenerationId,
+    is_upgrade: bool,
+    /// The workers that are to be replaced before it is done.
+    stale: BTreeSet<WorkerId>,
+    answered: Option<Outcome>,
+}
+
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact that the others do not touch")]
+pub struct Checker {
+    workers: BTreeMap<WorkerId, Seen>,
+    /// Prepared, and neither forgotten nor given up: the shell holds sockets for them.
+    generations: BTreeMap<GenerationId, Release>,
+    current: GenerationId,
+    upgrade: Option<Course>,
+    respawning: bool,
+    /// The workers that the respawn under way, or just given up, is to replace.
+    stale: BTreeSet<WorkerId>,
+    /// The workers that the respawn to come is to replace.
+    stale_to_come: BTreeSet<WorkerId>,
+    requests: BTreeMap<RequestId, Asked>,
+    last_worker: WorkerId,
+    last_begun: GenerationId,
+    /// How the last upgrade ended, until its hook was told.
+    ended: Option<(GenerationId, Outcome)>,
+    /// When a slot may start again.
+    backoff: BTreeMap<(GenerationId, SlotId), Mono>,
+    /// By when the service must have ended.
+    stop_by: Option<Mono>,
+    exited: bool,
+    served: bool,
+    /// Since the service was last at full strength with nothing under way, it lost no worker and was not scaled.
+    undisturbed: bool,
+    /// The generation whose end the present event forced.
+    cut: Option<GenerationId>,
+    /// The worker whose end is the present event, and whether it was live until then.
+    ending: Option<(WorkerId, bool)>,
+}
+
+impl Checker {
+    pub fn new(policy: Policy) -> Self {
+        let first = GenerationId(1);
+        Self {
+            workers: BTreeMap::new(),
+            generations: BTreeMap::from([(first, Release { strength: policy.workers, policy })]),
+            current: first,
+            upgrade: None,
+            respawning: false,
+            stale: BTreeSet::new(),
+            stale_to_come: BTreeSet::new(),
+            requests: BTreeMap::new(),
+            last_worker: WorkerId(0),
+            last_begun: first,
+            ended: None,
+            backoff: BTreeMap::new(),
+            stop_by: None,
+            exited: false,
+            served: false,
+            undisturbed: false,
+            cut: None,
+            ending: None,
+        }
+    }
+
+    /// Takes one event and what the core made of it.
+    pub fn observe(&mut self, now: Mono, event: &Event, actions: &[Action], manager: &Manager) -> Verdict {
+        self.take_event(now, event);
+        for action in actions {
+            self.take_action(now, event, action).map_err(|why| format!("{why}, at {action:?}"))?;
+        }
+        self.check_state(now, event, manager)
+    }
+
+    /// The clock jumped: nobody can be blamed for what was due meanwhile.
+    pub fn clock_jumped(&mut self, by: Duration) {
+        self.grant(by);
+        self.disturb();
+    }
+
+    /// What is to end in time gets so much more of it.
+    pub fn grant(&mut self, time: Duration) {
+        if let Some(upgrade) = &mut self.upgrade {
+            upgrade.until = upgrade.until + time;
+        }
+        self.stop_by = self.stop_by.map(|at| at + time);
+    }
+
+    pub fn has_exited(&self) -> bool {
+        self.exited
+    }
+
+    pub fn answer(&self, request: RequestId) -> Option<&Outcome> {
+        self.requests.get(&request).and_then(|asked| asked.answered.as_ref())
+    }
+
+    /// Checks that the service is as it is to be, all that was asked is answered, and nothing else is left.
+    pub fn check_converged(&self) -> Verdict {
+        ensure!(self.upgrade.is_none() && !self.respawning, "something is still under way");
+        ensure!(self.is_full(self.current), "generation {} is not at full strength", self.current);
+        let surplus = self.workers.iter().find(|(_, worker)| !self.is_wanted(worker));
+        ensure!(surplus.is_none(), "worker {} is one too many", surplus.map_or(0, |(id, _)| id.0));
+        ensure!(self.generations.len() == 1, "{} generations are there", self.generations.len());
+        self.check_answers()
+    }
+
+    pub fn check_answers(&self) -> Verdict {
+        let open: Vec<_> = self.requests.iter().filter(|(_, asked)| asked.answered.is_none()).collect();
+        ensure!(open.is_empty(), "unanswered: {open:?}");
+        ensure!(self.ended.is_none(), "the hook was not told of {:?}", self.ended);
+        Ok(())
+    }
+
+    fn take_event(&mut self, now: Mono, event: &Event) {
+        self.cut = None;
+        let stale = self.stale_by(event);
+        self.stale_to_come.extend(&stale);
+        match event {
+            Event::Upgrade(Some(request)) | Event::Respawn(Some(request)) => {
+                let is_upgrade = matches!(event, Event::Upgrade(_));
+                let asked = Asked { after: self.last_begun, is_upgrade, stale, answered: None };
+                self.requests.insert(*request, asked);
+            }
+            Event::Scale(_) => self.disturb(),
+            Event::Stop | Event::Kill => {
+                let longest = self.generations.values().map(|release| release.policy.drain_timeout).max();
+                let time = if *event == Event::Kill { Duration::ZERO } else { longest.unwrap_or_default() };
+                let latest = now + time + KILL_TAKES;
+                let is_second = self.stop_by.is_some();
+                let latest = if is_second { now + KILL_TAKES } else { latest };
+                let asked_for = self.workers.values().filter_map(|worker| worker.deadline).max();
+                let latest = if *event == Event::Kill || is_second {
+                    latest
+                } else {
+                    latest.max(asked_for.map_or(Mono::ZERO, |at| at + KILL_TAKES))
+                };
+                self.stop_by = Some(latest.min(self.stop_by.unwrap_or(latest)));
+            }
+            Event::Prepared(generation, policy) => {
+                let release = Release { strength: policy.workers, policy: policy.clone() };
+                self.generations.insert(*generation, release);
+            }
+            Event::Executed(id) => {
+                if let Some(worker) = self.workers.get_mut(id) {
+                    worker.executed = Some(now);
+                }
+            }
+            Event::StartFailed(id, _) | Event::Exited(id, _) => {
+                if let Some(worker) = self.workers.remove(id) {
+                    let was_live = worker.stage.is_live();
+                    self.ending = Some((*id, was_live));
+                    if was_live {
+                        self.lost(worker.generation);
+                    }
+                }
+            }
+            Event::Said(id, word) => self.take_word(now, *id, word),
+            Event::Tick
+            | Event::Upgrade(None)
+            | Event::Respawn(None)
+            | Event::SocketReplaced
+            | Event::FileRead(..)
+            | Event::HookEnded(..)
+            | Event::PreparationFailed(..)
+            | Event::Probed(..) => {}
+        }
+    }
+
+    /// The workers that are to be replaced because of this event.
+    fn stale_by(&self, event: &Event) -> BTreeSet<WorkerId> {
+        let is_stale = |worker: &Seen| match event {
+            Event::Respawn(_) => worker.stage == Stage::Ready,
+            Event::SocketReplaced => worker.stage.is_live(),
+            _ => false,
+        };
+        self.workers.iter().filter(|(_, worker)| is_stale(worker)).map(|(id, _)| *id).collect()
+    }
+
+    fn take_word(&mut self, now: Mono, id: WorkerId, word: &Word) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        match word {
+            Word::Watchdog if worker.stage == Stage::Ready => {
+                worker.deadline = worker.watchdog.map(|interval| now + interval);
+            }
+            Word::WatchdogInterval(interval) => {
+                worker.watchdog = (!interval.is_zero()).then_some(*interval);
+                if worker.stage == Stage::Ready {
+                    worker.deadline = worker.watchdog.map(|interval| now + interval);
+                }
+            }
+            Word::ExtendTimeout(time) => {
+                worker.deadline = worker.deadline.map(|at| at.max(now + *time));
+                self.grant(*time);
+                self.excuse_the_old();
+            }
+            Word::Drained if worker.stage == Stage::Draining => {
+                worker.deadline = worker.deadline.map(|at| at.min(now + secs(1)));
+            }
+            _ => {}
+        }
+    }
+
+    fn take_action(&mut self, now: Mono, event: &Event, action: &Action) -> Verdict {
+        match action {
+            Action::ReadFile(generation) | Action::RunHook(generation) | Action::Prepare(generation) => {
+                ensure!(self.phase_of(*generation) == Some(Phase::Checking), "nobody checks it");
+            }
+            Action::CancelPreparation(generation) => {
+                ensure!(*generation != self.current, "it serves");
+                ensure!(!self.has_workers(*generation), "it has workers");
+                self.generations.remove(generation);
+            }
+            Action::Start { worker, generation, slot } => {
+                self.check_start(now, *worker, *generation, *slot)?;
+            }
+            Action::Probe(id) => {
+                let worker = self.present(*id)?;
+                ensure!(
+                    worker.stage == Stage::Starting && worker.executed.is_some(),
+                    "it is not to be probed"
+                );
+            }
+            Action::Drain(id) => {
+                let worker = self.present(*id)?;
+                ensure!(worker.stage == Stage::Draining, "nobody said that it drains");
+                ensure!(!worker.signalled, "it was sent its drain signal before");
+                worker.signalled = true;
+            }
+            Action::Abort(id) => {
+                let worker = self.present(*id)?;
+                ensure!(worker.stage.is_live(), "it leaves already");
+                worker.stage = Stage::Aborting;
+                let generation = worker.generation;
+                let timeout = self.release(generation)?.policy.drain_timeout;
+                let worker = self.present(*id)?;
+                (worker.asked_at, worker.deadline) = (Some(now), Some(now + timeout));
+                self.lost(generation);
+            }
+            Action::Kill(id) => self.check_kill(now, event, *id)?,
+            Action::RestoreSockets(generation) => {
+                ensure!(*generation == self.current, "it does not serve");
+            }
+            Action::Forget(generation) => {
+                ensure!(*generation != self.current, "it serves");
+                ensure!(self.phase_of(*generation).is_none(), "it is being upgraded to");
+                ensure!(!self.has_workers(*generation), "it has workers");
+                ensure!(self.generations.remove(generation).is_some(), "it was let go before");
+            }
+            Action::TellHook(generation, outcome) => {
+                let told = Some((*generation, outcome.clone()));
+                ensure!(self.ended.take() == told, "no such upgrade has just ended");
+            }
+            Action::Answer(request, outcome) => self.check_answer(*request, outcome)?,
+            Action::Tell(Notice::Worker(id, notice)) => self.check_worker_notice(now, event, *id, notice)?,
+            Action::Tell(notice) => self.check_notice(now, notice)?,
+            Action::Exit => {
+                ensure!(self.stop_by.is_some(), "nobody asked for an end");
+                ensure!(self.workers.is_empty(), "workers are left");
+                ensure!(!self.exited, "it ends twice");
+                self.exited = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_state(&mut self, now: Mono, event: &Event, manager: &Manager) -> Verdict {
+        self.ending = None;
+        if let Event::Said(id, Word::Ready) = event
+            && let Some(worker) = self.workers.get(id)
+        {
+            let asked_for = self.release(worker.generation)?.policy.readiness == Readiness::Notify;
+            ensure!(!asked_for || worker.stage != Stage::Starting, "READY=1 was not heard");
+        }
+        if !self.respawning {
+            self.stale.clear();
+        }
+        self.check_view(manager)?;
+        for (id, worker) in &self.workers {
+            let overdue = worker.deadline.is_some_and(|at| at <= now);
+            ensure!(!overdue, "worker {id} is {:?} beyond its deadline", worker.stage);
+        }
+        let next = manager.next_deadline();
+        ensure!(next.is_none_or(|at| at > now), "it would spin: {next:?}");
+        if let Some(upgrade) = &self.upgrade {
+            let goes_on = matches!(upgrade.phase, Phase::Surging | Phase::Probation);
+            ensure!(!goes_on || !upgrade.has_failed, "a failing worker does not roll the upgrade back");
+        }
+        let overdue = self.upgrade.as_ref().filter(|upgrade| upgrade.until < now);
+        ensure!(overdue.is_none(), "the upgrade does not end: {overdue:?}");
+        ensure!(self.exited || self.stop_by.is_none_or(|at| now <= at), "the service does not end");
+        ensure!(self.ended.is_none(), "the hook was not told of {:?}", self.ended);
+        if self.stop_by.is_some() {
+            return Ok(());
+        }
+        let idle: Vec<_> = self.generations.keys().filter(|id| !self.is_in_use(**id)).collect();
+        for id in &idle {
+            ensure!(self.has_workers(**id), "generation {id} is not let go of");
+        }
+        let draining = idle.into_iter().filter(|id| self.only_drains(**id)).count();
+        let most = self.release(self.current)?.policy.max_generations as usize;
+        ensure!(draining <= most, "{draining} generations drain, {most} may");
+        Ok(())
+    }
+
+    /// Checks that the core's own view says what its actions said.
+    fn check_view(&self, manager: &Manager) -> Verdict {
+        let mut count = 0;
+        for (id, worker) in manager.workers() {
+            count += 1;
+            let seen = self.workers.get(&id).ok_or(format!("worker {id} should not be there"))?;
+            let same = worker.generation() == seen.generation
+                && worker.slot() == seen.slot
+                && worker.is_live() == seen.stage.is_live()
+                && worker.is_ready() == (seen.stage == Stage::Ready)
+                && worker.is_draining() == (seen.stage == Stage::Draining);
+            ensure!(same, "worker {id} is {worker:?}, not {seen:?}");
+        }
+        ensure!(count == self.workers.len(), "a worker was dropped");
+        ensure!(manager.current() == self.current, "the current generation is {}", manager.current());
+        ensure!(manager.is_stopping() == self.stop_by.is_some(), "stopping or not?");
+        ensure!(manager.has_served() == self.served, "served or not?");
+        Ok(())
+    }
+}

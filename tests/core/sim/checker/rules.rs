@@ -1,0 +1,325 @@
+//! The promises themselves: what each decision of the core must be justified by.
+
+use liveswap::core::Event;
+use liveswap::core::ids::{GenerationId, RequestId, SlotId, WorkerId};
+use liveswap::core::notice::{DrainReason, Exit, Notice, Outcome, WorkerNotice};
+use liveswap::core::spec::{Readiness, Strategy};
+use liveswap::core::time::Mono;
+use liveswap::core::word::Word;
+
+use super::{Checker, Course, PATIENCE, Phase, Seen, Stage, Verdict, ensure};
+
+/// How often an upgrade makes good a worker that was killed from outside.
+const SPARED: u32 = 3;
+
+impl Checker {
+    pub(super) fn check_notice(&mut self, now: Mono, notice: &Notice) -> Verdict {
+        match notice {
+            Notice::UpgradeBegan(to) => {
+                ensure!(self.upgrade.is_none(), "another is under way");
+                ensure!(*to == self.last_begun.next(), "a number was left out or used again");
+                ensure!(self.stop_by.is_none(), "the service stops");
+                self.last_begun = *to;
+                // A respawn that was just given up is put off, no more.
+                self.stale_to_come.append(&mut self.stale);
+                let (phase, until) = (Phase::Checking, now + PATIENCE);
+                let old_has_an_excuse = !self.is_full(self.current);
+                self.upgrade =
+                    Some(Course { to: *to, phase, until, old_has_an_excuse, has_failed: false, spared: 0 });
+                self.rest();
+            }
+            Notice::Surging(to) => self.go_on(*to, &[Phase::Checking], Phase::Surging)?,
+            Notice::Probation(to, _) => {
+                self.go_on(*to, &[Phase::Surging], Phase::Probation)?;
+                self.check_alone(*to)?;
+            }
+            Notice::RollingBack(to, _) => {
+                self.go_on(*to, &[Phase::Surging, Phase::Probation], Phase::RollingBack)?;
+                // The old generation comes back at once.
+                self.backoff.retain(|(generation, _), _| *generation != self.current);
+            }
+            Notice::UpgradeEnded(to, outcome) => self.check_outcome(*to, outcome)?,
+            Notice::Serving(generation) => {
+                ensure!(*generation == self.current && self.is_full(*generation), "it does not");
+                ensure!(!self.served, "that is no news");
+                self.served = true;
+            }
+            Notice::RespawnBegan(generation) => {
+                ensure!(*generation == self.current && self.upgrade.is_none() && !self.respawning, "not now");
+                self.rest();
+                self.respawning = true;
+                self.stale = std::mem::take(&mut self.stale_to_come);
+                for (id, worker) in &mut self.workers {
+                    worker.outdated |= worker.stage.is_live() && self.stale.contains(id);
+                }
+            }
+            Notice::RespawnEnded(generation, result) => {
+                ensure!(self.respawning, "there was none");
+                if result.is_ok() {
+                    self.check_alone(*generation)?;
+                }
+                self.respawning = false;
+                if result.is_ok() {
+                    self.stale.clear();
+                }
+                self.keep_one_a_slot();
+            }
+            Notice::Scaled(generation, strength) => {
+                self.generations.get_mut(generation).ok_or("no such generation")?.strength = *strength;
+            }
+            Notice::GenerationGone(generation) => ensure!(!self.has_workers(*generation), "it has workers"),
+            Notice::GenerationCut(generation) => {
+                ensure!(!self.is_in_use(*generation), "it is in use");
+                let live = self.workers.values().any(|w| w.generation == *generation && w.stage.is_live());
+                ensure!(!live, "it does not only drain");
+                let older = self.generations.keys().find(|id| **id < *generation && self.only_drains(**id));
+                ensure!(older.is_none(), "generation {older:?} drains for longer");
+                self.cut = Some(*generation);
+            }
+            Notice::Backoff(generation, slot, pause) => {
+                let policy = &self.release(*generation)?.policy;
+                let (least, most) = (policy.restart_initial_delay, policy.restart_max_delay);
+                ensure!(
+                    (least..=most).contains(pause),
+                    "a pause between {least:?} and {most:?} was asked for"
+                );
+                self.backoff.insert((*generation, *slot), now + *pause);
+            }
+            Notice::Stopping(_) | Notice::KillingAll(_) => ensure!(self.stop_by.is_some(), "nobody asked"),
+            Notice::Worker(..) => unreachable!("has a check of its own"),
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_worker_notice(
+        &mut self,
+        now: Mono,
+        event: &Event,
+        id: WorkerId,
+        notice: &WorkerNotice,
+    ) -> Verdict {
+        match notice {
+            WorkerNotice::Ready => self.check_ready(now, event, id),
+            WorkerNotice::Draining(why) => self.check_drain(now, id, *why),
+            WorkerNotice::NotReady(_) => {
+                let worker = self.present(id)?;
+                ensure!(worker.stage == Stage::Starting, "it is not starting");
+                ensure!(worker.deadline.is_some_and(|at| at <= now), "it has time left");
+                Ok(())
+            }
+            WorkerNotice::WatchdogMissed => {
+                let worker = self.present(id)?;
+                ensure!(worker.stage == Stage::Ready, "it is not ready");
+                ensure!(worker.deadline.is_some_and(|at| at <= now), "it has time left");
+                Ok(())
+            }
+            WorkerNotice::WatchdogTriggered => {
+                ensure!(*event == Event::Said(id, Word::WatchdogTrigger), "it did not");
+                Ok(())
+            }
+            WorkerNotice::DrainTimedOut(time) => {
+                let worker = self.present(id)?;
+                ensure!(worker.deadline.is_some_and(|at| at <= now), "it has time left");
+                ensure!(
+                    worker.asked_at.map(|at| now - at) == Some(*time),
+                    "it was asked at {:?}",
+                    worker.asked_at
+                );
+                Ok(())
+            }
+            WorkerNotice::Died(_) => {
+                ensure!(self.ending == Some((id, true)), "it did not");
+                Ok(())
+            }
+            WorkerNotice::Ended(_) => {
+                ensure!(self.ending == Some((id, false)), "it did not");
+                Ok(())
+            }
+            WorkerNotice::Spared => {
+                let is_kill = matches!(event, Event::Exited(_, Exit::Signal(9, _)));
+                ensure!(is_kill && self.ending == Some((id, true)), "it was not killed from outside");
+                let upgrade = self.upgrade.as_mut().filter(|upgrade| upgrade.phase == Phase::Surging);
+                let upgrade = upgrade.ok_or("nothing surges")?;
+                upgrade.spared += 1;
+                ensure!(upgrade.spared <= SPARED, "that is too often");
+                upgrade.has_failed = false;
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn check_start(
+        &mut self,
+        now: Mono,
+        id: WorkerId,
+        generation: GenerationId,
+        slot: SlotId,
+    ) -> Verdict {
+        ensure!(id == self.last_worker.next(), "a number was left out or used again");
+        self.last_worker = id;
+        ensure!(self.stop_by.is_none(), "the service stops");
+        let phase = self.upgrade.as_ref().map(|upgrade| upgrade.phase);
+        let may =
+            generation == self.current && phase != Some(Phase::Probation) || generation == self.incoming();
+        ensure!(may, "the generation is not to have a new worker");
+        let release = self.release(generation)?;
+        ensure!(slot.0 < release.strength, "there is no such slot");
+        let (ready_timeout, watchdog) = (release.policy.ready_timeout, release.policy.watchdog);
+        let twin =
+            |w: &&Seen| w.generation == generation && w.slot == slot && w.stage.is_live() && !w.outdated;
+        ensure!(!self.workers.values().any(|w| twin(&w)), "the slot is filled");
+        let due = self.backoff.remove(&(generation, slot));
+        ensure!(due.is_none_or(|at| at <= now), "its slot waits until {due:?}");
+        let live = self.live().count() + 1;
+        let most = (self.most_workers() + self.surge()) as usize;
+        ensure!(live <= most, "{live} live workers, {most} allowed");
+        if self.rules().policy.strategy == Strategy::Recreate {
+            let other = self.workers.values().any(|w| w.generation != generation || w.outdated);
+            ensure!(!other, "another release runs still");
+        }
+        let seen = Seen {
+            generation,
+            slot,
+            stage: Stage::Starting,
+            deadline: Some(now + ready_timeout),
+            watchdog,
+            executed: None,
+            outdated: false,
+            asked_at: None,
+            signalled: false,
+        };
+        self.workers.insert(id, seen);
+        Ok(())
+    }
+
+    pub(super) fn check_ready(&mut self, now: Mono, event: &Event, id: WorkerId) -> Verdict {
+        let generation = self.present(id)?.generation;
+        let readiness = self.release(generation)?.policy.readiness;
+        let worker = self.present(id)?;
+        ensure!(worker.stage == Stage::Starting, "it is not starting");
+        let is_so = match readiness {
+            Readiness::Notify => *event == Event::Said(id, Word::Ready),
+            Readiness::Settled(time) => worker.executed.is_some_and(|at| at + time <= now),
+            Readiness::Probe(_) => *event == Event::Probed(id, true),
+        };
+        ensure!(is_so, "it is not");
+        worker.stage = Stage::Ready;
+        worker.deadline = worker.watchdog.map(|interval| now + interval);
+        Ok(())
+    }
+
+    /// Promises 1 and 2.
+    pub(super) fn check_drain(&mut self, now: Mono, id: WorkerId, why: DrainReason) -> Verdict {
+        let worker = self.present(id)?;
+        let (generation, slot, stage) = (worker.generation, worker.slot, worker.stage);
+        ensure!(stage.is_live(), "it leaves already");
+        let timeout = self.release(generation)?.policy.drain_timeout;
+        match why {
+            DrainReason::Replaced | DrainReason::RolledBack | DrainReason::ScaledDown => {
+                ensure!(!self.is_wanted(&self.workers[&id]), "it is one of those that are to be");
+                let is_kept = self.phase_of(self.incoming()) == Some(Phase::Surging)
+                    && generation == self.current
+                    && slot.0 < self.generations[&generation].strength;
+                if stage == Stage::Ready || is_kept {
+                    self.check_leave(id, slot, stage == Stage::Ready)?;
+                }
+            }
+            DrainReason::NotReady | DrainReason::ByItself => self.lost(generation),
+            DrainReason::Stop => ensure!(self.stop_by.is_some(), "nobody asked for an end"),
+        }
+        let worker = self.present(id)?;
+        worker.stage = Stage::Draining;
+        (worker.asked_at, worker.deadline) = (Some(now), Some(now + timeout));
+        Ok(())
+    }
+
+    pub(super) fn check_leave(&self, id: WorkerId, slot: SlotId, is_ready: bool) -> Verdict {
+        let incoming = self.incoming();
+        let strength = self.generations[&incoming].strength;
+        let ready = self.ready_slots(incoming);
+        let all = ready.len() == strength as usize;
+        let replaced = match self.rules().policy.strategy {
+            Strategy::Recreate => true,
+            Strategy::BlueGreen => all,
+            Strategy::Rolling { .. } if slot.0 < strength => ready.contains(&slot),
+            Strategy::Rolling { .. } => all,
+        };
+        let left = self.live().filter(|w| w.stage == Stage::Ready).count() - usize::from(is_ready);
+        let floor = self.fewest_workers().saturating_sub(self.unavailable()) as usize;
+        let worker = &self.workers[&id];
+        let is_leftover = !self.is_in_use(worker.generation)
+            || slot.0 >= self.generations[&worker.generation].strength
+            || worker.outdated && !self.respawning;
+        let surplus = is_leftover && left >= self.most_workers() as usize;
+        let room = self.unavailable() > 0 && (left >= floor || !is_ready);
+        ensure!(
+            replaced || surplus || room,
+            "its replacement is not ready, and {left} ready workers are left of {floor}"
+        );
+        ensure!(!self.undisturbed || left >= floor, "{left} ready workers are left of {floor}");
+        Ok(())
+    }
+
+    pub(super) fn check_kill(&mut self, now: Mono, event: &Event, id: WorkerId) -> Verdict {
+        let cut = self.cut;
+        let worker = self.present(id)?;
+        ensure!(worker.stage != Stage::Killing, "it was sent SIGKILL before");
+        if !matches!(event, Event::Stop | Event::Kill) {
+            ensure!(!worker.stage.is_live(), "it is live, and nobody asked for it");
+            let overdue = worker.deadline.is_some_and(|at| at <= now);
+            ensure!(overdue || cut == Some(worker.generation), "it has time left");
+        }
+        worker.stage = Stage::Killing;
+        worker.deadline = None;
+        Ok(())
+    }
+
+    /// Promises 3 and 6.
+    pub(super) fn check_outcome(&mut self, to: GenerationId, outcome: &Outcome) -> Verdict {
+        let Some(course) = self.upgrade.take().filter(|course| course.to == to) else {
+            return Err("no such upgrade is under way".into());
+        };
+        match (outcome, course.phase) {
+            (Outcome::Committed, Phase::Surging | Phase::Probation) => {
+                self.current = to;
+                self.served = true;
+                if !self.is_any_live(&self.stale_to_come) {
+                    self.stale_to_come.clear();
+                }
+                self.check_alone(to)?;
+            }
+            (Outcome::RolledBack(_), Phase::RollingBack) => {
+                let is_back = self.is_full(self.current);
+                ensure!(is_back || course.old_has_an_excuse, "the old generation is not at full strength");
+            }
+            (Outcome::Refused(_), Phase::Checking) => {
+                ensure!(!self.has_workers(to), "something was started");
+            }
+            (Outcome::Superseded(_), _) => ensure!(self.stop_by.is_some(), "by what?"),
+            (_, phase) => return Err(format!("that cannot come out of {phase:?}")),
+        }
+        self.ended = Some((to, outcome.clone()));
+        Ok(())
+    }
+
+    pub(super) fn check_answer(&mut self, request: RequestId, outcome: &Outcome) -> Verdict {
+        let last_begun = self.last_begun;
+        let asked = self.requests.get_mut(&request).ok_or("nobody asked")?;
+        ensure!(asked.answered.is_none(), "it was answered {:?} before", asked.answered);
+        if asked.is_upgrade && self.stop_by.is_none() {
+            ensure!(last_begun > asked.after, "no upgrade has begun since it was asked for");
+        }
+        asked.answered = Some(outcome.clone());
+        let is_replaced = *outcome != Outcome::Committed || !self.is_any_live(&self.requests[&request].stale);
+        ensure!(is_replaced, "a worker of before serves");
+        Ok(())
+    }
+
+    /// Checks that the generation is at full strength and nobody else is live.
+    pub(super) fn check_alone(&self, generation: GenerationId) -> Verdict {
+        ensure!(self.is_full(generation), "generation {generation} is not at full strength");
+        let other = self.live().find(|w| w.generation != generation || w.outdated);
+        ensure!(other.is_none(), "others were not told to drain: {other:?}");
+        Ok(())
+    }
+}

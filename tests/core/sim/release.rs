@@ -1,0 +1,128 @@
+//! What a seed makes of a release: its policy, and how its workers behave.
+
+use std::time::Duration;
+
+use liveswap::core::spec::{Allowance, Policy, Readiness, Strategy};
+
+use super::chance::Chance;
+use crate::story::secs;
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// A policy that `config` would let pass.
+pub fn policy(chance: &mut Chance) -> Policy {
+    let workers = 1 + chance.below(6);
+    let ready_timeout = chance.pick(&[millis(500), secs(5), secs(30), secs(60)]);
+    let initial = chance.pick(&[millis(50), millis(100), secs(1), secs(5)]);
+    Policy {
+        workers,
+        readiness: match chance.below(4) {
+            0 => Readiness::Settled(chance.pick(&[millis(10), ready_timeout / 2])),
+            1 => Readiness::Probe(chance.pick(&[ready_timeout / 40, ready_timeout / 5])),
+            _ => Readiness::Notify,
+        },
+        ready_timeout,
+        strategy: strategy(chance, workers),
+        probation: chance.pick(&[Duration::ZERO, Duration::ZERO, millis(100), secs(10), secs(120)]),
+        drain_timeout: chance.pick(&[millis(10), secs(1), secs(10), secs(60), secs(600)]),
+        max_generations: 1 + chance.below(4),
+        restart_initial_delay: initial,
+        restart_max_delay: initial.max(chance.pick(&[secs(2), secs(30)])),
+        watchdog: chance.one_in(3).then(|| chance.pick(&[secs(5), secs(30)])),
+    }
+}
+
+fn strategy(chance: &mut Chance, workers: u32) -> Strategy {
+    match chance.below(8) {
+        0 => Strategy::Recreate,
+        1 | 2 => Strategy::BlueGreen,
+        _ => loop {
+            let max_surge = allowance(chance);
+            let max_unavailable = if chance.one_in(2) { Allowance::Count(0) } else { allowance(chance) };
+            if max_surge.of(workers) + max_unavailable.of(workers) > 0 {
+                break Strategy::Rolling { max_surge, max_unavailable };
+            }
+        },
+    }
+}
+
+fn allowance(chance: &mut Chance) -> Allowance {
+    if chance.one_in(2) {
+        Allowance::Count(chance.below(4))
+    } else {
+        Allowance::Percent(chance.pick(&[0, 25, 25, 50, 100, 200]))
+    }
+}
+
+/// How the workers of a release behave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// Every worker is good.
+    Good,
+    /// Each worker has a fate of its own, mostly a good one.
+    Flaky,
+    /// All workers share this fate.
+    Broken(Fate),
+}
+
+/// How a worker's life goes until it is told to drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Good,
+    /// No process can be made (EAGAIN).
+    NotForked,
+    /// Its program is missing.
+    NotExecuted,
+    /// It runs and is never ready.
+    NeverReady,
+    /// It boots too slowly, but asks for the time.
+    SlowButAsks,
+    /// It exits before it is ready.
+    DiesBooting,
+    /// It is ready, then exits.
+    DiesReady,
+    /// It says STOPPING=1 by itself, then exits, or does not.
+    Leaves,
+    /// It is ready, then feeds its watchdog no more.
+    Hangs,
+    /// It asks for the watchdog's action.
+    Triggers,
+    /// Somebody kills it.
+    KilledFromOutside,
+}
+
+impl Fate {
+    const BAD: [Self; 10] = [
+        Self::NotForked,
+        Self::NotExecuted,
+        Self::NeverReady,
+        Self::SlowButAsks,
+        Self::DiesBooting,
+        Self::DiesReady,
+        Self::Leaves,
+        Self::Hangs,
+        Self::Triggers,
+        Self::KilledFromOutside,
+    ];
+}
+
+impl Release {
+    pub fn any(chance: &mut Chance) -> Self {
+        match chance.below(4) {
+            0 => Self::Good,
+            1 => Self::Broken(chance.pick(&Fate::BAD)),
+            _ => Self::Flaky,
+        }
+    }
+
+    pub fn fate(self, chance: &mut Chance) -> Fate {
+        match self {
+            Self::Good => Fate::Good,
+            Self::Flaky if chance.one_in(4) => chance.pick(&Fate::BAD),
+            Self::Flaky => Fate::Good,
+            Self::Broken(fate) => fate,
+        }
+    }
+}
