@@ -1,1 +1,4 @@
 //! To come.
+
+pub mod lines;
+pub mod notify;
