@@ -1,1 +1,126 @@
-//! To come.
+//! TOML -> [`ServiceSpec`]: reads a service file, checks it, and says all that is wrong with it at once.
+//!
+//! Nothing here opens a file, makes a system call or looks a name up: users, groups and interfaces stay names, and a
+//! path is made absolute but not resolved. Every key is read by [`reader::Table`], which collects problems instead of
+//! stopping at the first; a [`ServiceSpec`] comes out only where there was none.
+//!
+//! ```text
+//! reader       the tree of the file: takes keys one by one, and what nobody took is unknown
+//! values       one value: durations, sizes, modes, signals, limits
+//! address      one value: what a socket listens on
+//! service      [service]
+//! sockets      [[socket]]
+//! policy       [ready] [upgrade] [drain] [restart] [watchdog] [control], and what they say about each other
+//! syntax       the errors of the TOML parser, and the text without them
+//! suggest      "did you mean"
+//! diagnostics  the problems, as people read them
+//! environment  the files of `environment_files`
+//! ```
+
+mod address;
+mod diagnostics;
+pub mod environment;
+mod policy;
+mod reader;
+mod service;
+mod sockets;
+mod suggest;
+mod syntax;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::path::{Component, Path, PathBuf};
+
+use toml::de::DeTable;
+
+pub use self::diagnostics::{Diagnostics, Problem};
+use self::reader::{Problems, Table};
+use self::syntax::Recovered;
+use crate::core::spec::{ControlSpec, Policy, ServiceSpec};
+
+/// Where a service file comes from, and what it may refer to without naming it.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The absolute path of the file. Its folder is the default directory and the base of relative paths, its stem the
+    /// default name.
+    pub path: PathBuf,
+    /// The CPUs that `workers = "auto"` stands for.
+    pub cpus: u32,
+}
+
+impl Origin {
+    /// Returns `path`, taken from the folder of the service file where it is relative, without its `.` parts.
+    fn absolute(&self, path: &str) -> PathBuf {
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        folder.join(path).components().filter(|part| *part != Component::CurDir).collect()
+    }
+}
+
+/// Reads a service file.
+///
+/// # Errors
+///
+/// All problems of the file, in its order.
+pub fn parse(text: &str, origin: &Origin) -> Result<ServiceSpec, Diagnostics> {
+    let Recovered { text: sound, problems, shadows } = syntax::recover(text);
+    let (tree, _) = DeTable::parse_recoverable(&sound);
+    let problems = Problems::new(problems, shadows);
+    let spec = read(tree.get_ref(), origin, &problems);
+    let list = problems.into_list();
+    if list.is_empty() { Ok(spec) } else { Err(Diagnostics::new(text, &origin.path, list)) }
+}
+
+/// Returns the text of a service file.
+///
+/// # Errors
+///
+/// Where it is not UTF-8, the position of the first bad byte.
+pub fn decode<'a>(bytes: &'a [u8], origin: &Origin) -> Result<&'a str, Diagnostics> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        let start = error.valid_up_to();
+        let problem = Problem {
+            message: "the file is not UTF-8".into(),
+            // The text shown is decoded lossily: in it a replacement character stands at this very position.
+            span: start..start + char::REPLACEMENT_CHARACTER.len_utf8(),
+            label: bytes.get(start).map_or_else(String::new, |byte| format!("byte 0x{byte:02x}")),
+            help: Some("save the file in the encoding UTF-8".into()),
+        };
+        Diagnostics::new(&String::from_utf8_lossy(bytes), &origin.path, vec![problem])
+    })
+}
+
+/// Reads all tables; the value is good only where no problem was found.
+fn read(tree: &DeTable<'_>, origin: &Origin, problems: &Problems) -> ServiceSpec {
+    let mut root = Table::root(tree, problems);
+    let drain = policy::drain(root.table("drain", "[drain]"));
+    let service = service::read(root.table("service", "[service]"), origin, drain.signal);
+    let sockets = sockets::read(&mut root, origin, problems);
+    let ready = policy::ready(root.table("ready", "[ready]"), service.protocol, problems);
+    let upgrade = policy::upgrade(root.table("upgrade", "[upgrade]"), service.workers, problems);
+    let restart = policy::restart(root.table("restart", "[restart]"), problems);
+    let watchdog = policy::watchdog(root.table("watchdog", "[watchdog]"), service.protocol, problems);
+    let group = policy::control_group(root.table("control", "[control]"), problems);
+    root.finish();
+
+    ServiceSpec {
+        name: service.name,
+        process: service.process,
+        sockets,
+        probe: ready.probe,
+        hooks: upgrade.hooks,
+        control: ControlSpec { group },
+        policy: Policy {
+            workers: service.workers.unwrap_or(1),
+            readiness: ready.readiness,
+            ready_timeout: ready.timeout,
+            strategy: upgrade.strategy,
+            probation: upgrade.probation,
+            drain_timeout: drain.timeout,
+            max_generations: drain.max_generations,
+            restart_initial_delay: restart.initial_delay,
+            restart_max_delay: restart.max_delay,
+            watchdog,
+        },
+    }
+}

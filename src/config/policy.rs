@@ -1,0 +1,247 @@
+//! Reads the tables that tell how an upgrade goes, and checks what they say about each other.
+//!
+//! A key that would be ignored, since another one chose differently, is an error: its author expects it to act.
+
+use std::time::Duration;
+
+use super::reader::{At, Flaw, Problems, Table};
+use super::service::argv;
+use super::values;
+use crate::core::spec::{Allowance, Hooks, Protocol, Readiness, Strategy};
+use crate::core::time::Human;
+
+/// The most generations that may drain at a time.
+const GENERATIONS_MAX: u32 = 1024;
+
+/// What `[drain]` says.
+pub(super) struct Drain {
+    pub signal: i32,
+    pub timeout: Duration,
+    pub max_generations: u32,
+}
+
+pub(super) fn drain(mut table: Table<'_>) -> Drain {
+    let signal = table.read("signal", values::signal);
+    let timeout = table.read("timeout", values::positive_duration);
+    let max_generations = table.read("max_generations", |value| values::number(value, 1..=GENERATIONS_MAX));
+    table.finish();
+    Drain {
+        signal: signal.map_or(libc::SIGTERM, At::value),
+        timeout: timeout.map_or(Duration::from_secs(60), At::value),
+        max_generations: max_generations.map_or(4, At::value),
+    }
+}
+
+/// What `[ready]` says.
+pub(super) struct Ready {
+    pub readiness: Readiness,
+    pub timeout: Duration,
+    pub probe: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    Notify,
+    Settled,
+    Probe,
+}
+
+impl When {
+    const WORDS: [(&'static str, Self); 3] =
+        [("notify", Self::Notify), ("settled", Self::Settled), ("probe", Self::Probe)];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Notify => "notify",
+            Self::Settled => "settled",
+            Self::Probe => "probe",
+        }
+    }
+
+    fn default_for(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Notify => Self::Notify,
+            Protocol::Plain => Self::Settled,
+        }
+    }
+}
+
+/// Reads `[ready]`; `protocol` is `None` where it could not be read.
+pub(super) fn ready(mut table: Table<'_>, protocol: Option<Protocol>, problems: &Problems) -> Ready {
+    let when = table.read("when", |value| values::choice(value, &When::WORDS));
+    let timeout = table.read("timeout", values::positive_duration);
+    let settle = table.read("settle", values::positive_duration);
+    let probe_key = table.key("probe");
+    let probe = argv(&mut table, "probe");
+    let interval = table.read("interval", values::positive_duration);
+
+    let limit = timeout.map_or(Duration::from_secs(60), At::value);
+    let chosen = match &when {
+        Some(when) => Some(when.value),
+        None if table.has("when") => None,
+        None => protocol.map(When::default_for),
+    };
+    if let Some(chosen) = chosen {
+        let keys = [
+            (When::Settled, "settle", settle.as_ref().map(|at| &at.key)),
+            (When::Probe, "probe", probe_key.as_ref()),
+            (When::Probe, "interval", interval.as_ref().map(|at| &at.key)),
+        ];
+        for (when, key, span) in keys {
+            if let Some(span) = span.filter(|_| when != chosen) {
+                problems.conclude(span.clone(), ignored(key, when, chosen));
+            }
+        }
+        if chosen == When::Probe && probe_key.is_none() {
+            let span = when.as_ref().map_or(table.header(), |when| when.span.clone());
+            let flaw = Flaw::new("`when = \"probe\"` needs the key `probe`", "which command?");
+            let help = r#"such as probe = ["curl", "-fsS", "http://127.0.0.1:8080/health"]"#;
+            problems.conclude(span, flaw.help(help));
+        }
+    }
+    if let (Some(At { value: When::Notify, span, .. }), Some(Protocol::Plain)) = (&when, protocol) {
+        let message = "`when = \"notify\"` contradicts `protocol = \"plain\"`";
+        let help = "take \"settled\" or \"probe\", or protocol = \"notify\"";
+        problems.conclude(span.clone(), Flaw::new(message, "a plain worker says nothing").help(help));
+    }
+    if let Some(settle) = settle.as_ref().filter(|settle| settle.value >= limit) {
+        let message = format!("`settle` must be shorter than `timeout` ({})", Human(limit));
+        problems.conclude(settle.span.clone(), Flaw::new(message, "no worker could become ready in time"));
+    }
+    table.finish();
+
+    let readiness = match chosen.unwrap_or(When::Notify) {
+        When::Notify => Readiness::Notify,
+        When::Settled => Readiness::Settled(settle.map_or(Duration::from_secs(1), At::value)),
+        When::Probe => Readiness::Probe(interval.map_or(Duration::from_millis(500), At::value)),
+    };
+    Ready { readiness, timeout: limit, probe: probe.unwrap_or_default() }
+}
+
+/// A key of `[ready]` that acts only where `when` is `needed`.
+fn ignored(key: &str, needed: When, chosen: When) -> Flaw {
+    let message = format!("`{key}` is ignored unless `when = \"{}\"`", needed.word());
+    Flaw::new(message, format!("here `when` is \"{}\"", chosen.word()))
+        .help(format!("remove it, or set when = \"{}\" in [ready]", needed.word()))
+}
+
+/// What `[upgrade]` says.
+pub(super) struct Upgrade {
+    pub strategy: Strategy,
+    pub probation: Duration,
+    pub hooks: Hooks,
+}
+
+/// Reads `[upgrade]`; shares are shares of `workers`, which is `None` where it could not be read.
+pub(super) fn upgrade(mut table: Table<'_>, workers: Option<u32>, problems: &Problems) -> Upgrade {
+    let strategy = strategy(&mut table, workers, problems);
+    let probation = table.read("probation", values::duration);
+    let before = argv(&mut table, "before");
+    let after = argv(&mut table, "after");
+    let timeout = table.read("hook_timeout", values::positive_duration);
+    table.finish();
+    Upgrade {
+        strategy,
+        probation: probation.map_or(Duration::ZERO, At::value),
+        hooks: Hooks {
+            before: before.unwrap_or_default(),
+            after: after.unwrap_or_default(),
+            timeout: timeout.map_or(Duration::from_secs(300), At::value),
+        },
+    }
+}
+
+fn strategy(table: &mut Table<'_>, workers: Option<u32>, problems: &Problems) -> Strategy {
+    let rolling =
+        Strategy::Rolling { max_surge: Allowance::Percent(25), max_unavailable: Allowance::Count(0) };
+    let words = [("rolling", rolling), ("blue-green", Strategy::BlueGreen), ("recreate", Strategy::Recreate)];
+    let strategy = table.read("strategy", |value| values::choice(value, &words));
+    let surge = table.read("max_surge", values::allowance);
+    let unavailable = table.read("max_unavailable", values::allowance);
+    let readable = [("max_surge", &surge), ("max_unavailable", &unavailable)]
+        .iter()
+        .all(|(key, at)| at.is_some() || !table.has(key));
+
+    match strategy.map_or(rolling, At::value) {
+        Strategy::Rolling { max_surge, max_unavailable } => {
+            let at = surge.as_ref().or(unavailable.as_ref()).map_or(table.header(), |at| at.span.clone());
+            let max_surge = surge.map_or(max_surge, At::value);
+            let max_unavailable = unavailable.map_or(max_unavailable, At::value);
+            let stuck = |workers| max_surge.of(workers) == 0 && max_unavailable.of(workers) == 0;
+            if readable && workers.is_some_and(stuck) {
+                let message = "`max_surge` and `max_unavailable` must not both be zero";
+                let help = "let one of them be at least 1, or no worker could ever be replaced";
+                problems.conclude(at, Flaw::new(message, "no worker more, and none fewer").help(help));
+            }
+            Strategy::Rolling { max_surge, max_unavailable }
+        }
+        other @ (Strategy::BlueGreen | Strategy::Recreate) => {
+            for (key, at) in [("max_surge", surge), ("max_unavailable", unavailable)] {
+                if let Some(at) = at {
+                    let message = format!("`{key}` is ignored unless `strategy = \"rolling\"`");
+                    let flaw = Flaw::new(message, "this strategy has no such limit").help("remove it");
+                    problems.conclude(at.key, flaw);
+                }
+            }
+            other
+        }
+    }
+}
+
+/// What `[restart]` says.
+pub(super) struct Restart {
+    pub initial_delay: Duration,
+    pub max_delay: Duration,
+}
+
+pub(super) fn restart(mut table: Table<'_>, problems: &Problems) -> Restart {
+    let initial = table.read("initial_delay", values::positive_duration);
+    let max = table.read("max_delay", values::positive_duration);
+    let delays = Restart {
+        initial_delay: initial.as_ref().map_or(Duration::from_millis(100), |at| at.value),
+        max_delay: max.as_ref().map_or(Duration::from_secs(30), |at| at.value),
+    };
+    let unreadable =
+        initial.is_none() && table.has("initial_delay") || max.is_none() && table.has("max_delay");
+    table.finish();
+    if let Some(at) = max.or(initial).filter(|_| !unreadable && delays.initial_delay > delays.max_delay) {
+        let message = format!(
+            "`max_delay` ({}) must not be shorter than `initial_delay` ({})",
+            Human(delays.max_delay),
+            Human(delays.initial_delay)
+        );
+        problems.conclude(at.span, Flaw::new(message, "the delay grows from the one to the other"));
+    }
+    delays
+}
+
+/// Reads `[watchdog]`; `protocol` is `None` where it could not be read.
+pub(super) fn watchdog(
+    mut table: Table<'_>,
+    protocol: Option<Protocol>,
+    problems: &Problems,
+) -> Option<Duration> {
+    let timeout = table.read("timeout", values::positive_duration);
+    if table.is_present() {
+        table.require("timeout", r#"such as timeout = "30s"; without the table there is no watchdog"#);
+        if protocol == Some(Protocol::Plain) {
+            let message = "[watchdog] contradicts `protocol = \"plain\"`";
+            let help = "remove [watchdog], or take protocol = \"notify\"";
+            let flaw = Flaw::new(message, "a plain worker says nothing").help(help);
+            problems.conclude(table.header(), flaw);
+        }
+    }
+    table.finish();
+    timeout.map(At::value)
+}
+
+/// Reads `[control]`.
+pub(super) fn control_group(mut table: Table<'_>, problems: &Problems) -> Option<String> {
+    let group = table.read("group", values::principal);
+    if let Some(key) = table.key("tcp") {
+        let help = "remove it; this version of liveswap has the control socket alone";
+        problems.report(key, Flaw::new("`tcp` in [control] is not supported yet", "not yet").help(help));
+    }
+    table.finish();
+    group.map(At::value)
+}
