@@ -1,1 +1,16 @@
-//! To come.
+//! System calls, and the only unsafe code.
+//!
+//! Nothing in here imports another module of ours: every function takes plain parameters and returns `io::Error` or
+//! a type of its own. The manager has one thread, and everything that forks relies on it.
+
+mod child;
+pub mod clock;
+pub mod fork;
+pub mod limits;
+pub mod names;
+pub mod output;
+pub mod process;
+pub mod reaper;
+pub mod signals;
+pub mod spawn;
+pub mod wait;

@@ -1,0 +1,241 @@
+#![expect(unsafe_code, reason = "fork(2)")]
+//! Forks of the manager, and work that is done in one.
+//!
+//! A file on a dead server, a parser's bug or a name service may block or kill whoever meets it: such work is done
+//! [`in_child`], and the manager waits for its end as for any other event.
+
+use std::ffi::c_int;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::unistd::{Pid, pipe2, setpgid};
+
+use super::child;
+
+/// The exit status of a child whose work panicked, as std has it.
+pub const PANICKED: i32 = 101;
+
+/// The descriptor by which a child hands over its result.
+const OUTPUT: c_int = 3;
+
+/// Work that a child does.
+#[derive(Debug)]
+pub struct ForkedWork {
+    /// The child, which leads a process group of its own.
+    pub pid: Pid,
+    output: File,
+}
+
+impl AsFd for ForkedWork {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.output.as_fd()
+    }
+}
+
+impl ForkedWork {
+    /// Adds to `result` what the child has written by now, without waiting; returns whether that was all.
+    ///
+    /// The result is whole only if the child then exits with status 0. The descriptor behind [`AsFd`] becomes readable
+    /// when it is worthwhile to call again.
+    ///
+    /// # Errors
+    /// Those of read(2).
+    pub fn read(&mut self, result: &mut Vec<u8>) -> io::Result<bool> {
+        match self.output.read_to_end(result) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Does `work` in a child and hands over the bytes that it returns.
+///
+/// The child exits with status 0 when all is written, and with [`PANICKED`] if the work panics or aborts. It has
+/// default signals and, beside standard input, output and error, no descriptor of ours: `work` must hold none. Call
+/// this only where the process has a single thread, as the child's memory is that thread's.
+///
+/// # Errors
+/// Those of pipe2(2) and fork(2).
+pub fn in_child(work: impl FnOnce() -> Vec<u8>) -> io::Result<ForkedWork> {
+    let (output, input) = pipe2(OFlag::O_CLOEXEC)?;
+    fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    let pid = fork_into(|| deliver(work, input.as_raw_fd()))?;
+    Ok(ForkedWork { pid, output: output.into() })
+}
+
+fn deliver(work: impl FnOnce() -> Vec<u8>, input: c_int) -> ! {
+    child::reset_signals(false);
+    // A build that aborts on panics must end with the same status as one that unwinds, and without a core.
+    // SAFETY: the handler calls nothing but _exit(2).
+    unsafe { libc::signal(libc::SIGABRT, exit_as_panicked as *const () as libc::sighandler_t) };
+    let placed = child::duplicate(input, OUTPUT);
+    child::sweep(OUTPUT + 1, 0);
+    // No unwinding may leave this frame: above it are the manager's own.
+    let delivered = catch_unwind(AssertUnwindSafe(|| {
+        placed?;
+        // SAFETY: the descriptor was made just now, for this alone.
+        let mut output = File::from(unsafe { OwnedFd::from_raw_fd(OUTPUT) });
+        output.write_all(&work())
+    }));
+    let status = match delivered {
+        Ok(Ok(())) => 0,
+        Ok(Err(_)) => 1,
+        Err(_) => PANICKED,
+    };
+    // SAFETY: _exit(2) runs none of the parent's exit handlers.
+    unsafe { libc::_exit(status) }
+}
+
+extern "C" fn exit_as_panicked(_signal: c_int) {
+    // SAFETY: _exit(2) is async-signal-safe.
+    unsafe { libc::_exit(PANICKED) }
+}
+
+/// Forks, runs `child` in the child, and puts that into a process group of its own.
+///
+/// All signals are blocked before and let in again after the fork, so that no handler of the parent's ever runs in the
+/// child, where it would speak into the parent's own pipe; `child` must reset them before it lets them in.
+///
+/// # Errors
+/// Those of fork(2).
+pub(super) fn fork_into(child: impl FnOnce()) -> io::Result<Pid> {
+    let mut before = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    // SAFETY: the child runs only what its caller vouches for: async-signal-safe code, or any in a process of one thread.
+    let forked = match unsafe { libc::fork() } {
+        0 => {
+            // Cannot fail: the child leads no session.
+            let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
+            child();
+            // SAFETY: as above; whatever `child` did, the child never returns into the parent's code.
+            unsafe { libc::_exit(1) }
+        }
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(Pid::from_raw(pid)),
+    };
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    let pid = forked?;
+    // Whoever of the two comes first, the group exists before either goes on. After the child's execve(2) it is too late
+    // (EACCES), which is no harm.
+    let _ = setpgid(pid, pid);
+    Ok(pid)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::fs;
+    use std::process;
+    use std::time::Duration;
+
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+    use nix::unistd::{alarm, getpgrp, getpid};
+
+    use super::super::process as processes;
+    use super::super::reaper::{self, Exit};
+    use super::super::wait::{Interest, Poller};
+    use super::*;
+
+    /// After it a child that hangs is killed, so that the test fails instead of hanging too.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Waits for one child's end and reaps it, whatever other children there are.
+    pub(in super::super) fn wait_for_exit(pid: Pid) -> Exit {
+        waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).ok();
+        reaper::reap(pid).unwrap()
+    }
+
+    /// Runs a scenario that needs a process for itself: one thread, its own signals, descriptors and children.
+    pub(in super::super) fn isolated(scenario: impl FnOnce()) {
+        let (message, exit) = finish(in_child(|| {
+            alarm::set(u32::try_from(PATIENCE.as_secs()).unwrap());
+            let panic = catch_unwind(AssertUnwindSafe(scenario)).err();
+            let text = panic.map(|panic| match panic.downcast::<String>() {
+                Ok(text) => *text,
+                Err(panic) => {
+                    panic.downcast_ref::<&str>().map_or_else(String::new, |text| (*text).to_owned())
+                }
+            });
+            text.map_or_else(|| b"passed".to_vec(), String::into_bytes)
+        }));
+        let message = String::from_utf8_lossy(&message);
+        assert!(exit == Exit::Code(0) && message == "passed", "the isolated process {exit}: {message}");
+    }
+
+    /// As [`isolated`], in a process that no other test has left a mark on: what was registered with signal-hook stays
+    /// registered over a fork, though its handlers do not. `test` is the test's full path.
+    pub(in super::super) fn pristine(test: &str, scenario: impl FnOnce()) {
+        const MARK: &str = "LIVESWAP_PRISTINE_TEST";
+        if std::env::var_os(MARK).is_some() {
+            return isolated(scenario);
+        }
+        let (_, name) = test.split_once("::").unwrap();
+        let output = process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--test-threads=1"])
+            .env(MARK, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    fn finish(work: io::Result<ForkedWork>) -> (Vec<u8>, Exit) {
+        let mut work = work.unwrap();
+        let mut poller = Poller::new().unwrap();
+        poller.add(&work, 0, Interest::Read).unwrap();
+        let (mut ready, mut result) = (Vec::new(), Vec::new());
+        while !work.read(&mut result).unwrap() {
+            poller.wait(None, &mut ready).unwrap();
+        }
+        (result, wait_for_exit(work.pid))
+    }
+
+    #[test]
+    fn a_result_larger_than_a_pipe_arrives_whole() {
+        let (result, exit) = finish(in_child(|| vec![b'x'; 1 << 20]));
+        assert_eq!(exit, Exit::Code(0));
+        assert!(result.len() == 1 << 20 && result.iter().all(|&byte| byte == b'x'));
+    }
+
+    #[test]
+    fn nothing_to_say_is_a_result_too() {
+        assert_eq!(finish(in_child(Vec::new)), (Vec::new(), Exit::Code(0)));
+    }
+
+    #[test]
+    fn a_panic_ends_the_child_alone() {
+        assert_eq!(finish(in_child(|| panic!("on purpose"))), (Vec::new(), Exit::Code(PANICKED)));
+        assert_eq!(finish(in_child(|| process::abort())), (Vec::new(), Exit::Code(PANICKED)));
+    }
+
+    #[test]
+    fn a_hanging_child_can_be_killed() {
+        let work = in_child(|| {
+            loop {
+                nix::unistd::pause();
+            }
+        });
+        let work = work.unwrap();
+        processes::signal_group(work.pid, libc::SIGKILL).unwrap();
+        let killed = Exit::Signal { number: libc::SIGKILL, core_dumped: false };
+        assert_eq!(finish(Ok(work)), (Vec::new(), killed));
+    }
+
+    #[test]
+    fn the_child_leads_a_group_and_holds_no_descriptor_of_ours() {
+        let (held, _other_end) = io::pipe().unwrap();
+        let held = held.as_raw_fd();
+        let (result, exit) = finish(in_child(move || {
+            let open = fs::read_dir("/proc/self/fd").unwrap().count();
+            let held_is_open = fs::exists(format!("/proc/self/fd/{held}")).unwrap() && held > OUTPUT + 1;
+            format!("{open} {held_is_open} {}", getpid() == getpgrp()).into_bytes()
+        }));
+        assert_eq!(exit, Exit::Code(0));
+        // Standard input, output and error, the result's pipe, and the folder that is being read.
+        assert_eq!(String::from_utf8(result).unwrap(), "5 false true");
+    }
+}

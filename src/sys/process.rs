@@ -1,0 +1,319 @@
+#![expect(unsafe_code, reason = "kill(2) by number: nix knows no real-time signals")]
+//! Signals to other processes, and the processes that descend from one.
+//!
+//! Whatever a caller passes, no signal goes to PID 1, to "every process", or to the manager's own process group.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::io;
+
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getpgrp, getpid};
+
+/// How often a tree is searched again for processes that appeared in the meantime.
+const MAX_PASSES: usize = 16;
+
+/// The highest signal number of Linux.
+const MAX_SIGNAL: i32 = 64;
+
+/// A signal's number that shows as its name: `SIGTERM`, `SIGRTMIN+2`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SignalName(pub i32);
+
+impl fmt::Display for SignalName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = self.0;
+        let first = libc::SIGRTMIN();
+        match Signal::try_from(number) {
+            Ok(signal) => f.write_str(signal.as_str()),
+            Err(_) if number == first => f.write_str("SIGRTMIN"),
+            Err(_) if (first..=MAX_SIGNAL).contains(&number) => write!(f, "SIGRTMIN+{}", number - first),
+            Err(_) => write!(f, "signal {number}"),
+        }
+    }
+}
+
+/// Returns the number of a signal given as `SIGTERM`, `TERM`, `SIGRTMIN+2` or `15`.
+pub fn signal_number(text: &str) -> Option<i32> {
+    let name = text.strip_prefix("SIG").unwrap_or(text);
+    let number = if let Some(offset) = name.strip_prefix("RTMIN") {
+        let offset: i32 = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse().ok()? };
+        libc::SIGRTMIN().checked_add(offset)?
+    } else if let Ok(signal) = format!("SIG{name}").parse::<Signal>() {
+        signal as i32
+    } else {
+        text.parse().ok()?
+    };
+    (1..=MAX_SIGNAL).contains(&number).then_some(number)
+}
+
+/// Sends a signal to one process. The caller vouches that it has not been reaped.
+///
+/// # Errors
+/// Those of kill(2), and `InvalidInput` for PID 1 and for what is no single process.
+pub fn signal(pid: Pid, number: i32) -> io::Result<()> {
+    send(pid, pid.as_raw(), number)
+}
+
+/// Sends a signal to a whole process group, named by its leader.
+///
+/// A zombie still holds the group's number: for a worker that has exited and is not yet reaped, SIGKILL to its group
+/// is all that can still be done, as its children are no longer known by their parent.
+///
+/// # Errors
+/// Those of kill(2): `ESRCH` where the group has no member; `InvalidInput` for our own group and for PID 1.
+pub fn signal_group(leader: Pid, number: i32) -> io::Result<()> {
+    if leader == getpgrp() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a signal to our own process group"));
+    }
+    send(leader, -leader.as_raw(), number)
+}
+
+fn send(pid: Pid, target: libc::pid_t, number: i32) -> io::Result<()> {
+    if pid.as_raw() <= 1 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a signal to process {pid}")));
+    }
+    // SAFETY: kill(2) touches no memory of ours.
+    if unsafe { libc::kill(target, number) } == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Returns the processes that descend from `root`, itself excluded, as far as their parents still live.
+pub fn descendants(root: Pid) -> BTreeSet<Pid> {
+    let mut tree = BTreeSet::from([root]);
+    add_children(&mut tree, |_| ());
+    tree.remove(&root);
+    tree
+}
+
+/// Returns our own children, reaped ones excluded.
+pub fn own_children() -> Vec<Pid> {
+    children(getpid())
+}
+
+/// Returns the value that a variable had when the process was executed; `None` where it had none, or we may not look.
+pub fn variable(pid: Pid, name: &str) -> Option<String> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let mut variables = environment.split(|&byte| byte == 0);
+    let value = variables.find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
+    String::from_utf8(value.to_vec()).ok()
+}
+
+/// Kills a living process with its process group and all that descends from it, other groups and sessions included.
+///
+/// Every process is stopped before its children are listed, so that none can fork behind our back, and killed
+/// only when the whole tree is known: the children of a killed process could no longer be told from strangers.
+///
+/// # Errors
+/// Those of kill(2) for `root` itself; that one of the others has gone meanwhile is no error.
+pub fn kill_tree(root: Pid) -> io::Result<()> {
+    signal(root, libc::SIGSTOP)?;
+    let mut tree = BTreeSet::from([root]);
+    // One that forked before it was stopped shows its child only at the next look: the end is a look that finds none.
+    for _ in 0..MAX_PASSES {
+        let known = tree.len();
+        add_children(&mut tree, freeze);
+        add_sessions(&mut tree, freeze);
+        if tree.len() == known {
+            break;
+        }
+    }
+    for &pid in &tree {
+        // Most lead no group, and some may have gone: neither is an error.
+        let _ = signal_group(pid, libc::SIGKILL);
+        if pid != root {
+            let _ = signal(pid, libc::SIGKILL);
+        }
+    }
+    signal(root, libc::SIGKILL)
+}
+
+/// Stops a process; one that has gone needs no stopping.
+fn freeze(pid: Pid) {
+    let _ = signal(pid, libc::SIGSTOP);
+}
+
+/// Adds all that descends from the members of `tree`, and calls `found` for each before its children are listed.
+fn add_children(tree: &mut BTreeSet<Pid>, found: impl Fn(Pid)) {
+    let mut unlisted: Vec<Pid> = tree.iter().copied().collect();
+    while let Some(parent) = unlisted.pop() {
+        for child in children(parent) {
+            if tree.insert(child) {
+                found(child);
+                unlisted.push(child);
+            }
+        }
+    }
+}
+
+/// Adds all members of the sessions that members of `tree` lead, whoever their parents are by now.
+fn add_sessions(tree: &mut BTreeSet<Pid>, found: impl Fn(Pid)) {
+    let leads_session = |pid: &Pid| Stat::of(*pid).is_some_and(|stat| stat.session == *pid);
+    let sessions: BTreeSet<Pid> = tree.iter().copied().filter(leads_session).collect();
+    if sessions.is_empty() {
+        return;
+    }
+    for pid in processes() {
+        if Stat::of(pid).is_some_and(|stat| sessions.contains(&stat.session)) && tree.insert(pid) {
+            found(pid);
+        }
+    }
+}
+
+/// Returns the children of all threads of a process; none for one that has gone.
+fn children(parent: Pid) -> Vec<Pid> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else { return Vec::new() };
+    let mut children = Vec::new();
+    for thread in threads.flatten() {
+        match fs::read_to_string(thread.path().join("children")) {
+            Ok(list) => children.extend(list.split_whitespace().filter_map(parse_pid)),
+            // A thread that has gone, or a kernel without CONFIG_PROC_CHILDREN.
+            Err(_) => return children_by_scan(parent),
+        }
+    }
+    children
+}
+
+fn children_by_scan(parent: Pid) -> Vec<Pid> {
+    let is_child = |pid: &Pid| Stat::of(*pid).is_some_and(|stat| stat.parent == parent);
+    processes().filter(is_child).collect()
+}
+
+fn processes() -> impl Iterator<Item = Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| parse_pid(entry.file_name().to_str()?))
+}
+
+fn parse_pid(text: &str) -> Option<Pid> {
+    text.parse().ok().map(Pid::from_raw)
+}
+
+/// What `proc_pid_stat(5)` tells of a process.
+struct Stat {
+    parent: Pid,
+    session: Pid,
+}
+
+impl Stat {
+    fn of(pid: Pid) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        // The program's name, in parentheses, may itself hold spaces and parentheses.
+        let mut fields = text.rsplit_once(") ")?.1.split(' ').skip(1);
+        let parent = parse_pid(fields.next()?)?;
+        let session = parse_pid(fields.nth(1)?)?;
+        Some(Self { parent, session })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, PipeReader, Read};
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command};
+    use std::time::{Duration, Instant};
+
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
+    use super::super::wait::{Interest, Poller};
+    use super::*;
+
+    /// Starts a shell in a group of its own, and returns it with its output once it has written a line.
+    fn shell(script: &str) -> (Child, Pid, BufReader<PipeReader>) {
+        let (output, input) = io::pipe().unwrap();
+        let child = Command::new("sh").args(["-c", script]).process_group(0).stdout(input).spawn().unwrap();
+        let mut output = BufReader::new(output);
+        output.read_line(&mut String::new()).unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        (child, pid, output)
+    }
+
+    /// Waits until nobody holds the output any more, that is, until the whole tree is dead.
+    fn wait_for_silence(mut output: BufReader<PipeReader>) {
+        let mut poller = Poller::new().unwrap();
+        poller.add(output.get_ref(), 0, Interest::Read).unwrap();
+        let (mut ready, end) = (Vec::new(), Instant::now() + Duration::from_secs(60));
+        // A signal meant for another test ends a wait early.
+        while ready.is_empty() {
+            assert!(Instant::now() < end, "some process still lives");
+            poller.wait(Some(Duration::from_secs(60)), &mut ready).unwrap();
+        }
+        assert_eq!(output.read_to_end(&mut Vec::new()).unwrap(), 0);
+    }
+
+    #[test]
+    fn signals_have_names_both_ways() {
+        for number in (1..=MAX_SIGNAL).filter(|number| ![32, 33].contains(number)) {
+            assert_eq!(signal_number(&SignalName(number).to_string()), Some(number));
+            assert_eq!(signal_number(&number.to_string()), Some(number));
+        }
+        assert_eq!(SignalName(15).to_string(), "SIGTERM");
+        assert_eq!(SignalName(36).to_string(), "SIGRTMIN+2");
+        assert_eq!(SignalName(99).to_string(), "signal 99");
+        assert_eq!(signal_number("WINCH"), Some(28));
+        for nonsense in ["", "SIG", "sigterm", "SIGRTMIN-1", "SIGRTMIN+99", "0", "65", "-9", "SIGNOPE"] {
+            assert_eq!(signal_number(nonsense), None, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn init_everyone_and_ourselves_are_never_signalled() {
+        for pid in [-1, 0, 1] {
+            let pid = Pid::from_raw(pid);
+            assert_eq!(signal(pid, 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            assert_eq!(signal_group(pid, 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            assert_eq!(kill_tree(pid).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
+        assert_eq!(signal_group(getpgrp(), 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_group_is_signalled_whole() {
+        let (mut child, pid, output) = shell("sleep 1000 & echo up; wait");
+        signal_group(pid, libc::SIGKILL).unwrap();
+        wait_for_silence(output);
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn descendants_are_found_by_both_ways() {
+        let (mut child, pid, output) = shell("sleep 1000 & echo up; wait");
+        let found = descendants(pid);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found.iter().copied().collect::<Vec<_>>(), children_by_scan(pid));
+        assert!(descendants(getpid()).is_superset(&found));
+        kill_tree(pid).unwrap();
+        wait_for_silence(output);
+        child.wait().unwrap();
+        assert!(descendants(pid).is_empty());
+    }
+
+    #[test]
+    fn a_tree_is_killed_with_its_sessions_and_the_orphans_in_them() {
+        // timeout(1) leads a group of its own, and is an orphan in a session that a descendant leads.
+        let in_session = "(timeout 1000 sh -c \"echo up; exec sleep 1000\" &); sleep 1000";
+        let (mut child, pid, output) = shell(&format!("(sleep 1000 &); setsid sh -c '{in_session}' & wait"));
+        kill_tree(pid).unwrap();
+        wait_for_silence(output);
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_zombie_has_no_tree_but_still_a_group() {
+        let (mut child, pid, output) = shell("sleep 1000 & echo up; exit 0");
+        waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+        assert!(descendants(pid).is_empty());
+        signal_group(pid, libc::SIGKILL).unwrap();
+        wait_for_silence(output);
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_program_s_name_cannot_confuse_its_stat() {
+        let stat = Stat::parse("7 (a) R 1 (b) S 5 6 8 0 -1 4194560").unwrap();
+        assert_eq!((stat.parent, stat.session), (Pid::from_raw(5), Pid::from_raw(8)));
+        assert!(Stat::parse("7 (a) S").is_none());
+    }
+}

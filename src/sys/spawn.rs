@@ -1,0 +1,279 @@
+//! Starting a worker.
+//!
+//! [`spawn`] returns as soon as the process exists; whether it became the program is told later by a pipe that
+//! execve(2) closes, so that a folder on a dead file server holds up the child alone. What the child finds is exactly
+//! what its [`Launch`] says: no descriptor, signal disposition or variable comes from the manager unasked.
+
+use std::ffi::{CStr, CString, OsStr, c_int};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use nix::unistd::{self, Gid, Pid, Uid, getgroups, getresgid, getresuid, pipe2};
+
+use super::child::{self, PidVariable, Plan};
+use super::fork::fork_into;
+use super::limits::{Limit, Resource};
+
+/// Where a program is looked for if there is no `PATH` (glibc's confstr(3), `_CS_PATH`).
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// Who a process is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Real, effective and saved user.
+    pub uid: Uid,
+    /// Real, effective and saved group.
+    pub gid: Gid,
+    /// All supplementary groups.
+    pub groups: Vec<Gid>,
+}
+
+impl Credentials {
+    /// Tells whether this process is that already, and so needs no right to become it.
+    fn are_own(&self) -> nix::Result<bool> {
+        let (user, group) = (getresuid()?, getresgid()?);
+        let sorted = |groups: &[Gid]| {
+            let mut groups: Vec<_> = groups.iter().map(|group| group.as_raw()).collect();
+            groups.sort_unstable();
+            groups.dedup();
+            groups
+        };
+        Ok([user.real, user.effective, user.saved] == [self.uid; 3]
+            && [group.real, group.effective, group.saved] == [self.gid; 3]
+            && sorted(&getgroups()?) == sorted(&self.groups))
+    }
+}
+
+/// All there is to say about a process to be started.
+#[derive(Clone, Debug)]
+pub struct Launch<'a> {
+    /// The files to try, from [`candidates`]; relative ones count from `directory`.
+    pub programs: Vec<CString>,
+    /// The argument vector.
+    pub arguments: Vec<CString>,
+    /// The whole environment, `NAME=value` each, but for `pid_variables`.
+    pub environment: Vec<CString>,
+    /// Names of variables that hold the process's own pid, such as `LISTEN_PID` and `WATCHDOG_PID`.
+    pub pid_variables: Vec<CString>,
+    /// The working directory, entered as the new user.
+    pub directory: CString,
+    /// Who the process shall be; `None` changes nothing.
+    pub credentials: Option<Credentials>,
+    /// The file mode creation mask, 0 to 0o777; `None` changes nothing.
+    pub umask: Option<u32>,
+    /// Resource limits, set before the user is changed.
+    pub limits: Vec<(Resource, Limit)>,
+    /// Whether SIGPIPE is ignored; every other signal has its default action.
+    pub ignore_sigpipe: bool,
+    /// What becomes descriptors 3, 4, 5 and so on.
+    pub descriptors: Vec<BorrowedFd<'a>>,
+    /// The standard output; `None` is the manager's own.
+    pub stdout: Option<BorrowedFd<'a>>,
+    /// The standard error; `None` is the manager's own.
+    pub stderr: Option<BorrowedFd<'a>>,
+}
+
+/// Returns the files that a program's name may stand for: itself if it has a slash, else one in each folder of `path`
+/// (execvp(3)); an empty folder is the working directory.
+pub fn candidates(program: &CStr, path: Option<&OsStr>) -> Vec<CString> {
+    if program.to_bytes().contains(&b'/') {
+        return vec![program.to_owned()];
+    }
+    let path = path.unwrap_or(OsStr::new(DEFAULT_PATH)).as_bytes();
+    let folders = path.split(|&byte| byte == b':');
+    let files = folders.map(|folder| {
+        let folder: &[u8] = if folder.is_empty() { b"." } else { folder };
+        [folder, b"/", program.to_bytes()].concat()
+    });
+    files.filter_map(|file| CString::new(file).ok()).collect()
+}
+
+/// A process that was started and has yet to become the program.
+#[derive(Debug)]
+pub struct Spawned {
+    /// The process, which leads a process group of its own.
+    pub pid: Pid,
+    /// For [`read_report`]; becomes readable when there is one.
+    pub report: OwnedFd,
+}
+
+/// Starts a process. Never waits for it.
+///
+/// # Errors
+/// Those of pipe2(2) and fork(2); all that fails later comes as a [`Report`].
+pub fn spawn(launch: &Launch<'_>) -> io::Result<Spawned> {
+    let (report, report_input) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    let mut plan = plan(launch, report_input.as_fd())?;
+    let pid = fork_into(|| child::run(&mut plan))?;
+    Ok(Spawned { pid, report })
+}
+
+fn plan<'a>(launch: &'a Launch<'_>, report: BorrowedFd<'_>) -> io::Result<Plan<'a>> {
+    let credentials = match &launch.credentials {
+        Some(credentials) if !credentials.are_own()? => Some(credentials),
+        _ => None,
+    };
+    let standard = [(launch.stdout, 1), (launch.stderr, 2)];
+    let standard = standard.into_iter().filter_map(|(fd, target)| Some((fd?.as_raw_fd(), target)));
+    let passed = launch.descriptors.iter().map(AsRawFd::as_raw_fd).zip(3..);
+    Ok(Plan {
+        programs: launch.programs.iter().map(CString::as_c_str).collect(),
+        arguments: child::pointers(&launch.arguments, 0),
+        environment: child::pointers(&launch.environment, launch.pid_variables.len()),
+        pid_variables: launch.pid_variables.iter().map(|name| PidVariable::new(name)).collect(),
+        directory: &launch.directory,
+        identity: credentials.map(|who| (who.uid, who.gid, who.groups.as_slice())),
+        umask: launch.umask.map(Mode::from_bits_truncate),
+        limits: &launch.limits,
+        ignore_sigpipe: launch.ignore_sigpipe,
+        moves: standard.chain(passed).collect(),
+        passed: c_int::try_from(launch.descriptors.len()).map_err(io::Error::other)?,
+        report: report.as_raw_fd(),
+    })
+}
+
+/// What became of a process that was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// It is still on its way.
+    NotYet,
+    /// It runs the program; or something killed it on its way, which its exit tells.
+    Executed,
+    /// It could not become the program, and exits.
+    Failed(Failure),
+}
+
+/// Why a process could not become its program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What it was doing.
+    pub step: Step,
+    /// The error's number (errno(3)).
+    pub errno: i32,
+}
+
+/// What a process does on its way to become its program, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Opening /dev/null.
+    StandardInput,
+    /// Putting the descriptors in their places.
+    Descriptors,
+    /// setrlimit(2).
+    Limit(Resource),
+    /// setgroups(2).
+    Groups,
+    /// setgid(2).
+    Group,
+    /// setuid(2).
+    User,
+    /// chdir(2).
+    Directory,
+    /// execve(2).
+    Execute,
+}
+
+impl Step {
+    /// The steps but [`Step::Limit`].
+    const PLAIN: [Self; 7] = [
+        Self::StandardInput,
+        Self::Descriptors,
+        Self::Groups,
+        Self::Group,
+        Self::User,
+        Self::Directory,
+        Self::Execute,
+    ];
+
+    /// Every step; its place is its code.
+    fn all() -> impl Iterator<Item = Self> {
+        Self::PLAIN.into_iter().chain(Resource::ALL.into_iter().map(Self::Limit))
+    }
+
+    fn encode(self) -> u8 {
+        (0..u8::MAX).zip(Self::all()).find(|&(_, step)| step == self).map_or(u8::MAX, |(code, _)| code)
+    }
+
+    fn decode(code: u8) -> Option<Self> {
+        Self::all().nth(code.into())
+    }
+
+    /// Returns the step in words with what it was about: `changing directory to /srv/app`.
+    pub fn describe(self, directory: &Path, program: &str) -> String {
+        match self {
+            Self::Directory => format!("{self} to {}", directory.display()),
+            Self::Execute => format!("{self} {program}"),
+            Self::StandardInput
+            | Self::Descriptors
+            | Self::Limit(_)
+            | Self::Groups
+            | Self::Group
+            | Self::User => self.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::StandardInput => "opening /dev/null",
+            Self::Descriptors => "passing the sockets",
+            Self::Limit(resource) => return write!(f, "setting the limit `{resource}`"),
+            Self::Groups => "setting the supplementary groups",
+            Self::Group => "becoming the group",
+            Self::User => "becoming the user",
+            Self::Directory => "changing directory",
+            Self::Execute => "executing",
+        })
+    }
+}
+
+impl Failure {
+    /// Returns the step's code and the error's number, as [`read_report`] expects them.
+    pub(super) fn encode(self) -> [u8; 5] {
+        let [a, b, c, d] = self.errno.to_ne_bytes();
+        [self.step.encode(), a, b, c, d]
+    }
+
+    fn decode(bytes: [u8; 5]) -> Option<Self> {
+        let [code, errno @ ..] = bytes;
+        Some(Self { step: Step::decode(code)?, errno: i32::from_ne_bytes(errno) })
+    }
+
+    /// Returns the error, with its words.
+    pub fn error(self) -> io::Error {
+        io::Error::from_raw_os_error(self.errno)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.step, self.error())
+    }
+}
+
+/// Reads what became of a process, without waiting for it.
+///
+/// # Errors
+/// Those of read(2), and `InvalidData` for what no child of ours writes.
+pub fn read_report(report: &OwnedFd) -> io::Result<Report> {
+    let mut bytes = [0; 5];
+    match unistd::read(report, &mut bytes) {
+        Err(Errno::EAGAIN) => Ok(Report::NotYet),
+        Err(error) => Err(error.into()),
+        Ok(0) => Ok(Report::Executed),
+        Ok(count) => Failure::decode(bytes)
+            .filter(|_| count == bytes.len())
+            .map(Report::Failed)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a start report in no known form")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

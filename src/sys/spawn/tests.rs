@@ -1,0 +1,390 @@
+//! Real children, asked what they found.
+
+use std::fs::{self, File, Permissions};
+use std::io::{PipeReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::io::IntoRawFd;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::{geteuid, getsid, setgid, setgroups, setuid};
+use tempfile::tempdir;
+
+use super::super::fork::tests::{isolated, wait_for_exit};
+use super::super::limits;
+use super::super::reaper::Exit;
+use super::super::wait::{Interest, Poller};
+use super::*;
+
+fn c_strings(texts: &[&str]) -> Vec<CString> {
+    texts.iter().map(|text| CString::new(*text).unwrap()).collect()
+}
+
+/// The plainest launch there is.
+fn launch<'a>(arguments: &[&str]) -> Launch<'a> {
+    let arguments = c_strings(arguments);
+    Launch {
+        programs: candidates(&arguments[0], None),
+        arguments,
+        environment: c_strings(&["PATH=/bin:/usr/bin"]),
+        pid_variables: Vec::new(),
+        directory: c"/".to_owned(),
+        credentials: None,
+        umask: None,
+        limits: Vec::new(),
+        ignore_sigpipe: true,
+        descriptors: Vec::new(),
+        stdout: None,
+        stderr: None,
+    }
+}
+
+/// What became of a child.
+#[derive(Debug)]
+struct Outcome {
+    pid: Pid,
+    report: Report,
+    exit: Exit,
+    output: String,
+}
+
+impl Outcome {
+    /// Returns the value of a line of /proc/PID/status.
+    fn status(&self, key: &str) -> Vec<&str> {
+        let mut lines = self.output.lines().filter_map(|line| line.split_once(':'));
+        lines.find(|(name, _)| *name == key).expect(key).1.split_whitespace().collect()
+    }
+}
+
+/// Runs a child to its end, and returns what it wrote to its standard output.
+fn run(launch: Launch<'_>) -> Outcome {
+    let (mut reader, writer) = io::pipe().unwrap();
+    let spawned = spawn(&Launch { stdout: Some(writer.as_fd()), ..launch }).unwrap();
+    drop(writer);
+    let mut output = String::new();
+    reader.read_to_string(&mut output).unwrap();
+    let report = final_report(&spawned);
+    Outcome { pid: spawned.pid, report, exit: wait_for_exit(spawned.pid), output }
+}
+
+/// Waits for the report as the manager does.
+fn final_report(spawned: &Spawned) -> Report {
+    let mut poller = Poller::new().unwrap();
+    poller.add(&spawned.report, 0, Interest::Read).unwrap();
+    let mut ready = Vec::new();
+    loop {
+        poller.wait(None, &mut ready).unwrap();
+        match read_report(&spawned.report).unwrap() {
+            Report::NotYet => {}
+            report => return report,
+        }
+    }
+}
+
+/// Runs a child that succeeds, and returns what it wrote.
+fn written(launch: Launch<'_>) -> String {
+    let outcome = run(launch);
+    assert_eq!((outcome.report, outcome.exit), (Report::Executed, Exit::Code(0)), "{outcome:?}");
+    outcome.output
+}
+
+/// Runs a child that cannot start, and returns why.
+fn failure(launch: Launch<'_>) -> (Step, i32) {
+    let outcome = run(launch);
+    let Report::Failed(Failure { step, errno }) = outcome.report else { panic!("{outcome:?}") };
+    assert_eq!((outcome.exit, outcome.output.as_str()), (Exit::Code(127), ""));
+    (step, errno)
+}
+
+/// Tells whether this test can change its user, and loudly if not.
+fn is_root(test: &str) -> bool {
+    let root = geteuid().is_root();
+    if !root {
+        eprintln!("SKIPPED: {test} needs root");
+    }
+    root
+}
+
+fn nobody() -> Credentials {
+    let groups = vec![Gid::from_raw(7), Gid::from_raw(65_534)];
+    Credentials { uid: Uid::from_raw(65_534), gid: Gid::from_raw(65_534), groups }
+}
+
+#[test]
+fn the_environment_is_exact_and_knows_the_pid() {
+    let mut launch = launch(&["env"]);
+    launch.environment = c_strings(&["A=1", "LISTEN_FDS=2", "EMPTY="]);
+    launch.pid_variables = c_strings(&["LISTEN_PID", "WATCHDOG_PID"]);
+    let outcome = run(launch);
+    let pid = outcome.pid;
+    assert_eq!(
+        outcome.output,
+        format!("A=1\nLISTEN_FDS=2\nEMPTY=\nLISTEN_PID={pid}\nWATCHDOG_PID={pid}\n"),
+        "{outcome:?}"
+    );
+}
+
+#[test]
+fn arguments_arrive_as_they_are() {
+    let output = written(launch(&["/bin/sh", "-c", "printf '<%s>' \"$0\" \"$@\"", "zero", "a b", ""]));
+    assert_eq!(output, "<zero><a b><>");
+}
+
+#[test]
+fn only_the_given_descriptors_are_open() {
+    // One that anybody may inherit, as a careless parent of the manager leaves it.
+    let leaked = unistd::dup(io::stderr()).unwrap();
+    let (one, two) = io::pipe().unwrap();
+    let mut launch = launch(&["ls", "/proc/self/fd"]);
+    assert_eq!(written(launch.clone()), "0\n1\n2\n3\n", "the last one is the folder that ls reads");
+    launch.descriptors = vec![one.as_fd(), two.as_fd()];
+    assert_eq!(written(launch), "0\n1\n2\n3\n4\n5\n");
+    drop(leaked);
+}
+
+#[test]
+fn the_standard_streams_go_where_they_should() {
+    let (mut reader, writer) = io::pipe().unwrap();
+    let mut launch = launch(&["/bin/sh", "-c", "readlink /proc/$$/fd/0; echo to stderr >&2"]);
+    launch.stderr = Some(writer.as_fd());
+    assert_eq!(written(launch), "/dev/null\n");
+    drop(writer);
+    let mut errors = String::new();
+    reader.read_to_string(&mut errors).unwrap();
+    assert_eq!(errors, "to stderr\n");
+}
+
+#[test]
+fn standard_output_and_error_can_be_swapped() {
+    isolated(|| {
+        let (mut readers, writers): (Vec<PipeReader>, Vec<_>) = (0..2).map(|_| io::pipe().unwrap()).unzip();
+        for (writer, place) in writers.into_iter().zip(1..) {
+            child::duplicate(writer.into_raw_fd(), place).unwrap();
+        }
+        let mut launch = launch(&["/bin/sh", "-c", "echo output; echo error >&2"]);
+        let (stdout, stderr) = (io::stdout(), io::stderr());
+        (launch.stdout, launch.stderr) = (Some(stderr.as_fd()), Some(stdout.as_fd()));
+        let spawned = spawn(&launch).unwrap();
+        assert_eq!(wait_for_exit(spawned.pid), Exit::Code(0));
+        let texts = readers.iter_mut().map(|reader| {
+            let mut bytes = [0; 64];
+            let count = reader.read(&mut bytes).unwrap();
+            String::from_utf8_lossy(&bytes[..count]).into_owned()
+        });
+        assert_eq!(texts.collect::<Vec<_>>(), ["error\n", "output\n"]);
+    });
+}
+
+#[test]
+fn descriptors_arrive_in_order_wherever_they_were() {
+    isolated(|| {
+        let folder = tempdir().unwrap();
+        // The files take the lowest free numbers, 4 and up: each is in the place of another.
+        let files: Vec<File> =
+            (4..9).map(|number| File::create(folder.path().join(number.to_string())).unwrap()).collect();
+        for (file, number) in files.iter().zip(4..) {
+            assert_eq!(file.as_raw_fd(), number);
+        }
+        // More targets than sources: the report's own pipe is in the way of some.
+        let order = [5, 4, 6, 8, 7, 4, 4, 5, 6, 8];
+        let mut launch =
+            launch(&["/bin/sh", "-c", "for n in 3 4 5 6 7 8 9 10 11 12; do readlink /proc/$$/fd/$n; done"]);
+        launch.descriptors = order.iter().map(|number| files[number - 4].as_fd()).collect();
+        let output = written(launch);
+        let found: Vec<_> = output.lines().map(|line| line.rsplit_once('/').unwrap().1.to_owned()).collect();
+        assert_eq!(found, order.map(|number| number.to_string()));
+    });
+}
+
+#[test]
+fn signals_are_as_if_nobody_had_touched_them() {
+    // The test process ignores SIGPIPE, as every Rust program does.
+    let blocked = SigSet::from(Signal::SIGUSR2);
+    blocked.thread_block().unwrap();
+    for (ignore_sigpipe, ignored) in [(true, "0000000000001000"), (false, "0000000000000000")] {
+        let mut launch = launch(&["cat", "/proc/self/status"]);
+        launch.ignore_sigpipe = ignore_sigpipe;
+        let outcome = run(launch);
+        assert_eq!(outcome.status("SigIgn"), [ignored]);
+        assert_eq!(outcome.status("SigBlk"), ["0000000000000000"]);
+        assert_eq!(outcome.status("SigCgt"), ["0000000000000000"]);
+    }
+    assert!(SigSet::thread_get_mask().unwrap().contains(Signal::SIGUSR2), "the parent's mask is restored");
+    blocked.thread_unblock().unwrap();
+}
+
+#[test]
+fn a_child_leads_a_group_in_our_session() {
+    let outcome = run(launch(&["cat", "/proc/self/stat"]));
+    let fields: Vec<_> = outcome.output.split(' ').collect();
+    let (pid, session) = (outcome.pid.to_string(), getsid(None).unwrap().to_string());
+    assert_eq!(fields[4..6], [pid, session]);
+}
+
+#[test]
+fn umask_limits_and_directory_are_set() {
+    let folder = tempdir().unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    let mut launch = launch(&["/bin/sh", "-c", "umask; ulimit -Sn; ulimit -Hn; ulimit -Sc; pwd -P"]);
+    launch.directory = CString::new(folder.as_os_str().as_bytes()).unwrap();
+    launch.umask = Some(0o137);
+    launch.limits = vec![
+        (Resource::Nofile, Limit { soft: Some(50), hard: Some(60) }),
+        (Resource::Core, Limit { soft: Some(0), hard: limits::own(Resource::Core).unwrap().hard }),
+    ];
+    assert_eq!(written(launch), format!("0137\n50\n60\n0\n{}\n", folder.display()));
+}
+
+#[test]
+fn a_limit_below_the_passed_descriptors_does_not_keep_them_away() {
+    let (reader, _writer) = io::pipe().unwrap();
+    let mut launch = launch(&["true"]);
+    launch.descriptors = vec![reader.as_fd(); 7];
+    // The program itself cannot even load its libraries then, and complains.
+    launch.stderr = Some(reader.as_fd());
+    launch.limits = vec![(Resource::Nofile, Limit { soft: Some(5), hard: Some(5) })];
+    assert_eq!(run(launch).report, Report::Executed);
+}
+
+#[test]
+fn a_child_becomes_another_user() {
+    if !is_root("becoming another user") {
+        return;
+    }
+    let mut launch = launch(&["cat", "/proc/self/status"]);
+    launch.credentials = Some(nobody());
+    let outcome = run(launch);
+    assert_eq!(outcome.status("Uid"), ["65534"; 4]);
+    assert_eq!(outcome.status("Gid"), ["65534"; 4]);
+    assert_eq!(outcome.status("Groups"), ["7", "65534"]);
+}
+
+#[test]
+fn the_directory_is_entered_as_the_new_user() {
+    if !is_root("entering a directory as another user") {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
+    let mut launch = launch(&["true"]);
+    launch.directory = CString::new(folder.path().as_os_str().as_bytes()).unwrap();
+    launch.credentials = Some(nobody());
+    assert_eq!(failure(launch), (Step::Directory, libc::EACCES));
+}
+
+#[test]
+fn who_one_is_already_needs_no_right() {
+    if !is_root("giving up root for good") {
+        return;
+    }
+    isolated(|| {
+        let who = nobody();
+        setgroups(&who.groups).unwrap();
+        setgid(who.gid).unwrap();
+        setuid(who.uid).unwrap();
+        let mut launch = launch(&["true"]);
+        launch.credentials = Some(who.clone());
+        assert_eq!(written(launch.clone()), "");
+        launch.credentials = Some(Credentials { groups: vec![Gid::from_raw(0)], ..who });
+        assert_eq!(failure(launch), (Step::Groups, libc::EPERM));
+    });
+}
+
+#[test]
+fn a_missing_directory_is_reported() {
+    let mut launch = launch(&["true"]);
+    launch.directory = c"/nonexistent/app".to_owned();
+    assert_eq!(failure(launch), (Step::Directory, libc::ENOENT));
+}
+
+#[test]
+fn an_impossible_limit_is_reported_by_its_name() {
+    let mut launch = launch(&["true"]);
+    launch.limits = vec![(Resource::Stack, Limit { soft: None, hard: Some(1) })];
+    assert_eq!(failure(launch), (Step::Limit(Resource::Stack), libc::EINVAL));
+}
+
+#[test]
+fn more_descriptors_than_the_kernel_allows_are_reported() {
+    isolated(|| {
+        let (reader, _writer) = io::pipe().unwrap();
+        let mut launch = launch(&["true"]);
+        launch.descriptors = vec![reader.as_fd(); 40];
+        limits::set_own(Resource::Nofile, Limit { soft: Some(30), hard: Some(30) }).unwrap();
+        let (step, errno) = failure(launch);
+        assert_eq!(step, Step::Descriptors);
+        assert!([libc::EINVAL, libc::EMFILE, libc::EBADF].contains(&errno));
+    });
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_is_reported() {
+    assert_eq!(failure(launch(&["/nonexistent"])), (Step::Execute, libc::ENOENT));
+    assert_eq!(failure(launch(&["no-such-program"])), (Step::Execute, libc::ENOENT));
+    assert_eq!(failure(launch(&["/etc/passwd"])), (Step::Execute, libc::EACCES));
+    assert_eq!(failure(launch(&["/etc/passwd/x"])), (Step::Execute, libc::ENOTDIR));
+    let folder = tempdir().unwrap();
+    let script = folder.path().join("script");
+    fs::write(&script, "echo no interpreter\n").unwrap();
+    fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(failure(launch(&[script.to_str().unwrap()])), (Step::Execute, libc::ENOEXEC));
+}
+
+#[test]
+fn the_path_is_searched_as_execvp_does() {
+    let folder = tempdir().unwrap();
+    fs::write(folder.path().join("true"), "not executable").unwrap();
+    let forbidden = folder.path().as_os_str().to_str().unwrap();
+    let with_path = |path: String| {
+        let mut launch = launch(&["true"]);
+        launch.programs = candidates(c"true", Some(OsStr::new(&path)));
+        launch
+    };
+    written(with_path(format!("/nonexistent:/etc/passwd:{forbidden}:/bin:/usr/bin")));
+    assert_eq!(failure(with_path(format!("{forbidden}:/nonexistent"))), (Step::Execute, libc::EACCES));
+    assert_eq!(failure(with_path("/nonexistent".to_owned())), (Step::Execute, libc::ENOENT));
+}
+
+#[test]
+fn a_relative_program_is_looked_up_in_the_directory() {
+    let mut launch = launch(&["./true"]);
+    launch.directory = c"/usr/bin".to_owned();
+    written(launch);
+}
+
+#[test]
+fn candidates_are_those_of_execvp() {
+    let list = |program, path: Option<&str>| candidates(program, path.map(OsStr::new));
+    assert_eq!(list(c"./a", Some("/bin")), c_strings(&["./a"]));
+    assert_eq!(list(c"a", Some("/x::/y")), c_strings(&["/x/a", "./a", "/y/a"]));
+    assert_eq!(list(c"a", None), c_strings(&["/bin/a", "/usr/bin/a"]));
+}
+
+#[test]
+fn a_report_is_not_waited_for() {
+    let (report, input) = pipe2(OFlag::O_NONBLOCK).unwrap();
+    assert_eq!(read_report(&report).unwrap(), Report::NotYet);
+    unistd::write(&input, b"x").unwrap();
+    assert_eq!(read_report(&report).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    drop(input);
+    assert_eq!(read_report(&report).unwrap(), Report::Executed);
+}
+
+#[test]
+fn every_step_survives_the_pipe() {
+    for step in Step::all() {
+        let failure = Failure { step, errno: libc::EPERM };
+        assert_eq!(Failure::decode(failure.encode()), Some(failure));
+    }
+    assert_eq!(Failure::decode([200, 0, 0, 0, 0]), None);
+}
+
+#[test]
+fn failures_are_told_in_words() {
+    let failure = |step| Failure { step, errno: libc::ENOENT };
+    let words = failure(Step::Limit(Resource::Nofile)).to_string();
+    assert_eq!(words, "setting the limit `nofile`: No such file or directory (os error 2)");
+    let describe = |step: Step| step.describe(Path::new("/srv/app"), "./server");
+    assert_eq!(describe(Step::Directory), "changing directory to /srv/app");
+    assert_eq!(describe(Step::Execute), "executing ./server");
+    assert_eq!(describe(Step::User), "becoming the user");
+}
