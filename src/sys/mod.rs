@@ -3,14 +3,20 @@
 //! Nothing in here imports another module of ours: every function takes plain parameters and returns `io::Error` or
 //! a type of its own. The manager has one thread, and everything that forks relies on it.
 
+pub mod activation;
+pub mod backlog;
 mod child;
 pub mod clock;
 pub mod fork;
 pub mod limits;
+pub mod listener;
 pub mod names;
+pub mod options;
 pub mod output;
+pub mod path_watch;
 pub mod process;
 pub mod reaper;
 pub mod signals;
+pub mod socket_file;
 pub mod spawn;
 pub mod wait;

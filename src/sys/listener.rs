@@ -1,0 +1,255 @@
+#![expect(unsafe_code, reason = "nix caps the backlog of listen(2) at its own SOMAXCONN")]
+//! Sockets that are to be listened on: made, bound, opened and looked at.
+//!
+//! Every descriptor made here has CLOEXEC set from its first moment.
+
+use std::ffi::c_int;
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, bind as nix_bind, getsockname, socket,
+};
+
+use super::options::get_number;
+
+/// Where a socket is bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// TCP or UDP, IPv6 scope ids included.
+    Inet(SocketAddr),
+    /// A UNIX socket with a path of at most 107 bytes.
+    Path(PathBuf),
+    /// A UNIX socket with an abstract name (without the leading NUL) of at most 107 bytes.
+    Abstract(Vec<u8>),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inet(address) => address.fmt(f),
+            Self::Path(path) => path.display().fmt(f),
+            Self::Abstract(name) => write!(f, "@{}", String::from_utf8_lossy(name)),
+        }
+    }
+}
+
+/// What a socket carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are socket(2)'s own")]
+pub enum Kind {
+    Stream,
+    Datagram,
+    Seqpacket,
+}
+
+impl Kind {
+    /// Returns whether such a socket queues connections, and so needs listen(2).
+    pub fn is_listened_on(self) -> bool {
+        matches!(self, Self::Stream | Self::Seqpacket)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stream => "stream",
+            Self::Datagram => "datagram",
+            Self::Seqpacket => "seqpacket",
+        })
+    }
+}
+
+/// Makes a socket of the address's family, not yet bound.
+///
+/// # Errors
+/// Those of socket(2).
+pub fn create(address: &Address, kind: Kind) -> io::Result<OwnedFd> {
+    let family = match address {
+        Address::Inet(SocketAddr::V4(_)) => AddressFamily::Inet,
+        Address::Inet(SocketAddr::V6(_)) => AddressFamily::Inet6,
+        Address::Path(_) | Address::Abstract(_) => AddressFamily::Unix,
+    };
+    let kind = match kind {
+        Kind::Stream => SockType::Stream,
+        Kind::Datagram => SockType::Datagram,
+        Kind::Seqpacket => SockType::SeqPacket,
+    };
+    Ok(socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?)
+}
+
+/// Binds the literal address; a path must not exist yet.
+///
+/// # Errors
+/// Those of bind(2); ENAMETOOLONG where a UNIX name is too long.
+pub fn bind(fd: impl AsFd, address: &Address) -> io::Result<()> {
+    let fd = fd.as_fd().as_raw_fd();
+    match address {
+        Address::Inet(address) => nix_bind(fd, &SockaddrStorage::from(*address))?,
+        Address::Path(path) => nix_bind(fd, &UnixAddr::new(path)?)?,
+        Address::Abstract(name) => nix_bind(fd, &UnixAddr::new_abstract(name)?)?,
+    }
+    Ok(())
+}
+
+/// Opens the queue of connections, or changes its length where it is open; what is queued stays.
+///
+/// It also revives a TCP socket that was shut down; nothing revives a UNIX one.
+///
+/// # Errors
+/// Those of listen(2).
+pub fn listen(fd: impl AsFd, backlog: u32) -> io::Result<()> {
+    let backlog = c_int::try_from(backlog).unwrap_or(c_int::MAX);
+    // SAFETY: listen(2) takes two integers and touches no memory of ours.
+    let result = unsafe { libc::listen(fd.as_fd().as_raw_fd(), backlog) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Returns where a socket is bound, or `None` where it is unbound or of a family that we do not serve.
+///
+/// # Errors
+/// Those of getsockname(2): ENOTSOCK for what is no socket.
+pub fn local_address(fd: impl AsFd) -> io::Result<Option<Address>> {
+    let fd = fd.as_fd();
+    // nix panics on no family, but it has no type for each: ask before it decodes.
+    match get_number(&fd, libc::SOL_SOCKET, libc::SO_DOMAIN)? {
+        libc::AF_INET | libc::AF_INET6 | libc::AF_UNIX => {}
+        _ => return Ok(None),
+    }
+    let storage: SockaddrStorage = getsockname(fd.as_raw_fd())?;
+    if let Some(address) = storage.as_sockaddr_in() {
+        return Ok(Some(Address::Inet(SocketAddrV4::from(*address).into())));
+    }
+    if let Some(address) = storage.as_sockaddr_in6() {
+        return Ok(Some(Address::Inet(SocketAddrV6::from(*address).into())));
+    }
+    let unix = storage.as_unix_addr();
+    let path = unix.and_then(UnixAddr::path).map(|path| Address::Path(path.to_owned()));
+    let name = || unix.and_then(UnixAddr::as_abstract).map(|name| Address::Abstract(name.to_owned()));
+    Ok(path.or_else(name))
+}
+
+/// Returns what a socket carries, or `None` where it is of a type that we do not serve.
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn kind(fd: impl AsFd) -> io::Result<Option<Kind>> {
+    Ok(match get_number(&fd, libc::SOL_SOCKET, libc::SO_TYPE)? {
+        libc::SOCK_STREAM => Some(Kind::Stream),
+        libc::SOCK_DGRAM => Some(Kind::Datagram),
+        libc::SOCK_SEQPACKET => Some(Kind::Seqpacket),
+        _ => None,
+    })
+}
+
+/// Returns whether a socket queues connections (`SO_ACCEPTCONN`).
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn is_listening(fd: impl AsFd) -> io::Result<bool> {
+    Ok(get_number(&fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? != 0)
+}
+
+/// Returns whether someone called shutdown(2) for reading on a listening or datagram socket.
+///
+/// A TCP socket then leaves the listening state (POLLHUP), the others merely remember it (POLLRDHUP); a level-triggered
+/// epoll with EPOLLRDHUP as its only event reports both, and no incoming connection.
+///
+/// # Errors
+/// Those of poll(2).
+pub fn is_shut_down(fd: impl AsFd) -> io::Result<bool> {
+    // nix has no name for POLLRDHUP, and would drop the bit from the answer.
+    let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: the array has one element, as the call says, and outlives it.
+    Errno::result(unsafe { libc::poll(&raw mut poll, 1, 0) })?;
+    Ok(poll.revents & (libc::POLLRDHUP | libc::POLLHUP) != 0)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Leaves out the addresses of IPv6, loudly, on a machine that has none.
+    pub(crate) fn reachable<const N: usize>(addresses: [&'static str; N]) -> Vec<&'static str> {
+        let has_ipv6 = std::net::UdpSocket::bind("[::1]:0").is_ok();
+        let (kept, skipped): (Vec<_>, Vec<_>) =
+            addresses.into_iter().partition(|address| has_ipv6 || !address.starts_with('['));
+        if !skipped.is_empty() {
+            eprintln!("SKIPPED {skipped:?}: no IPv6 here");
+        }
+        kept
+    }
+
+    /// Waits until a socket that was closed here is closed everywhere.
+    ///
+    /// Tests are threads of one process, and some of them fork: until such a child execs or exits, it has a copy of every
+    /// descriptor, whoever closed his.
+    pub(crate) fn eventually<T>(mut check: impl FnMut() -> Option<T>) -> T {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(value) = check() {
+                return value;
+            }
+            assert!(Instant::now() < deadline, "it did not come to pass within a minute");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn bound(address: &Address, kind: Kind) -> OwnedFd {
+        let socket = create(address, kind).unwrap();
+        bind(&socket, address).unwrap();
+        socket
+    }
+
+    #[test]
+    fn a_socket_tells_where_it_is_bound_and_what_it_carries() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = format!("liveswap-test-{}", std::process::id()).into_bytes();
+        for kind in [Kind::Stream, Kind::Datagram, Kind::Seqpacket] {
+            for address in
+                [Address::Path(folder.path().join(kind.to_string())), Address::Abstract(name.clone())]
+            {
+                let socket = bound(&address, kind);
+                assert_eq!(local_address(&socket).unwrap(), Some(address));
+                assert_eq!(super::kind(&socket).unwrap(), Some(kind));
+                assert!(!is_listening(&socket).unwrap());
+                if kind.is_listened_on() {
+                    listen(&socket, 5).unwrap();
+                    assert!(is_listening(&socket).unwrap());
+                }
+            }
+        }
+        for text in reachable(["127.0.0.1:0", "[::1]:0"]) {
+            let asked: SocketAddr = text.parse().unwrap();
+            let socket = bound(&Address::Inet(asked), Kind::Datagram);
+            let Some(Address::Inet(got)) = local_address(&socket).unwrap() else { panic!("no address") };
+            assert_eq!(got.ip(), asked.ip());
+            assert_ne!(got.port(), 0);
+        }
+    }
+
+    #[test]
+    fn what_is_no_socket_is_an_error_and_what_is_of_another_family_is_none() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(local_address(&file).unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));
+        let netlink = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        assert_eq!(local_address(&netlink).unwrap(), None);
+        assert_eq!(kind(&netlink).unwrap(), None);
+        let unbound = create(&Address::Abstract(Vec::new()), Kind::Stream).unwrap();
+        assert_eq!(local_address(&unbound).unwrap(), None);
+    }
+
+    #[test]
+    fn every_descriptor_closes_on_exec() {
+        let socket = create(&Address::Inet("127.0.0.1:0".parse().unwrap()), Kind::Stream).unwrap();
+        let flags = nix::fcntl::fcntl(&socket, nix::fcntl::FcntlArg::F_GETFD).unwrap();
+        assert_eq!(flags, libc::FD_CLOEXEC);
+    }
+}

@@ -1,0 +1,110 @@
+//! Notice of what others do to the files of UNIX sockets (inotify(7)).
+//!
+//! The files themselves are watched, not their folders: an unlink, a rename and a replacement each change the file
+//! (its count of links, or its name), whereas neither a connection nor other files beside it cause an event.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+
+/// One inotify descriptor for all paths; readable when something happened to one of them.
+#[derive(Clone, Debug)]
+pub struct PathWatch {
+    inotify: Rc<Inotify>,
+}
+
+/// A file under watch, until drop.
+#[derive(Debug)]
+pub struct WatchedPath {
+    inotify: Rc<Inotify>,
+    descriptor: WatchDescriptor,
+}
+
+impl PathWatch {
+    /// Makes a watch that has no path yet.
+    ///
+    /// # Errors
+    /// Those of `inotify_init(2)`: EMFILE at `fs.inotify.max_user_instances`.
+    pub fn new() -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        Ok(Self { inotify: Rc::new(inotify) })
+    }
+
+    /// Watches the file that stands at the path now. A file may be watched once at a time.
+    ///
+    /// # Errors
+    /// Those of `inotify_add_watch(2)`: EACCES where we may not read the file, ENOSPC at `fs.inotify.max_user_watches`.
+    pub fn watch(&self, path: &Path) -> io::Result<WatchedPath> {
+        let events = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_DELETE_SELF;
+        let descriptor = self.inotify.add_watch(path, events | AddWatchFlags::IN_DONT_FOLLOW)?;
+        Ok(WatchedPath { inotify: Rc::clone(&self.inotify), descriptor })
+    }
+
+    /// Reads all events away, and returns whether there were any; what happened is then to be looked at.
+    ///
+    /// # Errors
+    /// Those of read(2).
+    pub fn drain(&self) -> io::Result<bool> {
+        let mut any = false;
+        loop {
+            match self.inotify.read_events() {
+                Ok(_) => any = true,
+                Err(Errno::EAGAIN) => return Ok(any),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for PathWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+}
+
+impl Drop for WatchedPath {
+    fn drop(&mut self) {
+        // EINVAL: the file has gone, and the watch with it.
+        let _ = self.inotify.rm_watch(self.descriptor);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn it_wakes_for_what_is_done_to_the_path_and_not_for_a_connection() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, spare) = (folder.path().join("socket"), folder.path().join("spare"));
+        let listener = UnixListener::bind(&path).unwrap();
+        std::fs::hard_link(&path, &spare).unwrap();
+        let watch = PathWatch::new().unwrap();
+        let watched = watch.watch(&path).unwrap();
+        assert!(!watch.drain().unwrap());
+
+        let client = UnixStream::connect(&path).unwrap();
+        listener.accept().unwrap();
+        drop(client);
+        std::fs::write(folder.path().join("other"), "").unwrap();
+        assert!(!watch.drain().unwrap());
+
+        std::fs::remove_file(&path).unwrap();
+        assert!(watch.drain().unwrap());
+        std::fs::rename(&spare, &path).unwrap();
+        assert!(watch.drain().unwrap());
+        std::fs::rename(folder.path().join("other"), &path).unwrap();
+        assert!(watch.drain().unwrap());
+        assert!(!watch.drain().unwrap());
+
+        drop(watched);
+        watch.drain().unwrap();
+    }
+}
