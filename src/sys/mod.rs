@@ -11,6 +11,8 @@ pub mod fork;
 pub mod limits;
 pub mod listener;
 pub mod names;
+pub mod notify_send;
+pub mod notify_socket;
 pub mod options;
 pub mod output;
 pub mod path_watch;

@@ -1,0 +1,543 @@
+#![expect(
+    unsafe_code,
+    reason = "the safe wrappers of recvmsg(2) lose descriptors of a message that was cut short"
+)]
+//! The socket on which one worker's notify datagrams come in, `sd_notify(3)`.
+//!
+//! Each worker has one of its own, with a path that cannot be guessed: who knows it was told it, so the socket alone
+//! says whose words they are, though the sender be long dead. Every descriptor that a message brings is owned from
+//! the moment recvmsg(2) returns, whatever else is wrong with the message: no sender can make us leak one.
+
+use std::fmt::Write as _;
+use std::fs::{self, Permissions};
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, bind, getsockopt, setsockopt, socket, sockopt,
+};
+
+/// The most descriptors that one message can bring (`SCM_MAX_FD`, unix(7)).
+pub const MAX_DESCRIPTORS: usize = 253;
+
+const HEADER: usize = aligned(size_of::<libc::cmsghdr>());
+const CONTROL: usize =
+    HEADER + aligned(MAX_DESCRIPTORS * size_of::<libc::c_int>()) + HEADER + aligned(size_of::<libc::ucred>());
+
+/// Returns `CMSG_ALIGN(len)` of cmsg(3).
+const fn aligned(len: usize) -> usize {
+    len.next_multiple_of(size_of::<usize>())
+}
+
+/// A bound datagram socket; its path is removed on drop.
+#[derive(Debug)]
+pub struct NotifySocket {
+    socket: OwnedFd,
+    path: PathBuf,
+}
+
+/// One message. Its descriptors are closed on drop, which is what a sender of `BARRIER=1` waits for: keep it until
+/// the message has been acted on.
+#[derive(Debug)]
+pub struct Datagram {
+    /// How many bytes of the buffer it fills.
+    pub len: usize,
+    /// What came along, with `FD_CLOEXEC` set; empty if some were lost.
+    pub descriptors: Vec<OwnedFd>,
+    /// Who sent it, as the kernel vouches.
+    pub sender: Option<Credentials>,
+    /// The message was longer than the buffer (`MSG_TRUNC`); it should be dropped whole.
+    pub truncated: bool,
+    /// Descriptors were lost, as we had no room for more (`MSG_CTRUNC`); it should be dropped whole.
+    pub control_truncated: bool,
+}
+
+/// The identity of a sender when it sent, `SCM_CREDENTIALS` of unix(7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Its process id; 0 where it lives in a pid namespace that we cannot see. It may be dead by now.
+    pub pid: i32,
+    /// Its real user id, or another that it may take on.
+    pub uid: u32,
+    /// Its real group id, or another that it may take on.
+    pub gid: u32,
+}
+
+impl NotifySocket {
+    /// Binds a socket with a random name in `folder`, which only we may write to. Any user may send to it, as
+    /// workers drop their privileges.
+    ///
+    /// `SO_RCVBUF` is left alone: UNIX sockets do not heed it (unix(7)). How many messages wait is for the sysctl
+    /// `net.unix.max_dgram_qlen` to say, so the socket wants to be read promptly.
+    ///
+    /// # Errors
+    ///
+    /// What getrandom(2), socket(2), bind(2) and chmod(2) return, with the path. A path has at most 107 bytes, of
+    /// which the name takes 33.
+    pub fn bind(folder: &Path) -> io::Result<Self> {
+        let path = folder.join(random_name()?);
+        Self::bind_to(&path).map_err(|error| {
+            io::Error::new(error.kind(), format!("binding the notify socket {}: {error}", path.display()))
+        })
+    }
+
+    fn bind_to(path: &Path) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
+        // Before the address exists, so that no message comes without its sender.
+        setsockopt(&socket, sockopt::PassCred, &true)?;
+        bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+        let bound = Self { socket, path: path.to_owned() };
+        // The file begins with less than this, by the umask, and nobody is told the name before it has all of it. The
+        // umask itself belongs to the whole process and stays as it is.
+        fs::set_permissions(path, Permissions::from_mode(0o666))?;
+        Ok(bound)
+    }
+
+    /// Returns the path, the value of the worker's `NOTIFY_SOCKET`.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the next message, its text into `buffer`, or returns `None` where none waits.
+    ///
+    /// A message that was cut short is returned too, and says so: after it reading should go on, or one such message
+    /// would silence the worker.
+    ///
+    /// # Errors
+    ///
+    /// What recvmsg(2) returns but EAGAIN and EINTR.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<Datagram>> {
+        self.receive_with(buffer, &mut [0; CONTROL])
+    }
+
+    fn receive_with(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Option<Datagram>> {
+        let mut text = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        // SAFETY: msghdr is plain C data, for which all zeroes is a value: null pointers and zero lengths.
+        let mut message: libc::msghdr = unsafe { mem::zeroed() };
+        message.msg_iov = &raw mut text;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = control.len() as _;
+        let len = loop {
+            let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+            // SAFETY: the message points to two live exclusive slices, with their lengths, and to a live iovec.
+            let received = unsafe { libc::recvmsg(self.socket.as_raw_fd(), &raw mut message, flags) };
+            if let Ok(len) = usize::try_from(received) {
+                break len;
+            }
+            let error = io::Error::last_os_error();
+            match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock => return Ok(None),
+                _ => return Err(error),
+            }
+        };
+        let written = control.len().min(message.msg_controllen as _);
+        // SAFETY: the kernel has just written these control messages, and nobody else has read them.
+        let (mut descriptors, sender) = unsafe { take_control(&control[..written]) };
+        descriptors.iter().for_each(close_without_wait);
+        let control_truncated = message.msg_flags & libc::MSG_CTRUNC != 0;
+        if control_truncated {
+            descriptors.clear();
+        }
+        let truncated = message.msg_flags & libc::MSG_TRUNC != 0;
+        Ok(Some(Datagram { len, descriptors, sender, truncated, control_truncated }))
+    }
+}
+
+impl AsFd for NotifySocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for NotifySocket {
+    fn drop(&mut self) {
+        // Whether it is gone already, with its folder for instance, makes no difference.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Takes ownership of all descriptors in the control messages, and reads the sender.
+///
+/// The walk is our own, as the `CMSG_NXTHDR` of some C libraries passes over a last message that was cut short, and
+/// with it the descriptors that did arrive.
+///
+/// # Safety
+///
+/// The bytes must be what recvmsg(2) wrote, and this must be called once for them: the descriptors in them then
+/// belong to us and to nobody else.
+unsafe fn take_control(control: &[u8]) -> (Vec<OwnedFd>, Option<Credentials>) {
+    let (mut descriptors, mut sender) = (Vec::new(), None);
+    let mut rest = control;
+    while rest.len() >= HEADER {
+        // SAFETY: so many bytes are there; a cmsghdr is plain integers, and the read needs no alignment.
+        let header: libc::cmsghdr = unsafe { rest.as_ptr().cast::<libc::cmsghdr>().read_unaligned() };
+        let len = rest.len().min(header.cmsg_len as _);
+        if len < HEADER {
+            break;
+        }
+        let payload = &rest[HEADER..len];
+        match (header.cmsg_level, header.cmsg_type) {
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                descriptors.reserve(payload.len() / size_of::<libc::c_int>());
+                for number in integers(payload) {
+                    // SAFETY: the kernel made this descriptor for us, and by the caller's word we are the first to
+                    // see its number.
+                    descriptors.push(unsafe { OwnedFd::from_raw_fd(number) });
+                }
+            }
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
+                let mut fields = integers(payload);
+                if let (Some(pid), Some(uid), Some(gid)) = (fields.next(), fields.next(), fields.next()) {
+                    sender = Some(Credentials { pid, uid: uid.cast_unsigned(), gid: gid.cast_unsigned() });
+                }
+            }
+            _ => {}
+        }
+        rest = rest.get(aligned(len)..).unwrap_or_default();
+    }
+    (descriptors, sender)
+}
+
+/// Sees to it that closing this does not wait for a peer to take what is unsent: ours may be the last descriptor of a
+/// connection with `SO_LINGER` (socket(7)), and the sender must not make us sleep. What is unsent is sent all the same.
+fn close_without_wait(descriptor: &OwnedFd) {
+    let off = libc::linger { l_onoff: 0, l_linger: 0 };
+    // An error means that it is no socket, or one that knows no lingering.
+    if getsockopt(descriptor, sockopt::Linger).is_ok_and(|set| set.l_onoff != 0 && set.l_linger != 0) {
+        let _ = setsockopt(descriptor, sockopt::Linger, &off);
+    }
+}
+
+fn integers(payload: &[u8]) -> impl Iterator<Item = libc::c_int> {
+    let (whole, _cut_short) = payload.as_chunks();
+    whole.iter().copied().map(libc::c_int::from_ne_bytes)
+}
+
+/// Returns 128 random bits in hexadecimal.
+fn random_name() -> io::Result<String> {
+    let mut bytes = [0_u8; 16];
+    loop {
+        // SAFETY: the pointer and the length are those of a live exclusive array.
+        let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+        // Up to 256 bytes come whole or not at all (getrandom(2)).
+        if filled >= 0 {
+            break;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    Ok(bytes.iter().fold(String::with_capacity(32), |mut name, byte| {
+        let _ = write!(name, "{byte:02x}");
+        name
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::env;
+    use std::fs::File;
+    use std::io::{IoSlice, PipeReader, Read, pipe};
+    use std::os::unix::net::UnixDatagram;
+    use std::process::{self, Command, Stdio};
+
+    use nix::errno::Errno;
+    use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    use nix::unistd::{getgid, getuid};
+    use tempfile::TempDir;
+
+    const ALONE: &str = "LIVESWAP_TEST_ALONE";
+
+    struct Worker {
+        socket: UnixDatagram,
+        address: UnixAddr,
+    }
+
+    impl Worker {
+        fn of(path: &Path) -> Self {
+            Self { socket: UnixDatagram::unbound().unwrap(), address: UnixAddr::new(path).unwrap() }
+        }
+
+        fn send(&self, text: &[u8], descriptors: &[i32]) -> nix::Result<usize> {
+            let rights = [ControlMessage::ScmRights(descriptors)];
+            let control = if descriptors.is_empty() { &rights[..0] } else { &rights[..] };
+            let parts = [IoSlice::new(text)];
+            sendmsg(self.socket.as_raw_fd(), &parts, control, MsgFlags::empty(), Some(&self.address))
+        }
+    }
+
+    fn bound() -> (TempDir, NotifySocket, Worker) {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = NotifySocket::bind(folder.path()).unwrap();
+        let worker = Worker::of(socket.path());
+        (folder, socket, worker)
+    }
+
+    fn next(socket: &NotifySocket) -> (Vec<u8>, Datagram) {
+        let mut buffer = [0; 4096];
+        let datagram = socket.receive(&mut buffer).unwrap().expect("a message waits");
+        (buffer[..datagram.len].to_vec(), datagram)
+    }
+
+    fn open_descriptors() -> usize {
+        fs::read_dir("/proc/self/fd").unwrap().count()
+    }
+
+    /// Runs the test of this name once more in a process of its own, where no other test opens descriptors, and
+    /// returns `None`; in that process it returns the value of [`ALONE`].
+    fn alone(test: &str, value: &Path) -> Option<PathBuf> {
+        if let Some(value) = env::var_os(ALONE) {
+            return Some(value.into());
+        }
+        let name = format!("{}::{test}", module_path!().split_once("::").unwrap().1);
+        let output = Command::new(env::current_exe().unwrap())
+            .args(["--exact", &name, "--test-threads=1"])
+            .env(ALONE, value)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        None
+    }
+
+    #[test]
+    fn the_name_cannot_be_guessed_and_anyone_who_knows_it_may_send() {
+        let (folder, socket, _) = bound();
+        let other = NotifySocket::bind(folder.path()).unwrap();
+        assert_ne!(socket.path(), other.path());
+        let name = socket.path().file_name().unwrap().to_str().unwrap();
+        assert!(name.len() == 32 && name.chars().all(|c| c.is_ascii_hexdigit()), "{name}");
+        assert_eq!(fs::metadata(socket.path()).unwrap().permissions().mode() & 0o7777, 0o666);
+        let flags = FdFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFD).unwrap());
+        assert!(flags.contains(FdFlag::FD_CLOEXEC));
+        let status = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL).unwrap());
+        assert!(status.contains(OFlag::O_NONBLOCK));
+    }
+
+    #[test]
+    fn the_path_goes_with_the_socket() {
+        let (folder, socket, _) = bound();
+        drop(socket);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_folder_that_will_not_do_is_named() {
+        let (folder, ..) = bound();
+        let missing = folder.path().join("missing");
+        let error = NotifySocket::bind(&missing).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(error.to_string().contains(missing.to_str().unwrap()), "{error}");
+        assert!(NotifySocket::bind(&folder.path().join("x".repeat(90))).is_err());
+    }
+
+    #[test]
+    fn a_message_comes_with_its_text_its_sender_and_its_descriptors() {
+        let (_folder, socket, worker) = bound();
+        assert!(socket.receive(&mut [0; 8]).unwrap().is_none());
+        let (mut reader, writer) = pipe().unwrap();
+        worker.send(b"READY=1", &[]).unwrap();
+        worker.send(b"FDSTORE=1", &[writer.as_raw_fd(), worker.socket.as_raw_fd()]).unwrap();
+        drop(writer);
+        let (text, datagram) = next(&socket);
+        let me =
+            Credentials { pid: process::id().cast_signed(), uid: getuid().as_raw(), gid: getgid().as_raw() };
+        assert_eq!((text.as_slice(), datagram.sender), (&b"READY=1"[..], Some(me)));
+        assert!(datagram.descriptors.is_empty() && !datagram.truncated && !datagram.control_truncated);
+        let (text, datagram) = next(&socket);
+        assert_eq!((text.as_slice(), datagram.sender), (&b"FDSTORE=1"[..], Some(me)));
+        for descriptor in &datagram.descriptors {
+            let flags = FdFlag::from_bits_retain(fcntl(descriptor, FcntlArg::F_GETFD).unwrap());
+            assert!(flags.contains(FdFlag::FD_CLOEXEC));
+        }
+        let [pipe_end, _]: [OwnedFd; 2] = datagram.descriptors.try_into().unwrap();
+        io::Write::write_all(&mut File::from(pipe_end), b"it is the pipe").unwrap();
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "it is the pipe");
+        assert!(socket.receive(&mut [0; 8]).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_connection_that_would_linger_does_not_hold_us_up() {
+        let (_folder, socket, worker) = bound();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let connection = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        setsockopt(&connection, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 600 }).unwrap();
+        worker.send(b"FDSTORE=1", &[connection.as_raw_fd()]).unwrap();
+        assert_eq!(next(&socket).1.descriptors.len(), 1);
+        assert_eq!(getsockopt(&connection, sockopt::Linger).unwrap().l_onoff, 0);
+    }
+
+    #[test]
+    fn as_many_descriptors_as_a_message_can_bring_arrive() {
+        let (_folder, socket, worker) = bound();
+        let own = worker.socket.as_raw_fd();
+        worker.send(b"x", &[own; MAX_DESCRIPTORS]).unwrap();
+        let (_, datagram) = next(&socket);
+        assert_eq!(datagram.descriptors.len(), MAX_DESCRIPTORS);
+        assert!(datagram.sender.is_some() && !datagram.control_truncated);
+        assert_eq!(worker.send(b"x", &[own; MAX_DESCRIPTORS + 1]), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn the_words_of_the_dead_arrive() {
+        let (_folder, socket, _) = bound();
+        if let Some(path) = alone("the_words_of_the_dead_arrive", socket.path()) {
+            Worker::of(&path).send(b"STATUS=last words", &[]).unwrap();
+            return;
+        }
+        let (text, datagram) = next(&socket);
+        assert_eq!(text, b"STATUS=last words");
+        let sender = datagram.sender.unwrap();
+        assert!(sender.pid > 1 && sender.pid.cast_unsigned() != process::id());
+        assert_eq!(nix::sys::signal::kill(nix::unistd::Pid::from_raw(sender.pid), None), Err(Errno::ESRCH));
+    }
+
+    fn closed(reader: &mut PipeReader) -> bool {
+        match reader.read(&mut [0; 1]) {
+            Ok(0) => true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_barrier_falls_only_when_the_datagram_is_dropped() {
+        let (_folder, socket, worker) = bound();
+        let (mut reader, writer) = pipe().unwrap();
+        fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        worker.send(b"STATUS=before", &[]).unwrap();
+        worker.send(b"BARRIER=1", &[writer.as_raw_fd()]).unwrap();
+        drop(writer);
+        assert_eq!(next(&socket).0, b"STATUS=before");
+        assert!(!closed(&mut reader));
+        let (text, datagram) = next(&socket);
+        assert_eq!((text.as_slice(), datagram.descriptors.len()), (&b"BARRIER=1"[..], 1));
+        assert!(!closed(&mut reader));
+        drop(datagram);
+        assert!(closed(&mut reader));
+    }
+
+    #[test]
+    fn systemd_notify_is_served() {
+        let (_folder, socket, _) = bound();
+        let sent = Command::new("systemd-notify")
+            .args(["--ready", "--status=all is well"])
+            .env("NOTIFY_SOCKET", socket.path())
+            .stdout(Stdio::null())
+            .spawn();
+        let Ok(mut helper) = sent else {
+            eprintln!("SKIPPED: no systemd-notify here");
+            return;
+        };
+        // By default it ends with a barrier, so it exits only if that is served.
+        let mut texts = String::new();
+        while !texts.contains("BARRIER=1") {
+            let mut polled = [nix::poll::PollFd::new(socket.as_fd(), nix::poll::PollFlags::POLLIN)];
+            assert_eq!(nix::poll::poll(&mut polled, 10_000_u16), Ok(1), "it said {texts:?}");
+            texts.push_str(str::from_utf8(&next(&socket).0).unwrap());
+        }
+        assert!(helper.wait().unwrap().success());
+        assert!(texts.contains("READY=1") && texts.contains("STATUS=all is well"), "{texts:?}");
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_says_so() {
+        let (_folder, socket, worker) = bound();
+        worker.send(&[b'x'; 4097], &[worker.socket.as_raw_fd()]).unwrap();
+        worker.send(&[b'y'; 4096], &[]).unwrap();
+        let (_, datagram) = next(&socket);
+        assert!(datagram.truncated && datagram.len == 4096);
+        let (text, datagram) = next(&socket);
+        assert!(!datagram.truncated && text == [b'y'; 4096]);
+    }
+
+    #[test]
+    fn a_hundred_thousand_hostile_messages_leave_no_descriptor_open() {
+        let name = "a_hundred_thousand_hostile_messages_leave_no_descriptor_open";
+        if alone(name, Path::new("1")).is_none() {
+            return;
+        }
+        let (_folder, socket, worker) = bound();
+        let own = worker.socket.as_raw_fd();
+        let (long, mut buffer) = ([b'x'; 6000], [0; 4096]);
+        let before = open_descriptors();
+        let (mut received, mut cut, mut control_cut) = (0, 0, 0);
+        for turn in 0..100_000 {
+            let (text, count): (&[u8], usize) = match turn % 10 {
+                0 => (b"", 0),
+                1 => (b"", 1),
+                2 => (b"READY=1", 3),
+                3 => (b"BARRIER=1", 2),
+                4 => (&long, 1),
+                5 => (b"\0READY=1\0", 1),
+                6 => (b"FDSTORE=1", if turn % 500 == 6 { MAX_DESCRIPTORS } else { 7 }),
+                7 => (b"STATUS=\xff\xfe", 2),
+                8 if turn % 500 == 8 => (b"x", MAX_DESCRIPTORS + 1),
+                _ => (b"WATCHDOG=1", 4),
+            };
+            // Every room for control messages is tried, from none to enough for some.
+            let mut room = [0; CONTROL];
+            let room = if turn % 3 == 0 { &mut room[..turn % 97] } else { &mut room[..] };
+            match worker.send(text, &[own; MAX_DESCRIPTORS + 1][..count]) {
+                Ok(_) => {}
+                Err(Errno::EINVAL) if count > MAX_DESCRIPTORS => continue,
+                Err(error) => panic!("turn {turn}: {error}"),
+            }
+            let datagram = socket.receive_with(&mut buffer, room).unwrap().expect("it was sent");
+            received += 1;
+            cut += usize::from(datagram.truncated);
+            control_cut += usize::from(datagram.control_truncated);
+            let expected = if datagram.control_truncated { 0 } else { count };
+            assert_eq!(datagram.descriptors.len(), expected, "turn {turn}");
+            drop(datagram);
+            if turn % 1_000 == 0 {
+                assert_eq!(open_descriptors(), before, "turn {turn}");
+            }
+        }
+        assert_eq!(open_descriptors(), before);
+        assert!(received > 99_000 && cut == 10_000 && control_cut > 10_000, "{received} {cut} {control_cut}");
+    }
+
+    #[test]
+    fn without_room_for_descriptors_the_message_is_cut_and_the_next_one_is_read() {
+        let name = "without_room_for_descriptors_the_message_is_cut_and_the_next_one_is_read";
+        if alone(name, Path::new("1")).is_none() {
+            return;
+        }
+        let (_folder, socket, worker) = bound();
+        let own = worker.socket.as_raw_fd();
+        let before = open_descriptors();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        // Descriptors are numbered from the lowest that is free, so some of the hundred fit and most do not.
+        let few = u64::try_from(before).unwrap() + 5;
+        for _ in 0..100 {
+            // Sent under the usual limit, as it also bounds what all processes of a user have in flight.
+            worker.send(b"READY=1", &[own; 100]).unwrap();
+            worker.send(b"STATUS=still heard", &[]).unwrap();
+            setrlimit(Resource::RLIMIT_NOFILE, few, hard).unwrap();
+            let (_, datagram) = next(&socket);
+            assert!(datagram.control_truncated && datagram.descriptors.is_empty());
+            let (text, datagram) = next(&socket);
+            assert!(
+                text == b"STATUS=still heard" && !datagram.control_truncated && datagram.sender.is_some()
+            );
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+        }
+        assert_eq!(open_descriptors(), before);
+        worker.send(b"READY=1", &[own; 100]).unwrap();
+        assert_eq!(next(&socket).1.descriptors.len(), 100);
+    }
+}
