@@ -1,1 +1,3 @@
-//! To come.
+//! The shell round the core.
+
+pub mod sockets;

@@ -1,0 +1,272 @@
+//! The sockets of the service: bound, inherited, changed and guarded.
+//!
+//! The invariant: **no socket that a live generation uses is ever closed.** It holds by construction, as the
+//! generations own the listeners (`Rc`) and the registry here only knows them (`Weak`). And [`Sockets::prepare`] is one
+//! transaction: every new socket is bound and listening before anything is touched, and where it fails nothing has
+//! changed.
+//!
+//! Workers share the open file descriptions, so they can hurt them. The manager need not poll for it:
+//!
+//! - a [`Listener`], registered in epoll with `EPOLLRDHUP` as its only event, reports a shutdown (`EPOLLHUP` for TCP,
+//!   `EPOLLRDHUP` for UNIX) and no connection;
+//! - [`Sockets::watch`] becomes readable when something happens to the path of a UNIX socket.
+//!
+//! Either is followed by [`Sockets::hurts`] and [`Listener::repair`] or [`Sockets::replace`]. Nothing tells of a backlog
+//! that shrank, so look on the occasion of other events too: a worker that became ready, drains or died.
+//!
+//! Whoever registers a listener in epoll must take it out again before dropping it: a worker's copy keeps the open file
+//! description alive, and with it the registration.
+
+mod error;
+mod guard;
+mod inherited;
+mod listener;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::{Rc, Weak};
+
+use nix::errno::Errno;
+
+use crate::core::spec::{SocketAddress, SocketSpec};
+use crate::sys::activation::Inherited;
+use crate::sys::path_watch::PathWatch;
+
+pub use error::{Problem, SocketError, Step};
+pub use guard::Hurt;
+pub use listener::Listener;
+pub use plan::{Owner, SocketPlan};
+
+/// All sockets that some generation uses, and those of an activator until the first generation takes them.
+#[derive(Debug)]
+pub struct Sockets {
+    live: Vec<Weak<Listener>>,
+    /// Held until they are matched; none after the first [`Self::prepare`] that succeeds.
+    inherited: Vec<Rc<Listener>>,
+    /// Inherited descriptors that no file can ask for, and what they are.
+    strangers: Vec<(Inherited, String)>,
+    watch: io::Result<PathWatch>,
+}
+
+/// The sockets of one generation.
+#[derive(Debug)]
+pub struct Prepared {
+    /// In the order of what was wanted.
+    pub listeners: Vec<Rc<Listener>>,
+    /// What could not be had but is no reason to refuse, one sentence each, for the log.
+    pub warnings: Vec<String>,
+}
+
+/// The wanted sockets that exist already, in the order of what was wanted.
+struct Found {
+    listeners: Vec<Option<Rc<Listener>>>,
+    warnings: Vec<String>,
+}
+
+impl Sockets {
+    /// Starts with what an activator handed over ([`crate::sys::activation::take`]); nothing is done to it yet.
+    pub fn new(inherited: Vec<Inherited>) -> Self {
+        let (mut adopted, mut strangers) = (Vec::new(), Vec::new());
+        for descriptor in inherited {
+            match Listener::adopt(descriptor) {
+                Ok(listener) => adopted.push(Rc::new(listener)),
+                Err(stranger) => strangers.push(stranger),
+            }
+        }
+        Self { live: Vec::new(), inherited: adopted, strangers, watch: PathWatch::new() }
+    }
+
+    /// Binds, adopts and changes what it takes to have exactly these sockets, or changes nothing.
+    ///
+    /// Sockets that exist are found by address and type and keep their descriptor and queue. Inherited ones are found
+    /// by name and address, else by address alone. Sockets that are no longer wanted close by themselves, with the
+    /// last generation that has them.
+    ///
+    /// # Errors
+    /// [`SocketError`] names the socket, the step and what to do next.
+    pub fn prepare(&mut self, wanted: &[SocketPlan]) -> Result<Prepared, SocketError> {
+        let Found { listeners: found, mut warnings } = self.find(wanted)?;
+        let mut listeners = Vec::with_capacity(wanted.len());
+        for (plan, found) in wanted.iter().zip(found) {
+            listeners.push(match found {
+                Some(listener) => listener,
+                None => Rc::new(self.bind(plan)?),
+            });
+        }
+        change_all(&listeners, wanted)?;
+
+        // From here on nothing fails.
+        for listener in self.inherited.drain(..) {
+            if let Err(error) = listener.settle_blocking() {
+                warnings.push(about(&listener.plan(), &format!("it may be non-blocking: {error}")));
+            }
+        }
+        self.live.retain(|listener| listener.strong_count() > 0);
+        for listener in &listeners {
+            warnings.extend(self.register(listener));
+        }
+        Ok(Prepared { listeners, warnings })
+    }
+
+    /// Gives the sockets that still exist the options which they had in these plans, after an upgrade was rolled back.
+    ///
+    /// It goes on after a failure and returns all of them.
+    pub fn revert(&self, old: &[SocketPlan]) -> Vec<SocketError> {
+        let mut errors = Vec::new();
+        for listener in self.listeners() {
+            let plan = old.iter().find(|plan| listener.plan().is_same_socket(plan));
+            if let Some(plan) = plan
+                && let Err(problem) = listener.change(plan)
+            {
+                errors.push(problem.of(plan));
+            }
+        }
+        errors
+    }
+
+    /// Binds a socket anew that nothing can repair; the generations that have it must be given the new one, and their
+    /// workers replaced, as those share the dead one.
+    ///
+    /// # Errors
+    /// [`SocketError`]; the socket may then have lost its path, but can be replaced later on.
+    pub fn replace(&mut self, dead: &Rc<Listener>) -> Result<Prepared, SocketError> {
+        let plan = dead.plan().clone();
+        if dead.is_inherited() {
+            return Err(Problem::ActivatorsOwn.of(&plan));
+        }
+        if let Some(file) = &dead.file {
+            file.remove();
+        }
+        let listener = Rc::new(self.bind(&plan)?);
+        self.live.retain(|known| !std::ptr::eq(known.as_ptr(), Rc::as_ptr(dead)));
+        let warnings = self.register(&listener);
+        Ok(Prepared { listeners: vec![listener], warnings })
+    }
+
+    /// Returns all sockets that some generation uses.
+    pub fn listeners(&self) -> Vec<Rc<Listener>> {
+        self.live.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Looks at all sockets and returns what is wrong with which.
+    pub fn hurts(&self) -> Vec<(Rc<Listener>, Hurt)> {
+        let listeners = self.listeners().into_iter();
+        listeners.flat_map(|one| one.inspect().into_iter().map(move |hurt| (Rc::clone(&one), hurt))).collect()
+    }
+
+    /// Returns the descriptor that is readable when something happened to the path of a UNIX socket; `None` where the
+    /// kernel gave us none.
+    pub fn watch(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.as_ref().ok().map(AsFd::as_fd)
+    }
+
+    /// Reads the events of [`Self::watch`] away, so that it is readable no more.
+    ///
+    /// # Errors
+    /// Those of read(2).
+    pub fn drain_watch(&self) -> io::Result<()> {
+        if let Ok(watch) = &self.watch {
+            watch.drain()?;
+        }
+        Ok(())
+    }
+
+    /// Finds the wanted sockets that exist, and refuses what they cannot become; a warning says what an inherited one
+    /// will not be.
+    fn find(&self, wanted: &[SocketPlan]) -> Result<Found, SocketError> {
+        let live = self.listeners();
+        let mut found = Vec::with_capacity(wanted.len());
+        for plan in wanted {
+            let known = live.iter().find(|listener| listener.plan().is_same_socket(plan));
+            if let Some(option) = known.and_then(|known| known.unchangeable(plan)) {
+                return Err(Problem::Unchangeable(option).of(plan));
+            }
+            found.push(known.cloned());
+        }
+        self.refuse_strangers()?;
+        let mut warnings = Vec::new();
+        for (index, listener) in inherited::match_up(&self.inherited, wanted, &found)? {
+            if let Some(option) = listener.unchangeable(&wanted[index]) {
+                warnings
+                    .push(about(&wanted[index], &format!("it was inherited, so `{option}` stays as it is")));
+            }
+            found[index] = Some(listener);
+        }
+        Ok(Found { listeners: found, warnings })
+    }
+
+    fn refuse_strangers(&self) -> Result<(), SocketError> {
+        match self.strangers.first() {
+            None => Ok(()),
+            Some((Inherited { name, .. }, what)) => {
+                Err(SocketError::Unmatched { name: name.clone(), what: what.clone() })
+            }
+        }
+    }
+
+    /// Binds a new socket, and tells whose fault it is where the address is taken.
+    fn bind(&self, plan: &SocketPlan) -> Result<Listener, SocketError> {
+        Listener::bind(plan).map_err(|problem| self.explain(plan, problem).of(plan))
+    }
+
+    fn explain(&self, plan: &SocketPlan, problem: Problem) -> Problem {
+        match problem {
+            Problem::Failed { step: Step::Binding | Step::Listening, error }
+                if error.raw_os_error() == Some(Errno::EADDRINUSE as i32) =>
+            {
+                let ours = self.listeners().into_iter().find(|known| overlap(&known.plan(), plan));
+                match ours.map(|known| known.plan().spec.clone()) {
+                    Some(SocketSpec { name, listen, .. }) => Problem::Overlaps { name, listen, error },
+                    None => Problem::Taken(error),
+                }
+            }
+            other => other,
+        }
+    }
+
+    /// Remembers a socket and guards its path.
+    fn register(&mut self, listener: &Rc<Listener>) -> Vec<String> {
+        if !self.live.iter().any(|known| std::ptr::eq(known.as_ptr(), Rc::as_ptr(listener))) {
+            self.live.push(Rc::downgrade(listener));
+        }
+        let warnings = listener.guard_path(&self.watch);
+        warnings.into_iter().map(|text| about(&listener.plan(), &text)).collect()
+    }
+}
+
+/// Changes all sockets to what is wanted of them, or none.
+fn change_all(listeners: &[Rc<Listener>], wanted: &[SocketPlan]) -> Result<(), SocketError> {
+    let mut undo = Vec::with_capacity(wanted.len());
+    for (listener, plan) in listeners.iter().zip(wanted) {
+        undo.push((listener, listener.plan().clone()));
+        if let Err(problem) = listener.change(plan) {
+            for (listener, before) in undo.into_iter().rev() {
+                // Every value was in force a moment ago, so the kernel takes it; were it not so, the first problem
+                // is still the one to tell.
+                let _ = listener.change(&before);
+            }
+            return Err(problem.of(plan));
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether two sockets cannot both be bound.
+fn overlap(one: &SocketPlan, other: &SocketPlan) -> bool {
+    one.spec.kind == other.spec.kind
+        && match (&one.spec.address, &other.spec.address) {
+            (SocketAddress::Inet(one), SocketAddress::Inet(other)) => {
+                let is_everywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
+                one.port() == other.port() && (is_everywhere || one.ip() == other.ip())
+            }
+            (one, other) => one == other,
+        }
+}
+
+/// Leads a sentence with the socket that it is about.
+fn about(plan: &SocketPlan, text: &str) -> String {
+    format!("socket `{}` ({}): {text}", plan.spec.name, plan.spec.listen)
+}

@@ -1,0 +1,317 @@
+//! One bound socket: how it comes to be, changes and ends.
+
+use std::cell::{Cell, OnceCell, Ref, RefCell};
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use super::error::{Problem, Step};
+use super::plan::{Owner, SocketPlan};
+use crate::core::spec::{SocketAddress, SocketKind, SocketOptions, SocketSpec};
+use crate::sys::activation::Inherited;
+use crate::sys::backlog::backlog;
+use crate::sys::listener::{self as socket, Address, Kind};
+use crate::sys::options::{self, SocketOption, Value};
+use crate::sys::path_watch::{PathWatch, WatchedPath};
+use crate::sys::socket_file::{self, MadeFolders, Occupant, Permissions, SocketFile};
+
+/// The mode of a path where the file says nothing (systemd.socket(5), `SocketMode=`).
+const DEFAULT_MODE: u32 = 0o666;
+/// The mode of the folders made above a path where the file says nothing (`DirectoryMode=`).
+const DEFAULT_DIRECTORY_MODE: u32 = 0o755;
+/// The backlog where the file says nothing: the kernel cuts it to `net.core.somaxconn`.
+const DEFAULT_BACKLOG: u32 = u32::MAX;
+
+/// One bound socket, shared by the generations that use it.
+///
+/// It closes when the last of them is gone; then the path of a UNIX socket that we bound is unlinked, if it is still ours,
+/// and the folders made for it are removed, if they are empty.
+#[derive(Debug)]
+pub struct Listener {
+    // In the order in which they are to be dropped: our own unlink shall wake nobody.
+    watched: OnceCell<WatchedPath>,
+    pub(super) file: Option<SocketFile>,
+    _folders: Option<MadeFolders>,
+    pub(super) fd: OwnedFd,
+    is_inherited: bool,
+    plan: RefCell<SocketPlan>,
+    baseline: RefCell<Baseline>,
+    /// The backlog as the kernel had it after our own listen(2); `None` where it cannot be known.
+    pub(super) backlog_in_force: Cell<Option<u32>>,
+}
+
+/// What the socket has where the file says nothing, so that an option can be taken out of the file again.
+#[derive(Debug)]
+struct Baseline {
+    /// As each was before it was first set.
+    options: BTreeMap<SocketOption, Value>,
+    /// Of the path.
+    permissions: Option<Permissions>,
+    backlog: u32,
+}
+
+impl Listener {
+    /// Binds a socket and listens on it; where that fails, nothing is left of it.
+    pub(super) fn bind(plan: &SocketPlan) -> Result<Self, Problem> {
+        let address = plan.address();
+        let fd = socket::create(&address, plan.kind()).map_err(Step::Creating.failed())?;
+        if plan.is_tcp() {
+            // Connections of a former life in TIME_WAIT must not keep the port.
+            let step = Step::Setting(SocketOption::ReuseAddress);
+            options::set(&fd, SocketOption::ReuseAddress, &Value::from(true)).map_err(step.failed())?;
+        }
+        let mut baseline = BTreeMap::new();
+        for (option, value) in plan.options() {
+            let set = options::get(&fd, option).and_then(|before| {
+                baseline.insert(option, before);
+                options::set(&fd, option, &value)
+            });
+            set.map_err(Step::Setting(option).failed())?;
+        }
+        let (file, folders, permissions) = match &address {
+            Address::Path(path) => {
+                let (folders, file, permissions) = bind_path(&fd, path, plan)?;
+                (Some(file), Some(folders), Some(permissions))
+            }
+            Address::Inet(_) | Address::Abstract(_) => {
+                socket::bind(&fd, &address).map_err(Step::Binding.failed())?;
+                (None, None, None)
+            }
+        };
+        let listener = Self {
+            watched: OnceCell::new(),
+            file,
+            _folders: folders,
+            fd,
+            is_inherited: false,
+            plan: RefCell::new(plan.clone()),
+            baseline: RefCell::new(Baseline { options: baseline, permissions, backlog: DEFAULT_BACKLOG }),
+            backlog_in_force: Cell::new(None),
+        };
+        listener.listen().map_err(Step::Listening.failed())?;
+        Ok(listener)
+    }
+
+    /// Takes over an activator's descriptor as it is; [`Self::change`] then makes it what the file wants.
+    ///
+    /// `Err` gives back the descriptor, and what it is in words, where it is no socket that a file can ask for.
+    pub(super) fn adopt(Inherited { fd, name }: Inherited) -> Result<Self, (Inherited, String)> {
+        let what = socket::local_address(&fd).and_then(|address| Ok((address, socket::kind(&fd)?)));
+        let (address, kind) = match what {
+            Ok((Some(address), Some(kind))) => (address, kind),
+            Ok(_) => return Err((Inherited { fd, name }, "an address or a type that is not served".into())),
+            Err(error) => return Err((Inherited { fd, name }, error.to_string())),
+        };
+        let file = match &address {
+            // Where the path has gone there is nothing to guard; the socket itself may still serve.
+            Address::Path(path) => SocketFile::hold(path).ok(),
+            Address::Inet(_) | Address::Abstract(_) => None,
+        };
+        let permissions = file.as_ref().and_then(|file| file.permissions().ok());
+        let is_listening = socket::is_listening(&fd).unwrap_or_default();
+        let in_force = backlog(&fd).ok().filter(|_| is_listening);
+        let baseline =
+            Baseline { options: BTreeMap::new(), permissions, backlog: in_force.unwrap_or(DEFAULT_BACKLOG) };
+        Ok(Self {
+            watched: OnceCell::new(),
+            file,
+            _folders: None,
+            fd,
+            is_inherited: true,
+            plan: RefCell::new(plan_of(name, address, kind)),
+            baseline: RefCell::new(baseline),
+            backlog_in_force: Cell::new(in_force),
+        })
+    }
+
+    /// Returns what the socket is at present; for one just inherited, its `FDNAME` and address.
+    pub fn plan(&self) -> Ref<'_, SocketPlan> {
+        self.plan.borrow()
+    }
+
+    /// Returns whether an activator bound it.
+    pub fn is_inherited(&self) -> bool {
+        self.is_inherited
+    }
+
+    /// Returns an option that `to` wants otherwise and that only bind(2) could change.
+    pub(super) fn unchangeable(&self, to: &SocketPlan) -> Option<SocketOption> {
+        let (old, new) = (self.plan().options(), to.options());
+        let baseline = &self.baseline.borrow().options;
+        let differing = names(&old, &new).into_iter().filter(|option| option.is_fixed_by_bind());
+        differing.filter(|option| old.get(option) != new.get(option)).find(|option| {
+            let wanted = new.get(option).or_else(|| baseline.get(option));
+            wanted.is_some_and(|wanted| options::get(&self.fd, *option).ok().as_ref() != Some(wanted))
+        })
+    }
+
+    /// Changes what differs between the present plan and this one; where that fails, the plan is the new one
+    /// nevertheless, so that changing back undoes what was done.
+    pub(super) fn change(&self, to: &SocketPlan) -> Result<(), Problem> {
+        let from = self.plan.replace(to.clone());
+        self.change_options(&from.options(), &to.options())?;
+        self.change_permissions(&from)?;
+        if to.kind().is_listened_on() {
+            let is_listening = socket::is_listening(&self.fd).map_err(Step::Listening.failed())?;
+            if !is_listening || from.spec.options.backlog != to.spec.options.backlog {
+                self.listen().map_err(Step::Listening.failed())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn change_options(
+        &self,
+        old: &BTreeMap<SocketOption, Value>,
+        new: &BTreeMap<SocketOption, Value>,
+    ) -> Result<(), Problem> {
+        let tos_changes = old.get(&SocketOption::IpTos) != new.get(&SocketOption::IpTos);
+        for option in names(old, new).into_iter().filter(|option| !option.is_fixed_by_bind()) {
+            // IP_TOS has set the priority too, so it must be set again.
+            let is_overridden = option == SocketOption::Priority && tos_changes;
+            if old.get(&option) == new.get(&option) && !is_overridden {
+                continue;
+            }
+            self.change_option(option, new.get(&option)).map_err(Step::Setting(option).failed())?;
+        }
+        Ok(())
+    }
+
+    fn change_option(&self, option: SocketOption, value: Option<&Value>) -> io::Result<()> {
+        let baseline = &mut self.baseline.borrow_mut().options;
+        let Some(value) = value else {
+            return baseline.get(&option).map_or(Ok(()), |before| options::set(&self.fd, option, before));
+        };
+        if let Entry::Vacant(vacant) = baseline.entry(option) {
+            vacant.insert(options::get(&self.fd, option)?);
+        }
+        options::set(&self.fd, option, value)
+    }
+
+    fn change_permissions(&self, from: &SocketPlan) -> Result<(), Problem> {
+        let baseline = self.baseline.borrow();
+        let (Some(file), Some(baseline)) = (&self.file, &baseline.permissions) else { return Ok(()) };
+        let (old, new) = (permissions(from, baseline), permissions(&self.plan(), baseline));
+        if old == new { Ok(()) } else { set_permissions(file, new) }
+    }
+
+    /// Opens the queue with the length that the file wants.
+    pub(super) fn listen(&self) -> io::Result<()> {
+        let plan = self.plan();
+        if plan.kind().is_listened_on() {
+            socket::listen(&self.fd, plan.spec.options.backlog.unwrap_or(self.baseline.borrow().backlog))?;
+            self.backlog_in_force.set(backlog(&self.fd).ok());
+        }
+        Ok(())
+    }
+
+    /// Makes a socket that was just inherited block or not, as the file says: what its activator needed does not count.
+    ///
+    /// This comes last, not in [`Self::change`]: later on, workers may have set `O_NONBLOCK` for themselves, and where
+    /// the file says nothing it must stay.
+    pub(super) fn settle_blocking(&self) -> io::Result<()> {
+        let is_non_blocking = self.plan().spec.options.non_blocking;
+        options::set(&self.fd, SocketOption::NonBlocking, &Value::from(is_non_blocking))
+    }
+
+    /// Keeps a spare name of the path and watches it; returns what is not possible, in words. Idempotent.
+    pub(super) fn guard_path(&self, watch: &io::Result<PathWatch>) -> Vec<String> {
+        let Some(file) = self.file.as_ref().filter(|_| self.watched.get().is_none()) else {
+            return Vec::new();
+        };
+        let mut warnings = Vec::new();
+        if let Err(error) = file.keep_spare() {
+            warnings.push(format!("its path could not be restored after a removal: {error}"));
+        }
+        let unwatched = |error: &io::Error| format!("a removal of its path would go unnoticed: {error}");
+        match watch {
+            Err(error) => warnings.push(unwatched(error)),
+            Ok(watch) => match watch.watch(file.path()) {
+                Ok(watched) => self.watched.set(watched).unwrap_or_default(),
+                Err(error) => warnings.push(unwatched(&error)),
+            },
+        }
+        warnings
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Binds the path itself, never a temporary name that is then renamed: getsockname(2) must tell the final one.
+fn bind_path(
+    fd: &OwnedFd,
+    path: &Path,
+    plan: &SocketPlan,
+) -> Result<(MadeFolders, SocketFile, Permissions), Problem> {
+    let file_options = &plan.spec.options;
+    let directory_mode = file_options.directory_mode.unwrap_or(DEFAULT_DIRECTORY_MODE);
+    let folders = MadeFolders::above(path, directory_mode).map_err(Step::MakingFolders.failed())?;
+    match socket_file::occupant(path).map_err(Step::Probing.failed())? {
+        Occupant::Nobody => {}
+        Occupant::Stale => socket_file::remove_stale(path).map_err(Step::RemovingStale.failed())?,
+        Occupant::Live => return Err(Problem::LivePath),
+        Occupant::NotASocket => return Err(Problem::NotASocket),
+    }
+    let mode = file_options.mode.unwrap_or(DEFAULT_MODE);
+    // The group's bits are meant for the group that is yet to be set.
+    let first_mode = if plan.owner == Owner::default() { mode } else { mode & 0o700 };
+    let file = SocketFile::bind(fd, path, first_mode).map_err(Step::Binding.failed())?;
+    let bound = file.permissions().map_err(Step::SettingMode.failed())?;
+    let baseline = Permissions { mode: DEFAULT_MODE, ..bound };
+    set_permissions(&file, permissions(plan, &baseline))?;
+    Ok((folders, file, baseline))
+}
+
+/// Returns what the path's permissions are to be.
+fn permissions(plan: &SocketPlan, baseline: &Permissions) -> Permissions {
+    Permissions {
+        mode: plan.spec.options.mode.unwrap_or(baseline.mode),
+        uid: plan.owner.uid.unwrap_or(baseline.uid),
+        gid: plan.owner.gid.unwrap_or(baseline.gid),
+    }
+}
+
+/// Sets owner and mode, with no moment in which the path is more open than before or after.
+fn set_permissions(file: &SocketFile, wanted: Permissions) -> Result<(), Problem> {
+    let set_mode = |mode| file.set_mode(mode).map_err(Step::SettingMode.failed());
+    let now = file.permissions().map_err(Step::SettingMode.failed())?;
+    if now == wanted {
+        return Ok(());
+    }
+    if (now.uid, now.gid) != (wanted.uid, wanted.gid) {
+        set_mode(now.mode & wanted.mode)?;
+        file.set_owner(wanted.uid, wanted.gid).map_err(Step::SettingOwner.failed())?;
+    }
+    set_mode(wanted.mode)
+}
+
+/// Writes what an inherited socket is as if a file had asked for it.
+fn plan_of(name: String, address: Address, kind: Kind) -> SocketPlan {
+    let listen = address.to_string();
+    let address = match address {
+        Address::Inet(address) => SocketAddress::Inet(address),
+        Address::Path(path) => SocketAddress::Path(path),
+        Address::Abstract(name) => SocketAddress::Abstract(String::from_utf8_lossy(&name).into_owned()),
+    };
+    let kind = match kind {
+        Kind::Stream => SocketKind::Stream,
+        Kind::Datagram => SocketKind::Datagram,
+        Kind::Seqpacket => SocketKind::Seqpacket,
+    };
+    let spec = SocketSpec { name, listen, address, kind, options: SocketOptions::default() };
+    SocketPlan { spec, owner: Owner::default() }
+}
+
+/// Returns all options that either has, in the order in which they are to be set.
+fn names(
+    one: &BTreeMap<SocketOption, Value>,
+    other: &BTreeMap<SocketOption, Value>,
+) -> BTreeSet<SocketOption> {
+    one.keys().chain(other.keys()).copied().collect()
+}
