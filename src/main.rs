@@ -1,3 +1,39 @@
 //! The `liveswap` program: parse, dispatch, exit code.
 
-fn main() {}
+use std::panic;
+use std::process::{self, ExitCode};
+
+use clap::{Parser, Subcommand};
+use liveswap::cli::{check, report, run};
+use liveswap::daemon;
+
+/// Swaps the code of a running network service without losing a connection
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a service in the foreground
+    Run(run::RunArgs),
+    /// Check service files
+    Check(check::CheckArgs),
+}
+
+fn main() -> ExitCode {
+    // Before anything else: a SIGHUP that comes while we start is an upgrade that somebody wants, not our end.
+    if std::env::args_os().nth(1).is_some_and(|command| command == "run") {
+        daemon::hold_signals();
+    }
+    panic::set_hook(Box::new(|bug| {
+        eprintln!("Error: a bug of liveswap: {bug}");
+        process::exit(report::BUG);
+    }));
+    match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
+    }
+}

@@ -1,1 +1,5 @@
-//! To come.
+//! The command line: one room a command family.
+
+pub mod check;
+pub mod report;
+pub mod run;

@@ -1,3 +1,139 @@
-//! The shell round the core.
+//! The shell round the core: it waits, hands events in, and performs what comes out.
+//!
+//! ```text
+//! run       the loop, and what is ready turned into events
+//! apply     one action performed                          reap      children that have ended
+//! prepare   service file -> candidate -> generation
+//! checker   the forked child that reads the file          release   what it finds
+//! launch    release + place -> how a process is started    process   a worker's process
+//! sockets   the listeners, shared by generations           repair    mending what workers do to them
+//! upward    what we tell systemd                            runtime   the runtime directory
+//! log       the form of the log                             outlet    our outputs, never waited for
+//! ```
 
+mod apply;
+mod checker;
+mod launch;
+pub mod log;
+mod outlet;
+mod prepare;
+mod process;
+mod reap;
+mod release;
+mod repair;
+mod run;
+mod runtime;
 pub mod sockets;
+mod token;
+mod upward;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tracing::info;
+
+use self::launch::Heritage;
+pub use self::release::Refusal;
+use self::release::Release;
+use self::run::{Daemon, Start};
+use self::runtime::{RuntimeDirectory, RuntimeError};
+use self::sockets::{SocketError, Sockets};
+use self::upward::ServiceManager;
+use crate::core::spec::ServiceSpec;
+use crate::sys::activation::{self, ActivationError};
+use crate::sys::limits::{self, Resource};
+use crate::sys::signals;
+
+/// Why a manager could not start, or ended before its service did.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    /// The service file cannot be used; the refusal says all that is wrong.
+    #[error("{}", .0.summary)]
+    BadFile(Box<Refusal>),
+    /// The descriptors handed over by a socket activator make no sense.
+    #[error("cannot use the sockets that were handed over")]
+    Activation(#[from] ActivationError),
+    /// A socket could not be bound.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// There is no runtime directory to be had.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The kernel refused something else.
+    #[error("{doing}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+impl ManagerError {
+    /// Returns what to do next, where something can be said.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Socket(error) => error.hint(),
+            Self::Runtime(RuntimeError::Taken { service, .. }) => {
+                Some(format!("stop that one first, or give this service another `name` than `{service}`"))
+            }
+            Self::Runtime(RuntimeError::TooLong(_)) => {
+                Some("set RUNTIME_DIRECTORY to a shorter path, or give the service a shorter `name`".into())
+            }
+            Self::Runtime(_) => Some("set RUNTIME_DIRECTORY to a folder that this user may write to".into()),
+            Self::BadFile(_) | Self::Activation(_) | Self::Io { .. } => None,
+        }
+    }
+}
+
+/// Keeps the signals that drive a manager pending, so that none is lost before it can be obeyed. To be called first of all.
+pub fn hold_signals() {
+    // It cannot fail for a set of real signals; if it did, the old window would be open again and no more.
+    let _ = signals::block_early();
+}
+
+/// Runs the service of the file at the absolute path until it has ended.
+///
+/// # Errors
+///
+/// What kept it from starting; nothing that happens later ends a manager early.
+pub fn run(file: PathBuf, color: bool) -> Result<(), ManagerError> {
+    let io = |doing| move |source| ManagerError::Io { doing, source };
+    let release =
+        prepare::first_release(&file, color).map_err(|refusal| ManagerError::BadFile(refusal.into()))?;
+    let mut sockets = Sockets::new(activation::take()?);
+    let runtime = RuntimeDirectory::take(&release.spec.name)?;
+    let heritage =
+        Heritage::take(raise_descriptor_limit().map_err(io("raising the limit of open descriptors"))?);
+    let upward = ServiceManager::from_environment();
+    let prepared = prepare::prepare_sockets(&mut sockets, &release)?;
+    info!("{} runs {} (pid {})", env!("CARGO_PKG_NAME"), summary(&release.spec), std::process::id());
+    let start = Start { file, release, prepared, sockets, runtime, heritage, upward };
+    let mut daemon = Daemon::new(start).map_err(io("setting up the event loop"))?;
+    daemon.run().map_err(io("waiting for events"))
+}
+
+/// Checks a service file as an upgrade would, binding nothing; returns what it defines in a line.
+///
+/// # Errors
+///
+/// All that is wrong with it.
+pub fn check(file: &Path, color: bool) -> Result<String, Refusal> {
+    Release::read(file, color).map(|release| summary(&release.spec))
+}
+
+fn summary(spec: &ServiceSpec) -> String {
+    let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let sockets: Vec<_> = spec.sockets.iter().map(|socket| socket.listen.as_str()).collect();
+    let sockets = if sockets.is_empty() { "no socket".into() } else { sockets.join(", ") };
+    format!("service `{}`: {} on {sockets}", spec.name, count(spec.policy.workers as usize, "worker"))
+}
+
+/// Raises our own limit of open descriptors as far as we may, and returns what it was: workers get that again, as
+/// programs that use select(2) expect a small one.
+fn raise_descriptor_limit() -> io::Result<limits::Limit> {
+    let given = limits::own(Resource::Nofile)?;
+    limits::set_own(Resource::Nofile, limits::Limit { soft: given.hard, hard: given.hard })?;
+    Ok(given)
+}

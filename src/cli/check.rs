@@ -1,0 +1,37 @@
+//! `liveswap check`: what an upgrade would say of a service file.
+
+use std::io::{Write, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::report::{self, Status};
+use crate::daemon::{self, log::wants_color};
+
+/// Arguments of `liveswap check`.
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// The service files
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+}
+
+/// Checks service files, each to its end; status 3 where one is bad.
+pub fn run(args: &CheckArgs) -> ExitCode {
+    let mut status = Status::Done;
+    for file in &args.files {
+        let checked = std::path::absolute(file)
+            .map_err(|error| error.to_string())
+            .and_then(|path| daemon::check(&path, wants_color()).map_err(|refusal| refusal.details));
+        match checked {
+            // Who does not read it has the exit status.
+            Ok(summary) => drop(writeln!(stdout(), "{}: {summary}", file.display())),
+            Err(details) => {
+                report::print_details(&details);
+                status = Status::BadFile;
+            }
+        }
+    }
+    status.into()
+}

@@ -1,0 +1,253 @@
+//! Performs the core's actions, one function each.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::unistd::Pid;
+use tracing::{error, info, warn};
+
+use super::launch::{self, Equipment, Place};
+use super::process::{Process, WorkerOutput};
+use super::run::{Daemon, Role};
+use super::token::{Stream, Token};
+use crate::core::ids::{GenerationId, SlotId, WorkerId};
+use crate::core::notice::{Loudness, Notice, Outcome, WorkerNotice};
+use crate::core::spec::{Output, Protocol};
+use crate::core::{Action, Event};
+use crate::sys::notify_socket::NotifySocket;
+use crate::sys::output::output_pipe;
+use crate::sys::process;
+use crate::sys::spawn::spawn;
+use crate::sys::wait::Interest;
+
+/// How long a hook `after` may outlast the service.
+const HOOK_GRACE: Duration = Duration::from_secs(5);
+
+impl Daemon {
+    /// Performs one action. What comes of it comes back as an event, perhaps at once.
+    pub(super) fn perform(&mut self, action: Action) {
+        match action {
+            Action::ReadFile(generation) => self.begin_check(generation),
+            Action::RunHook(generation) => self.run_before(generation),
+            Action::Prepare(generation) => self.prepare(generation),
+            Action::CancelPreparation(generation) => self.cancel_preparation(generation),
+            Action::Start { worker, generation, slot } => {
+                if let Err(error) = self.start(worker, generation, slot) {
+                    self.inbox.push_back(Event::StartFailed(worker, error.to_string()));
+                }
+            }
+            Action::Probe(worker) => {
+                if let Err(error) = self.probe(worker) {
+                    warn!("cannot run the probe of worker {worker}: {error}");
+                    self.inbox.push_back(Event::Probed(worker, false));
+                }
+            }
+            Action::Drain(worker) => self.drain(worker),
+            Action::Abort(worker) => self.signal(worker, libc::SIGABRT),
+            Action::Kill(worker) => self.kill(worker),
+            Action::RestoreSockets(generation) => self.restore_sockets(generation),
+            Action::Forget(generation) => self.let_go(generation),
+            Action::TellHook(generation, outcome) => self.run_after(generation, &outcome),
+            // Requests come with the control socket; signals wait for no answer.
+            Action::Answer(..) => {}
+            Action::Tell(notice) => self.tell(&notice),
+            Action::Exit => {
+                self.ended = true;
+                // The last hooks may tell what they have to, but not for long.
+                let latest = self.now() + HOOK_GRACE;
+                self.hooks_end.values_mut().for_each(|at| *at = latest.min(*at));
+            }
+        }
+    }
+
+    fn start(&mut self, worker: WorkerId, generation: GenerationId, slot: SlotId) -> io::Result<()> {
+        let Some(of) = self.generations.get(&generation) else {
+            return Err(io::Error::other(format!(
+                "generation {generation} is not there; this is a bug of liveswap"
+            )));
+        };
+        let spec = &of.release.spec;
+        let speaks = spec.process.protocol == Protocol::Notify;
+        let notify = speaks.then(|| self.bind_notify_socket()).transpose()?;
+        let pipes = match spec.process.output {
+            Output::Inherit => None,
+            Output::Prefix => Some((output_pipe()?, output_pipe()?)),
+        };
+        let equipment = Equipment {
+            sockets: of.sockets.listeners.iter().map(|listener| listener.as_fd()).collect(),
+            notify: notify.as_ref().map(NotifySocket::path),
+            watchdog: spec.policy.watchdog,
+            outputs: pipes.as_ref().map(|(out, err)| (out.1.as_fd(), err.1.as_fd())),
+        };
+        let place = Place { release: &of.release, generation, slot: Some(slot) };
+        let spawned = spawn(&launch::worker(worker, place, &self.heritage, &equipment)?)?;
+        let prefix = format!("{}.{slot} | ", spec.name);
+        let outputs = pipes.into_iter().flat_map(|((out, _), (err, _))| {
+            [(Stream::Out, out), (Stream::Err, err)]
+                .map(|(stream, pipe)| WorkerOutput::new(stream, pipe, prefix.clone()))
+        });
+        let process = Process {
+            pid: spawned.pid,
+            group: spawned.pid,
+            heir: None,
+            generation,
+            slot,
+            notify,
+            report: Some(spawned.report),
+            failure: None,
+            outputs: outputs.collect(),
+        };
+        self.roles.insert(process.pid, Role::Worker(worker));
+        info!(
+            worker = worker.0,
+            generation = generation.0,
+            slot = slot.0,
+            pid = process.pid.as_raw(),
+            "worker {worker} ({}) started",
+            process.name()
+        );
+        let watched = self.watch(worker, &process);
+        self.processes.insert(worker, process);
+        if let Err(error) = watched {
+            // It runs, but could not be heard: it ends as any other that fails.
+            error!("cannot watch worker {worker}: {error}");
+            self.kill(worker);
+        }
+        Ok(())
+    }
+
+    fn bind_notify_socket(&self) -> io::Result<NotifySocket> {
+        let folder = self.runtime.notify();
+        match NotifySocket::bind(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                warn!("{} was removed; it is made again", folder.display());
+                self.runtime.restore()?;
+                NotifySocket::bind(&folder)
+            }
+            bound => bound,
+        }
+    }
+
+    fn watch(&self, worker: WorkerId, process: &Process) -> io::Result<()> {
+        if let Some(notify) = &process.notify {
+            self.poller.add(notify, Token::Notify(worker).pack(), Interest::Read)?;
+        }
+        if let Some(report) = &process.report {
+            self.poller.add(report, Token::Report(worker).pack(), Interest::Read)?;
+        }
+        for output in &process.outputs {
+            self.poller.add(&output.pipe, Token::Output(worker, output.stream).pack(), Interest::Read)?;
+        }
+        Ok(())
+    }
+
+    fn probe(&mut self, worker: WorkerId) -> io::Result<()> {
+        let Some((of, process)) = self
+            .processes
+            .get(&worker)
+            .and_then(|process| Some((self.generations.get(&process.generation)?, process)))
+        else {
+            return Ok(());
+        };
+        let place = Place { release: &of.release, generation: process.generation, slot: Some(process.slot) };
+        let pid = ("LIVESWAP_WORKER_PID", process.pid.to_string());
+        let launch = launch::helper(place, &self.heritage, &of.release.spec.probe, &[pid])?;
+        // Whether the probe could be executed at all shows in its exit.
+        let spawned = spawn(&launch)?;
+        self.roles.insert(spawned.pid, Role::Probe(worker));
+        Ok(())
+    }
+
+    fn drain(&mut self, worker: WorkerId) {
+        let signal =
+            self.processes.get(&worker).and_then(|process| self.generations.get(&process.generation));
+        if let Some(of) = signal {
+            self.signal(worker, of.release.spec.process.drain_signal);
+        }
+    }
+
+    fn signal(&self, worker: WorkerId, number: i32) {
+        if let Some(process) = self.running(worker)
+            && let Err(error) = process::signal(main_process(process), number)
+        {
+            warn!("cannot signal worker {worker} ({}): {error}", process.name());
+        }
+    }
+
+    fn kill(&self, worker: WorkerId) {
+        if let Some(process) = self.running(worker)
+            && let Err(error) = process::kill_tree(process.pid)
+        {
+            warn!("cannot kill worker {worker} ({}): {error}", process.name());
+        }
+    }
+
+    /// Returns a worker's process where its pid is still its own: the news of its end may wait in the inbox.
+    fn running(&self, worker: WorkerId) -> Option<&Process> {
+        self.processes.get(&worker).filter(|process| self.roles.contains_key(&process.pid))
+    }
+
+    /// Whether the worker has a process that is not yet reaped.
+    pub(super) fn is_running(&self, worker: WorkerId) -> bool {
+        self.running(worker).is_some()
+    }
+
+    fn run_after(&mut self, generation: GenerationId, outcome: &Outcome) {
+        let place =
+            self.generations.get(&generation).or_else(|| self.generations.get(&self.manager.current()));
+        let Some(of) = place.filter(|of| !of.release.spec.hooks.after.is_empty()) else { return };
+        let place = Place { release: &of.release, generation, slot: None };
+        let told = ("LIVESWAP_OUTCOME", outcome.word().to_owned());
+        let launch = launch::helper(place, &self.heritage, &of.release.spec.hooks.after, &[told]);
+        match launch.and_then(|launch| spawn(&launch)) {
+            Ok(spawned) => {
+                self.roles.insert(spawned.pid, Role::After(generation));
+                self.hooks_end.insert(spawned.pid, self.now() + of.release.spec.hooks.timeout);
+            }
+            Err(error) => warn!("generation {generation}: cannot run the hook `after`: {error}"),
+        }
+    }
+
+    /// Kills the hooks `after` whose time is over.
+    pub(super) fn end_late_hooks(&mut self) {
+        let now = self.now();
+        self.hooks_end.retain(|pid, at| {
+            let late = *at <= now;
+            if late {
+                warn!("the hook `after` (pid {pid}) has not ended in time; SIGKILL");
+                if let Err(error) = process::kill_tree(*pid) {
+                    warn!("cannot kill process {pid}: {error}");
+                }
+            }
+            !late
+        });
+    }
+
+    fn tell(&mut self, notice: &Notice) {
+        let clock = self.clock_micros();
+        self.upward.tell(notice, &self.manager, clock);
+        let text = match notice {
+            Notice::Worker(worker, what) => match self.processes.get(worker) {
+                Some(process) => format!("worker {worker} ({}) {what}", process.name()),
+                None => notice.to_string(),
+            },
+            _ => notice.to_string(),
+        };
+        if let Notice::Worker(worker, WorkerNotice::Ready | WorkerNotice::Ended(_) | WorkerNotice::Died(_)) =
+            notice
+        {
+            self.occasion = Some(*worker);
+        }
+        match notice.loudness() {
+            Loudness::Info => info!("{text}"),
+            Loudness::Warning => warn!("{text}"),
+        }
+    }
+}
+
+/// The process that a worker named as its main one where it is of its tree, or else the one that we know.
+fn main_process(of: &Process) -> Pid {
+    let is_ours = |heir: &Pid| process::descendants(of.pid).contains(heir);
+    of.heir.filter(is_ours).unwrap_or(of.pid)
+}

@@ -1,0 +1,96 @@
+//! Our standard output and error, which may be a pipe that nobody reads or a stopped terminal.
+//!
+//! Text goes into a bounded buffer and from there as the other side takes it. A manager that waited for its log's reader
+//! would let its workers down; so beyond the bound whole pieces of text are lost, and the log says how many.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::sys::output::Writer;
+
+/// The most text of workers that waits, in bytes.
+const LIMIT: usize = 1 << 20;
+
+/// What may wait beyond it of our own log, in bytes: no worker can push that out.
+const RESERVE: usize = 1 << 18;
+
+/// Our standard error: the log, and what workers write there under `output = "prefix"`.
+pub static ERROR: Outlet = Outlet::new();
+/// Our standard output: what workers write there under `output = "prefix"`.
+pub static OUTPUT: Outlet = Outlet::new();
+
+/// Text on its way out.
+#[derive(Debug)]
+pub struct Outlet(Mutex<Waiting>);
+
+#[derive(Debug)]
+struct Waiting {
+    text: VecDeque<u8>,
+    lost: usize,
+}
+
+impl Outlet {
+    const fn new() -> Self {
+        Self(Mutex::new(Waiting { text: VecDeque::new(), lost: 0 }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a line of the log, or loses it where too much waits already.
+    pub fn push(&self, line: &[u8]) {
+        self.push_within(LIMIT + RESERVE, line);
+    }
+
+    /// Takes a line of a worker, or loses it where too much waits already.
+    pub fn push_from_worker(&self, line: &[u8]) {
+        self.push_within(LIMIT, line);
+    }
+
+    fn push_within(&self, limit: usize, line: &[u8]) {
+        let mut waiting = self.lock();
+        if waiting.text.len() + line.len() > limit {
+            waiting.lost += 1;
+        } else {
+            waiting.text.extend(line);
+        }
+    }
+
+    /// Returns how many lines were lost since it was last asked.
+    pub fn take_lost(&self) -> usize {
+        std::mem::take(&mut self.lock().lost)
+    }
+
+    /// Writes what `to` takes without waiting; returns whether nothing is left.
+    pub fn flush(&self, to: &Writer) -> bool {
+        let mut waiting = self.lock();
+        while !waiting.text.is_empty() {
+            match to.write_some(waiting.text.as_slices().0) {
+                Ok(0) => return false,
+                Ok(count) => drop(waiting.text.drain(..count)),
+                // Nobody will ever read it.
+                Err(_) => waiting.text.clear(),
+            }
+        }
+        // What a burst needed is not kept for ever.
+        waiting.text.shrink_to(4096);
+        true
+    }
+}
+
+/// A log writer whose every write is one line.
+#[derive(Clone, Copy, Debug)]
+pub struct LogWriter;
+
+impl Write for LogWriter {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        ERROR.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

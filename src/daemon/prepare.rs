@@ -1,0 +1,256 @@
+//! The way from a service file to a generation: read it, run its hook `before`, read it again, bind its sockets.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+use std::{io, mem};
+
+use nix::unistd::Pid;
+use tracing::{error, info, warn};
+
+use super::checker::Checker;
+use super::launch::{self, Place};
+use super::release::{Refusal, Release, in_words};
+use super::run::{Daemon, Generation, Role};
+use super::sockets::{Owner, Prepared, SocketError, SocketPlan, Sockets};
+use super::token::Token;
+use crate::core::Event;
+use crate::core::ids::GenerationId;
+use crate::core::spec::SocketSpec;
+use crate::sys::output::wait_readable;
+use crate::sys::reaper::Exit;
+use crate::sys::spawn::{Report, read_report, spawn};
+use crate::sys::wait::Interest;
+use crate::sys::{process, reaper};
+
+/// How long each pause in the first check may be.
+const FIRST_CHECK: Duration = Duration::from_secs(30);
+
+/// A generation to be, until its sockets are bound or it is refused.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    generation: GenerationId,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The file is being read, to learn whether it has a hook.
+    Reading(Checker),
+    /// The file was read.
+    Read(Box<Release>),
+    /// The hook runs.
+    Hook { pid: Pid, report: OwnedFd },
+    /// The hook may have changed everything: the file is being read again.
+    ReadingAgain(Checker),
+    /// Nothing is under way.
+    Idle,
+}
+
+impl Daemon {
+    pub(super) fn begin_check(&mut self, generation: GenerationId) {
+        self.check(generation, Stage::Reading);
+    }
+
+    fn check(&mut self, generation: GenerationId, stage: fn(Checker) -> Stage) {
+        let checker = Checker::start(&self.file, false).and_then(|checker| {
+            self.poller.add(&checker, Token::Checker(generation).pack(), Interest::Read)?;
+            Ok(checker)
+        });
+        match checker {
+            Ok(checker) => {
+                self.roles.insert(checker.pid(), Role::Checker(generation));
+                self.candidate = Some(Candidate { generation, stage: stage(checker) });
+            }
+            Err(error) => {
+                self.refuse(generation, format!("cannot start the check of the service file: {error}"));
+            }
+        }
+    }
+
+    /// Takes what the checker has written by now, so that it never waits for us.
+    pub(super) fn read_check(&mut self, generation: GenerationId) {
+        let Some(candidate) = self.candidate.as_mut().filter(|candidate| candidate.generation == generation)
+        else {
+            return;
+        };
+        let (Stage::Reading(checker) | Stage::ReadingAgain(checker)) = &mut candidate.stage else { return };
+        if checker.read().unwrap_or(true) {
+            let _ = self.poller.remove(checker);
+        }
+    }
+
+    /// Takes the end of a check.
+    pub(super) fn checked(&mut self, generation: GenerationId, exit: Exit) {
+        let Some(candidate) = self.candidate.as_mut().filter(|candidate| candidate.generation == generation)
+        else {
+            return;
+        };
+        let (checker, again) = match mem::replace(&mut candidate.stage, Stage::Idle) {
+            Stage::Reading(checker) => (checker, false),
+            Stage::ReadingAgain(checker) => (checker, true),
+            other @ (Stage::Read(_) | Stage::Hook { .. } | Stage::Idle) => {
+                candidate.stage = other;
+                return;
+            }
+        };
+        match checker.finish(exit) {
+            Ok(release) if again => self.bind(generation, release),
+            Ok(release) => {
+                let hooks = &release.spec.hooks;
+                let hook = (!hooks.before.is_empty()).then_some(hooks.timeout);
+                candidate.stage = Stage::Read(Box::new(release));
+                self.inbox.push_back(Event::FileRead(generation, hook));
+            }
+            Err(refusal) => {
+                for line in refusal.details.lines().filter(|_| refusal.details.lines().count() > 1) {
+                    warn!("{line}");
+                }
+                self.refuse(generation, refusal.summary);
+            }
+        }
+    }
+
+    pub(super) fn run_before(&mut self, generation: GenerationId) {
+        let Some(Candidate { stage: Stage::Read(release), .. }) = &self.candidate else { return };
+        let place = Place { release, generation, slot: None };
+        let launch = launch::helper(place, &self.heritage, &release.spec.hooks.before, &[]);
+        match launch.and_then(|launch| spawn(&launch)) {
+            Ok(spawned) => {
+                info!("generation {generation}: running the hook `before` (pid {})", spawned.pid);
+                self.roles.insert(spawned.pid, Role::Before(generation));
+                self.candidate = Some(Candidate {
+                    generation,
+                    stage: Stage::Hook { pid: spawned.pid, report: spawned.report },
+                });
+            }
+            Err(error) => {
+                let how = format!("could not be started: {error}");
+                self.inbox.push_back(Event::HookEnded(generation, Err(how)));
+            }
+        }
+    }
+
+    /// Returns why the hook's program could not be executed, if that is how the hook ended.
+    pub(super) fn hook_failure(&self) -> Option<String> {
+        let Some(Candidate { stage: Stage::Hook { report, .. }, .. }) = &self.candidate else { return None };
+        match read_report(report) {
+            Ok(Report::Failed(failure)) => Some(format!("could not be started: {failure}")),
+            Ok(Report::NotYet | Report::Executed) | Err(_) => None,
+        }
+    }
+
+    /// Binds what was read; where a hook ran since, the file is read again first.
+    pub(super) fn prepare(&mut self, generation: GenerationId) {
+        let Some(candidate) = &mut self.candidate else { return };
+        match mem::replace(&mut candidate.stage, Stage::Idle) {
+            Stage::Read(release) => self.bind(generation, *release),
+            Stage::Hook { .. } => self.check(generation, Stage::ReadingAgain),
+            Stage::Reading(_) | Stage::ReadingAgain(_) | Stage::Idle => {}
+        }
+    }
+
+    fn bind(&mut self, generation: GenerationId, release: Release) {
+        self.candidate = None;
+        let name = &self.generations[&self.manager.current()].release.spec.name;
+        if *name != release.spec.name {
+            let why = format!(
+                "the service's name cannot change from `{name}` to `{}` while it runs",
+                release.spec.name
+            );
+            self.refuse(generation, why);
+            return;
+        }
+        match prepare_sockets(&mut self.sockets, &release) {
+            Ok(sockets) => {
+                let policy = release.spec.policy.clone();
+                self.generations.insert(generation, Generation { release, sockets });
+                self.watch_sockets();
+                self.inbox.push_back(Event::Prepared(generation, policy));
+            }
+            Err(error) => {
+                if let Some(hint) = error.hint() {
+                    warn!("generation {generation}: hint: {hint}");
+                }
+                self.refuse(generation, in_words(&error));
+            }
+        }
+    }
+
+    fn refuse(&mut self, generation: GenerationId, why: String) {
+        self.inbox.push_back(Event::PreparationFailed(generation, why));
+    }
+
+    /// Ends what runs for the candidate; the reaper finds nobody waiting for it.
+    pub(super) fn cancel_preparation(&mut self, generation: GenerationId) {
+        self.let_go(generation);
+        let Some(candidate) = self.candidate.take_if(|candidate| candidate.generation == generation) else {
+            return;
+        };
+        let pid = match candidate.stage {
+            Stage::Reading(checker) | Stage::ReadingAgain(checker) => {
+                let _ = self.poller.remove(&checker);
+                checker.pid()
+            }
+            Stage::Hook { pid, .. } => pid,
+            Stage::Read(_) | Stage::Idle => return,
+        };
+        // It may have ended by itself and not be reaped yet: its number is still its own.
+        if self.roles.contains_key(&pid)
+            && let Err(error) = process::kill_tree(pid)
+        {
+            error!("generation {generation}: cannot kill process {pid}: {error}");
+        }
+    }
+
+    /// Gives the sockets that `generation` holds the options that it wants.
+    pub(super) fn restore_sockets(&mut self, generation: GenerationId) {
+        let Some(of) = self.generations.get(&generation) else { return };
+        for error in self.sockets.revert(&plans(&of.release)) {
+            error!("generation {generation}: {}", in_words(&error));
+        }
+    }
+}
+
+/// Binds, or takes over, all sockets of a release in one transaction.
+///
+/// # Errors
+///
+/// What failed; then nothing has changed.
+pub(super) fn prepare_sockets(sockets: &mut Sockets, release: &Release) -> Result<Prepared, SocketError> {
+    if release.spec.control.group.is_some() {
+        warn!("[control] group has no effect yet: there is no control socket in this version");
+    }
+    let prepared = sockets.prepare(&plans(release))?;
+    for warning in &prepared.warnings {
+        warn!("{warning}");
+    }
+    Ok(prepared)
+}
+
+fn plans(release: &Release) -> Vec<SocketPlan> {
+    let plan = |(spec, owner): (&SocketSpec, &Owner)| SocketPlan { spec: spec.clone(), owner: *owner };
+    release.spec.sockets.iter().zip(&release.owners).map(plan).collect()
+}
+
+/// Reads the service file for the first generation, and waits for it: there is nothing yet that this could harm.
+///
+/// # Errors
+///
+/// Everything that is wrong.
+pub(super) fn first_release(file: &Path, color: bool) -> Result<Release, Refusal> {
+    let failed = |error: io::Error| Refusal::new(format!("cannot check the service file: {error}"));
+    let mut checker = Checker::start(file, color).map_err(failed)?;
+    let exit = loop {
+        match wait_readable(&checker, FIRST_CHECK) {
+            Ok(true) if checker.read().map_err(failed)? => break reaper::wait_until_ended(checker.pid()),
+            Ok(true) => {}
+            Ok(false) => {
+                let _ = process::kill_tree(checker.pid());
+                return Err(failed(io::ErrorKind::TimedOut.into()));
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    };
+    checker.finish(exit.map_err(failed)?)
+}

@@ -1,0 +1,205 @@
+//! A worker's process as the shell knows it: its pid, its notify socket, its output.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::unistd::Pid;
+use tracing::debug;
+
+use super::outlet::{ERROR, OUTPUT};
+use super::token::Stream;
+use crate::core::ids::{GenerationId, SlotId};
+use crate::core::word::Word;
+use crate::sys::notify_socket::NotifySocket;
+use crate::sys::spawn::{Report, read_report};
+use crate::wire::lines::{Line, Lines};
+use crate::wire::notify::{self, Descriptors, MAX_DATAGRAM};
+
+/// The most messages of one worker that are taken before the others get their turn.
+const MESSAGES_A_TURN: usize = 64;
+
+/// The most messages that are read of a worker that has died; more than any queue holds
+/// (`net.unix.max_dgram_qlen`, as others of its tree may still send).
+pub const LAST_WORDS: usize = 4096;
+
+/// How often one reads a full pipe of the largest usual size (pipe(7), `fs.pipe-max-size`).
+const PIPE_READS: usize = (1 << 20) / READ_SIZE;
+
+/// How much of an output is read at a time, in bytes.
+const READ_SIZE: usize = 16 * 1024;
+
+/// The longest line of output that is kept whole, in bytes.
+const MAX_LINE: usize = 8192;
+
+/// A worker's process, until it is reaped.
+#[derive(Debug)]
+pub struct Process {
+    /// Our child whose end is the worker's.
+    pub pid: Pid,
+    /// The process group that it was started in.
+    pub group: Pid,
+    /// The process that the worker named as its main one (`MAINPID=`): it is signalled, and the worker goes on as it
+    /// where it outlives `pid`. Anything may have become of it: it is looked at before it is believed.
+    pub heir: Option<Pid>,
+    /// Whose code it runs.
+    pub generation: GenerationId,
+    /// Its place.
+    pub slot: SlotId,
+    /// Where it speaks; none under `protocol = "plain"`.
+    pub notify: Option<NotifySocket>,
+    /// Tells whether its program runs; none once that is known.
+    pub report: Option<OwnedFd>,
+    /// Why its program could not be executed.
+    pub failure: Option<String>,
+    /// Its standard output and error, under `output = "prefix"`.
+    pub outputs: Vec<WorkerOutput>,
+}
+
+/// One output of a worker, on its way through us.
+#[derive(Debug)]
+pub struct WorkerOutput {
+    /// Which.
+    pub stream: Stream,
+    /// Our end of the pipe.
+    pub pipe: File,
+    lines: Lines,
+    prefix: String,
+}
+
+/// What became of the report of a process.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// Nothing new.
+    Unknown,
+    /// Its program runs.
+    Executed,
+}
+
+impl Process {
+    /// Takes the report whether the program runs. A failure is kept for the exit, which is sure to follow.
+    pub fn take_report(&mut self, describe: impl FnOnce(&crate::sys::spawn::Failure) -> String) -> Arrival {
+        let Some(report) = &self.report else { return Arrival::Unknown };
+        match read_report(report) {
+            Ok(Report::NotYet) => return Arrival::Unknown,
+            Ok(Report::Executed) => {
+                self.report = None;
+                return Arrival::Executed;
+            }
+            Ok(Report::Failed(failure)) => self.failure = Some(describe(&failure)),
+            Err(error) => self.failure = Some(format!("reading its report: {error}")),
+        }
+        self.report = None;
+        Arrival::Unknown
+    }
+
+    /// Takes what the worker has said, at most `limit` messages; `heard` gets each word in its order.
+    ///
+    /// Returns the descriptors that came with `BARRIER=1`: they are to be closed when all that was heard has been acted
+    /// on, which is what their senders wait for.
+    pub fn listen(&mut self, limit: usize, mut heard: impl FnMut(Word)) -> Vec<OwnedFd> {
+        let mut barriers = Vec::new();
+        let Some(socket) = &self.notify else { return barriers };
+        let mut buffer = [0; MAX_DATAGRAM];
+        for _ in 0..limit {
+            match socket.receive(&mut buffer) {
+                Ok(Some(datagram)) if datagram.truncated || datagram.control_truncated => {
+                    debug!("{}: a message that was cut short is dropped", self.name());
+                }
+                Ok(Some(datagram)) => {
+                    match notify::parse(&buffer[..datagram.len], datagram.descriptors.len()) {
+                        Ok(message) => {
+                            self.heir = message.main_pid.map(Pid::from_raw).or(self.heir);
+                            message.words.into_iter().for_each(&mut heard);
+                            if message.descriptors == Descriptors::Barrier {
+                                barriers.extend(datagram.descriptors);
+                            }
+                        }
+                        Err(why) => debug!("{}: a message is dropped: {why}", self.name()),
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    debug!("{}: cannot read its notify socket: {error}", self.name());
+                    break;
+                }
+            }
+        }
+        barriers
+    }
+
+    /// As [`Process::listen`], as much as one worker may say before others get their turn.
+    pub fn listen_a_turn(&mut self, heard: impl FnMut(Word)) -> Vec<OwnedFd> {
+        self.listen(MESSAGES_A_TURN, heard)
+    }
+
+    /// Returns how the log names it.
+    pub fn name(&self) -> String {
+        format!("generation {}, slot {}, pid {}", self.generation, self.slot, self.pid)
+    }
+
+    /// Passes on what the worker wrote to `stream`; returns `false` once nothing more can come.
+    pub fn pass_on(&mut self, stream: Stream) -> bool {
+        let output = self.outputs.iter_mut().find(|output| output.stream == stream);
+        output.is_some_and(|output| {
+            let goes_on = output.pass_on();
+            if !goes_on {
+                output.finish();
+            }
+            goes_on
+        })
+    }
+
+    /// Passes on the end of all output, as far as it was written by now: what a pipe holds, and no more, as something
+    /// that the worker left behind may go on writing.
+    pub fn finish_outputs(&mut self) {
+        for output in &mut self.outputs {
+            let mut reads_left = PIPE_READS;
+            while reads_left > 0 && output.pass_on() && output.has_more() {
+                reads_left -= 1;
+            }
+            output.finish();
+        }
+        self.outputs.clear();
+    }
+}
+
+impl WorkerOutput {
+    /// Takes our end of a pipe.
+    pub fn new(stream: Stream, pipe: File, prefix: String) -> Self {
+        Self { stream, pipe, lines: Lines::new(MAX_LINE), prefix }
+    }
+
+    fn pass_on(&mut self) -> bool {
+        let mut buffer = [0; READ_SIZE];
+        match self.pipe.read(&mut buffer) {
+            Ok(0) => return false,
+            Ok(count) => self.lines.push(&buffer[..count]),
+            Err(error) => {
+                return matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+            }
+        }
+        while let Some(line) = self.lines.next_line() {
+            emit(self.stream, &self.prefix, &line);
+        }
+        true
+    }
+
+    fn has_more(&self) -> bool {
+        crate::sys::output::is_readable(self.pipe.as_fd()).unwrap_or(false)
+    }
+
+    fn finish(&mut self) {
+        if let Some(line) = self.lines.finish() {
+            emit(self.stream, &self.prefix, &line);
+        }
+    }
+}
+
+fn emit(stream: Stream, prefix: &str, line: &Line<'_>) {
+    let text = [prefix.as_bytes(), line.bytes, b"\n"].concat();
+    match stream {
+        Stream::Out => OUTPUT.push_from_worker(&text),
+        Stream::Err => ERROR.push_from_worker(&text),
+    }
+}

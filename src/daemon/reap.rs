@@ -1,0 +1,166 @@
+//! Children that have ended: workers, their probes, hooks and checks, and strangers left to us.
+
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::unistd::{Pid, getpgid, getpid};
+use tracing::{error, info, warn};
+
+use super::launch::WORKER_VARIABLE;
+use super::process::LAST_WORDS;
+use super::run::{Daemon, Role};
+use crate::core::Event;
+use crate::core::ids::WorkerId;
+use crate::core::notice::Exit;
+use crate::sys::{process, reaper};
+
+/// How long after an end it is looked for what outlived it: what the kernel hands on to us has arrived by then.
+const ORPHANS_SETTLE: Duration = Duration::from_millis(20);
+
+impl Daemon {
+    /// Reaps every child that has ended: our own first heard to the end, strangers in silence.
+    pub(super) fn reap_all(&mut self) {
+        loop {
+            match reaper::next_exited() {
+                Ok(Some((pid, exit))) => {
+                    let role = self.roles.remove(&pid);
+                    self.hooks_end.remove(&pid);
+                    match role {
+                        Some(Role::Worker(worker)) if self.kill_rest(worker, pid) => {
+                            let _ = reaper::reap(pid);
+                            continue;
+                        }
+                        Some(Role::Worker(_)) => {}
+                        Some(Role::Checker(_) | Role::Before(_) | Role::After(_) | Role::Probe(_)) => {
+                            kill_group(pid);
+                        }
+                        None => {}
+                    }
+                    if let Err(error) = reaper::reap(pid) {
+                        error!("cannot reap process {pid}: {error}");
+                        return;
+                    }
+                    self.look_for_orphans_at.get_or_insert(self.now() + ORPHANS_SETTLE);
+                    if let Some(role) = role {
+                        self.child_ended(role, exit);
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    error!("cannot wait for children: {error}");
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Kills what daemonised out of its worker's process group and has outlived the worker. It was left to us as a
+    /// subreaper, and its environment tells whose it was.
+    ///
+    /// Once for all that ended in the same moment: it takes a look at every child.
+    pub(super) fn kill_orphans(&mut self) {
+        if self.look_for_orphans_at.is_none_or(|at| at > self.now()) {
+            return;
+        }
+        self.look_for_orphans_at = None;
+        for pid in process::own_children().into_iter().filter(|pid| !self.roles.contains_key(pid)) {
+            let worker = process::variable(pid, WORKER_VARIABLE).and_then(|id| id.parse().ok()).map(WorkerId);
+            let Some(worker) = worker.filter(|worker| !self.is_running(*worker)) else { continue };
+            warn!("process {pid} has outlived worker {worker}, which started it; SIGKILL");
+            if let Err(error) = process::kill_tree(pid) {
+                warn!("cannot kill process {pid}: {error}");
+            }
+        }
+    }
+
+    /// Kills what is left of a worker whose process has ended, while the zombie still holds its number; returns whether the
+    /// worker lives on as another process, which it has named.
+    fn kill_rest(&mut self, worker: WorkerId, ended: Pid) -> bool {
+        let Some(process) = self.processes.get_mut(&worker) else { return false };
+        // The last word on it may still be unread. Its children are ours from the moment that it ended.
+        self.barriers
+            .extend(process.listen(LAST_WORDS, |word| self.inbox.push_back(Event::Said(worker, word))));
+        if let Some(heir) = process.heir.take().filter(|heir| *heir != ended)
+            && process::own_children().contains(&heir)
+            && !self.roles.contains_key(&heir)
+        {
+            info!("worker {worker} ({}) goes on as pid {heir}", process.name());
+            process.pid = heir;
+            self.roles.insert(heir, Role::Worker(worker));
+            return true;
+        }
+        kill_group(ended);
+        // A group keeps its number while the zombie is one of it, though its leader may have gone long ago.
+        if process.group != ended && getpgid(Some(ended)) == Ok(process.group) {
+            kill_group(process.group);
+        }
+        false
+    }
+
+    fn child_ended(&mut self, role: Role, exit: reaper::Exit) {
+        match role {
+            Role::Worker(worker) => self.worker_ended(worker, exit),
+            Role::Checker(generation) => self.checked(generation, exit),
+            Role::Before(generation) => {
+                let how = || self.hook_failure().unwrap_or_else(|| exit.to_string());
+                let result = if exit == reaper::Exit::Code(0) { Ok(()) } else { Err(how()) };
+                self.inbox.push_back(Event::HookEnded(generation, result));
+            }
+            Role::After(generation) if exit == reaper::Exit::Code(0) => {
+                info!("generation {generation}: the hook `after` is done");
+            }
+            Role::After(generation) => warn!("generation {generation}: the hook `after` {exit}"),
+            Role::Probe(worker) => {
+                self.inbox.push_back(Event::Probed(worker, exit == reaper::Exit::Code(0)));
+            }
+        }
+    }
+
+    fn worker_ended(&mut self, worker: WorkerId, exit: reaper::Exit) {
+        self.take_report(worker);
+        let Some(process) = self.processes.get_mut(&worker) else { return };
+        self.barriers
+            .extend(process.listen(LAST_WORDS, |word| self.inbox.push_back(Event::Said(worker, word))));
+        // A copy in a process that is about to be executed would keep a registration alive.
+        if let Some(notify) = process.notify.take() {
+            let _ = self.poller.remove(&notify);
+        }
+        for output in &process.outputs {
+            let _ = self.poller.remove(&output.pipe);
+        }
+        process.finish_outputs();
+        let probes = self.roles.iter().filter(|(_, role)| **role == Role::Probe(worker));
+        for (pid, _) in probes {
+            // It asks whether a worker is ready that is no more.
+            let _ = process::kill_tree(*pid);
+        }
+        let exit = match (process.failure.take(), exit) {
+            (Some(failure), _) => Exit::NotExecuted(failure),
+            (None, reaper::Exit::Code(status)) => Exit::Status(status),
+            (None, reaper::Exit::Signal { number, .. }) => Exit::Signal(number, signal_text(exit)),
+        };
+        self.inbox.push_back(Event::Exited(worker, exit));
+    }
+}
+
+/// Kills whatever is left of the process group of a child that has ended, while the zombie still holds its number.
+fn kill_group(leader: Pid) {
+    match process::signal_group(leader, libc::SIGKILL) {
+        Err(error) if error.raw_os_error() != Some(Errno::ESRCH as i32) => {
+            warn!("cannot kill what is left of process group {leader}: {error}");
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
+
+/// Ends what was left to us as a subreaper: no process of the service outlives it.
+pub(super) fn kill_strangers() {
+    for pid in process::descendants(getpid()) {
+        let _ = process::signal(pid, libc::SIGKILL);
+    }
+}
+
+/// `SIGSEGV (core dumped)`: the exit's own words without their verb, which the core has.
+fn signal_text(exit: reaper::Exit) -> String {
+    exit.to_string().trim_start_matches("was killed by ").to_owned()
+}

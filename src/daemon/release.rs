@@ -1,0 +1,196 @@
+//! A release: what a generation is made of, with everything looked up once and pinned.
+//!
+//! All of this may block (a file on a dead network, a slow name service) or fail in strange ways, so it runs in a forked
+//! child ([`super::checker`]): a [`Release`] is plain data that travels through a pipe.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use serde::{Deserialize, Serialize};
+
+use super::sockets::Owner;
+use crate::config::{self, Origin};
+use crate::core::spec::{Identity, ServiceSpec, SocketSpec};
+use crate::sys::names;
+
+/// The longest service file or environment file that is read, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// A service file as read, and all that it refers to as found at that moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// The service.
+    pub spec: ServiceSpec,
+    /// `directory` with all symbolic links resolved.
+    pub directory: PathBuf,
+    /// `environment_files` and `environment` over them; placeholders are not yet replaced.
+    pub environment: BTreeMap<String, String>,
+    /// Who the workers are; `None`: who the manager is.
+    pub credentials: Option<Credentials>,
+    /// Who owns the UNIX paths, a pair for each socket of the specification.
+    pub owners: Vec<Owner>,
+}
+
+/// The numbers of an identity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// The supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// Why a service file makes no release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// One line, for the log and the status.
+    pub summary: String,
+    /// Everything, for a person at a terminal.
+    pub details: String,
+}
+
+impl Refusal {
+    pub(super) fn new(summary: String) -> Self {
+        Self { details: format!("Error: {summary}"), summary }
+    }
+
+    /// Refuses a file for all that it refers to and that cannot be had.
+    fn of(file: &Path, problems: &[String]) -> Self {
+        let name = file.file_name().unwrap_or(file.as_os_str()).display().to_string();
+        let others = match problems.len() {
+            0 | 1 => String::new(),
+            count => format!(" (and {} more)", count - 1),
+        };
+        let summary = format!("{name}: {}{others}", problems.first().map_or("", String::as_str));
+        let details: Vec<_> =
+            problems.iter().map(|problem| format!("Error: {}: {problem}", file.display())).collect();
+        Self { summary, details: details.join("\n") }
+    }
+}
+
+impl Release {
+    /// Reads the service file at the absolute `path`, and looks up all that it refers to.
+    ///
+    /// May block; see the module.
+    ///
+    /// # Errors
+    ///
+    /// All problems of the file at once, or else all that it refers to and that cannot be had.
+    pub fn read(path: &Path, color: bool) -> Result<Self, Refusal> {
+        let spec = read_spec(path, color)?;
+        let mut problems = Vec::new();
+        let directory = enter(&spec.process.directory).map_err(|why| problems.push(why)).unwrap_or_default();
+        let mut environment = BTreeMap::new();
+        for file in &spec.process.environment_files {
+            match read_environment(&file.path, file.optional) {
+                Ok(variables) => environment.extend(variables),
+                Err(why) => problems.push(why),
+            }
+        }
+        environment.extend(spec.process.environment.clone());
+        let mut note = |error: names::NameError| problems.push(in_words(&error));
+        let credentials =
+            look_up(&spec.process.identity, &mut environment).map_err(&mut note).unwrap_or_default();
+        let owners = spec.sockets.iter().map(|socket| owner(socket).map_err(&mut note).unwrap_or_default());
+        let owners = owners.collect();
+        if problems.is_empty() {
+            Ok(Self { spec, directory, environment, credentials, owners })
+        } else {
+            Err(Refusal::of(path, &problems))
+        }
+    }
+}
+
+/// Resolves `directory`, symbolic links and all.
+fn enter(directory: &Path) -> Result<PathBuf, String> {
+    let entered = directory.canonicalize().and_then(|directory| {
+        // A folder that may not be entered, or no folder at all.
+        directory.join(".").metadata().map(|_| directory)
+    });
+    entered.map_err(|error| format!("cannot enter directory {}: {error}", directory.display()))
+}
+
+fn owner(socket: &SocketSpec) -> Result<Owner, names::NameError> {
+    let uid = socket.options.user.as_deref().map(names::user_id).transpose()?;
+    let gid = socket.options.group.as_deref().map(names::group_id).transpose()?;
+    Ok(Owner { uid: uid.map(Into::into), gid: gid.map(Into::into) })
+}
+
+/// Reads and checks a service file alone, without what it refers to.
+///
+/// # Errors
+///
+/// All problems of the file at once.
+pub fn read_spec(path: &Path, color: bool) -> Result<ServiceSpec, Refusal> {
+    let bytes =
+        read_file(path).map_err(|error| Refusal::new(format!("cannot read {}: {error}", path.display())))?;
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let origin = Origin { path: path.to_owned(), cpus: u32::try_from(cpus).unwrap_or(1) };
+    let spec = config::decode(&bytes, &origin).and_then(|text| config::parse(text, &origin));
+    spec.map_err(|problems| Refusal { summary: problems.summary(), details: problems.render(color) })
+}
+
+/// Reads a regular file of bounded size; whatever else stands at the path is refused without waiting for it.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    if metadata.len() > MAX_FILE {
+        return Err(io::Error::other(format!(
+            "it has {} bytes, more than the {MAX_FILE} allowed",
+            metadata.len()
+        )));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_environment(path: &Path, optional: bool) -> Result<Vec<(String, String)>, String> {
+    let refuse = |why: &dyn std::fmt::Display| format!("environment file {}: {why}", path.display());
+    let bytes = match read_file(path) {
+        Err(error) if optional && error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        bytes => bytes.map_err(|error| refuse(&error))?,
+    };
+    let text = String::from_utf8(bytes).map_err(|_| refuse(&"it is not UTF-8"))?;
+    config::environment::parse(&text).map_err(|error| refuse(&error))
+}
+
+/// Looks up who the workers are; a named user also gives the variables of a login (systemd.exec(5), `User=`), beneath
+/// those of the service file.
+fn look_up(
+    identity: &Identity,
+    environment: &mut BTreeMap<String, String>,
+) -> Result<Option<Credentials>, names::NameError> {
+    let groups = identity.supplementary_groups.as_deref();
+    let found = names::credentials(identity.user.as_deref(), identity.group.as_deref(), groups)?;
+    if let Some(user) = &identity.user {
+        for (name, value) in names::login_variables(user)? {
+            environment.entry(name.to_owned()).or_insert(value);
+        }
+    }
+    Ok(found.map(|found| Credentials {
+        uid: found.uid.into(),
+        gid: found.gid.into(),
+        groups: found.groups.into_iter().map(Into::into).collect(),
+    }))
+}
+
+/// Returns an error with its causes in one line.
+pub(super) fn in_words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,107 @@
+//! Mending what workers do to the sockets that they share (see [`super::sockets`]).
+
+use std::rc::Rc;
+
+use tracing::{error, info, warn};
+
+use super::run::{Daemon, Generation};
+use super::sockets::{Hurt, Listener};
+use super::token::Token;
+use crate::core::Event;
+use crate::core::ids::{GenerationId, WorkerId};
+use crate::core::spec::SocketKind;
+use crate::sys::wait::Interest;
+
+impl Daemon {
+    /// Has the kernel tell us when a socket is shut down or a path changes; what is watched already stays so.
+    pub(super) fn watch_sockets(&self) {
+        // Not those of datagrams: an error that waits in one (ip(7), `IP_RECVERR`) is its worker's to read, and we
+        // would be woken until it does.
+        let streams = self.sockets.listeners().into_iter();
+        for listener in streams.filter(|listener| listener.plan().spec.kind != SocketKind::Datagram) {
+            let _ = self.poller.add(&*listener, Token::Sockets.pack(), Interest::Hangup);
+        }
+        if let Some(watch) = self.sockets.watch() {
+            let _ = self.poller.add(watch, Token::Sockets.pack(), Interest::Read);
+        }
+    }
+
+    /// Lets go of a generation and of the sockets that it alone had.
+    pub(super) fn let_go(&mut self, generation: GenerationId) {
+        let Some(of) = self.generations.remove(&generation) else { return };
+        for listener in of.sockets.listeners.iter().filter(|listener| Rc::strong_count(listener) == 1) {
+            // A worker's copy would keep the registration alive beyond ours.
+            let _ = self.poller.remove(&**listener);
+        }
+    }
+
+    /// Looks at all sockets, mends what is wrong, and says who probably did it: `occasion` names a worker whose change of
+    /// state made us look.
+    pub(super) fn mend_sockets(&mut self, occasion: Option<WorkerId>) {
+        if let Err(error) = self.sockets.drain_watch() {
+            error!("cannot read what happened to socket paths: {error}");
+        }
+        for (listener, hurt) in self.sockets.hurts() {
+            if self.beyond_repair.iter().any(|known| std::ptr::eq(known.as_ptr(), Rc::as_ptr(&listener))) {
+                continue;
+            }
+            let (name, listen) = {
+                let spec = &listener.plan().spec;
+                (spec.name.clone(), spec.listen.clone())
+            };
+            let whom = self.suspects(occasion);
+            let mended = match hurt {
+                Hurt::ShutDownForGood | Hurt::PathLost => self.replace(&listener),
+                Hurt::ShutDown | Hurt::BacklogShrunk { .. } | Hurt::PathGone | Hurt::PathReplaced => {
+                    listener.repair(&hurt).map_err(|error| error.to_string())
+                }
+            };
+            match mended {
+                Ok(()) => warn!("socket `{name}` ({listen}): {hurt}{whom}; repaired"),
+                Err(why) => {
+                    error!("socket `{name}` ({listen}): {hurt}{whom}; cannot be repaired: {why}");
+                    // It would be reported again and again.
+                    let _ = self.poller.remove(&*listener);
+                    self.beyond_repair.retain(|known| known.strong_count() > 0);
+                    self.beyond_repair.push(Rc::downgrade(&listener));
+                }
+            }
+        }
+    }
+
+    /// Binds a socket anew that nothing can repair, and replaces the workers that share the dead one.
+    fn replace(&mut self, dead: &Rc<Listener>) -> Result<(), String> {
+        let fresh = self.sockets.replace(dead).map_err(|error| error.to_string())?;
+        let Some(new) = fresh.listeners.first() else { return Ok(()) };
+        let holders = self.generations.values_mut().flat_map(|of: &mut Generation| &mut of.sockets.listeners);
+        for held in holders.filter(|held| Rc::ptr_eq(held, dead)) {
+            *held = Rc::clone(new);
+        }
+        let _ = self.poller.remove(&**dead);
+        self.watch_sockets();
+        info!("all workers are replaced, as those that run share the dead socket");
+        self.inbox.push_back(Event::SocketReplaced);
+        Ok(())
+    }
+
+    /// Names the workers that may have hurt a socket; the kernel does not tell who did.
+    fn suspects(&self, occasion: Option<WorkerId>) -> String {
+        let draining: Vec<_> =
+            self.manager.workers().filter(|(_, worker)| worker.is_draining()).map(|(id, _)| id).collect();
+        let suspects = match occasion {
+            Some(worker) => vec![worker],
+            None if draining.is_empty() => self.processes.keys().copied().collect(),
+            None => draining,
+        };
+        let name = |id: &WorkerId| match self.processes.get(id) {
+            Some(process) => format!("worker {id} ({})", process.name()),
+            None => format!("worker {id}"),
+        };
+        match suspects.as_slice() {
+            [] => String::new(),
+            [one] => format!(", probably by {}", name(one)),
+            [one, other] => format!(", probably by {} or {}", name(one), name(other)),
+            [first, rest @ ..] => format!(", probably by {} or one of {} others", name(first), rest.len()),
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! The loop round the core: waits for what happens, hands it in, performs what comes out.
+//!
+//! One thread, one level-triggered epoll set; nothing in here waits for anything but the next event. What a turn finds is
+//! handed in with exits last: what a worker said before it died is heard before its death is.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, stderr, stdout};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::rc::Weak;
+use std::time::Duration;
+
+use nix::unistd::Pid;
+use tracing::{error, info, warn};
+
+use super::launch::Heritage;
+use super::outlet::{ERROR, OUTPUT, Outlet};
+use super::prepare::Candidate;
+use super::process::{Arrival, Process};
+use super::reap;
+use super::release::Release;
+use super::runtime::RuntimeDirectory;
+use super::sockets::{Listener, Prepared, Sockets};
+use super::token::{Stream, Token};
+use super::upward::ServiceManager;
+use crate::core::ids::{GenerationId, WorkerId};
+use crate::core::time::Mono;
+use crate::core::{Event, Manager};
+use crate::sys::clock::monotonic_micros;
+use crate::sys::output::Writer;
+use crate::sys::reaper;
+use crate::sys::signals::{ControllingTerminal, Signal, Signals};
+use crate::sys::wait::{Interest, Poller, Ready};
+
+/// A generation as the shell keeps it, for as long as the core has a use for it.
+#[derive(Debug)]
+pub(super) struct Generation {
+    pub(super) release: Release,
+    /// Its share in the sockets: what no generation holds is closed.
+    pub(super) sockets: Prepared,
+}
+
+/// What a child of ours is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Worker(WorkerId),
+    Checker(GenerationId),
+    Before(GenerationId),
+    After(GenerationId),
+    Probe(WorkerId),
+}
+
+/// The manager, with all that it has a hold of.
+#[derive(Debug)]
+pub struct Daemon {
+    pub(super) manager: Manager,
+    pub(super) poller: Poller,
+    signals: Signals,
+    terminal: ControllingTerminal,
+    /// `CLOCK_MONOTONIC` when we started, in microseconds: the core's zero.
+    epoch: u64,
+    pub(super) file: PathBuf,
+    pub(super) runtime: RuntimeDirectory,
+    pub(super) heritage: Heritage,
+    pub(super) sockets: Sockets,
+    pub(super) generations: BTreeMap<GenerationId, Generation>,
+    /// What may become the next generation.
+    pub(super) candidate: Option<Candidate>,
+    pub(super) processes: BTreeMap<WorkerId, Process>,
+    /// Our children by pid; a child that is not in here is a stranger.
+    pub(super) roles: BTreeMap<Pid, Role>,
+    pub(super) upward: ServiceManager,
+    /// Events that are yet to be handed in.
+    pub(super) inbox: VecDeque<Event>,
+    /// What workers wait to be closed until all that they said was acted on (sd_notify_barrier(3)).
+    pub(super) barriers: Vec<OwnedFd>,
+    pub(super) ended: bool,
+    /// When hooks `after` that still run are killed.
+    pub(super) hooks_end: BTreeMap<Pid, Mono>,
+    /// When to look for what has outlived its worker.
+    pub(super) look_for_orphans_at: Option<Mono>,
+    /// A worker whose change of state is an occasion to look at the sockets.
+    pub(super) occasion: Option<WorkerId>,
+    /// Sockets that could not be repaired, which was said.
+    pub(super) beyond_repair: Vec<Weak<Listener>>,
+    output: Writer,
+    error: Writer,
+    /// Which of our outputs are watched for room.
+    blocked: Vec<Stream>,
+}
+
+/// What a daemon starts from.
+#[derive(Debug)]
+pub struct Start {
+    /// The absolute path of the service file.
+    pub file: PathBuf,
+    /// The first generation.
+    pub release: Release,
+    /// Its sockets, bound.
+    pub prepared: Prepared,
+    /// All sockets.
+    pub sockets: Sockets,
+    /// The runtime directory.
+    pub runtime: RuntimeDirectory,
+    /// What workers inherit from us.
+    pub heritage: Heritage,
+    /// The way to the service manager.
+    pub upward: ServiceManager,
+}
+
+impl Daemon {
+    /// Makes a manager; its workers start in [`Daemon::run`].
+    ///
+    /// # Errors
+    ///
+    /// Signals or epoll cannot be had.
+    pub fn new(start: Start) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        let signals = Signals::install()?;
+        poller.add(&signals, Token::Signals.pack(), Interest::Read)?;
+        reaper::set_subreaper()?;
+        let manager = Manager::new(start.release.spec.policy.clone());
+        let first = Generation { release: start.release, sockets: start.prepared };
+        let daemon = Self {
+            generations: BTreeMap::from([(manager.current(), first)]),
+            manager,
+            poller,
+            signals,
+            terminal: ControllingTerminal::observe(),
+            epoch: monotonic_micros()?,
+            file: start.file,
+            runtime: start.runtime,
+            heritage: start.heritage,
+            sockets: start.sockets,
+            candidate: None,
+            processes: BTreeMap::new(),
+            roles: BTreeMap::new(),
+            upward: start.upward,
+            inbox: VecDeque::from([Event::Tick]),
+            barriers: Vec::new(),
+            ended: false,
+            hooks_end: BTreeMap::new(),
+            look_for_orphans_at: None,
+            occasion: None,
+            beyond_repair: Vec::new(),
+            output: Writer::to(stdout())?,
+            error: Writer::to(stderr())?,
+            blocked: Vec::new(),
+        };
+        daemon.watch_sockets();
+        Ok(daemon)
+    }
+
+    /// Runs the service until it has ended.
+    ///
+    /// # Errors
+    ///
+    /// The kernel no longer lets us wait, which nothing outside can cause.
+    pub fn run(&mut self) -> io::Result<()> {
+        let mut ready = Vec::new();
+        loop {
+            self.settle();
+            if self.ended && self.hooks_end.is_empty() {
+                break;
+            }
+            self.poller.wait(self.time_to_wait(), &mut ready)?;
+            self.collect(&ready);
+            self.end_late_hooks();
+            self.kill_orphans();
+            if self.manager.next_deadline().is_some_and(|at| at <= self.now()) {
+                self.inbox.push_back(Event::Tick);
+            }
+        }
+        reap::kill_strangers();
+        self.flush_outputs();
+        Ok(())
+    }
+
+    /// The moment that it is, as the core counts.
+    pub(super) fn now(&self) -> Mono {
+        Mono(self.clock_micros().saturating_sub(self.epoch))
+    }
+
+    /// `CLOCK_MONOTONIC` in microseconds; it cannot fail, and if it did, time would stand still.
+    pub(super) fn clock_micros(&self) -> u64 {
+        monotonic_micros().unwrap_or(self.epoch)
+    }
+
+    /// Hands in all events and performs what follows, until nothing is left to do.
+    fn settle(&mut self) {
+        let mut actions = Vec::new();
+        while let Some(event) = self.inbox.pop_front() {
+            let gone = match event {
+                Event::Exited(worker, _) | Event::StartFailed(worker, _) => Some(worker),
+                _ => None,
+            };
+            self.manager.handle(self.now(), event, &mut actions);
+            for action in actions.drain(..) {
+                self.perform(action);
+            }
+            if self.inbox.is_empty()
+                && let Some(worker) = self.occasion.take()
+            {
+                self.mend_sockets(Some(worker));
+            }
+            // Its name was still needed to tell of its end.
+            gone.map(|worker| self.processes.remove(&worker));
+        }
+        self.upward.sync(&self.manager, self.now());
+        self.flush_outputs();
+        self.barriers.clear();
+    }
+
+    fn time_to_wait(&self) -> Option<Duration> {
+        let deadlines = self.manager.next_deadline().into_iter().chain(self.upward.next_deadline());
+        deadlines
+            .chain(self.hooks_end.values().copied())
+            .chain(self.look_for_orphans_at)
+            .min()
+            .map(|deadline| deadline - self.now())
+    }
+
+    /// Turns what is ready into events: what workers say first, exits last.
+    fn collect(&mut self, ready: &[Ready]) {
+        let mut tokens: Vec<_> = ready.iter().filter_map(|ready| Token::unpack(ready.token)).collect();
+        tokens.sort_by_key(|token| *token == Token::Signals);
+        for token in tokens {
+            match token {
+                Token::Notify(worker) => self.hear(worker),
+                Token::Report(worker) => self.take_report(worker),
+                Token::Output(worker, stream) => self.pass_on(worker, stream),
+                Token::Checker(generation) => self.read_check(generation),
+                Token::Sockets => self.mend_sockets(None),
+                Token::Outlet(_) => {} // Flushed in each turn.
+                Token::Signals => self.take_signals(),
+            }
+        }
+    }
+
+    fn hear(&mut self, worker: WorkerId) {
+        if let Some(process) = self.processes.get_mut(&worker) {
+            self.barriers
+                .extend(process.listen_a_turn(|word| self.inbox.push_back(Event::Said(worker, word))));
+        }
+    }
+
+    pub(super) fn take_report(&mut self, worker: WorkerId) {
+        let Some(process) = self.processes.get_mut(&worker) else { return };
+        if let Some(report) = &process.report {
+            // The descriptor is closed when it is read to its end; no copy of it is left elsewhere but in a child.
+            let _ = self.poller.remove(report);
+        }
+        let spec = self.generations.get(&process.generation).map(|generation| &generation.release);
+        let arrival = process.take_report(|failure| {
+            let step = match spec {
+                Some(release) => failure.step.describe(&release.directory, &release.spec.process.command[0]),
+                None => failure.step.to_string(),
+            };
+            format!("{step}: {}", failure.error())
+        });
+        if arrival == Arrival::Executed {
+            self.inbox.push_back(Event::Executed(worker));
+        }
+    }
+
+    fn pass_on(&mut self, worker: WorkerId, stream: Stream) {
+        let Some(process) = self.processes.get_mut(&worker) else { return };
+        if !process.pass_on(stream) {
+            process.outputs.retain(|output| {
+                if output.stream == stream {
+                    let _ = self.poller.remove(&output.pipe);
+                }
+                output.stream != stream
+            });
+        }
+    }
+
+    fn take_signals(&mut self) {
+        let received = match self.signals.take() {
+            Ok(received) => received,
+            Err(error) => {
+                error!("cannot read signals: {error}");
+                return;
+            }
+        };
+        let mut children = false;
+        for one in received {
+            let event = match one.signal {
+                Signal::Hangup if self.terminal.hung_up(&one) => {
+                    info!("the terminal was closed; the service goes on");
+                    continue;
+                }
+                Signal::Hangup => Event::Upgrade(None),
+                Signal::Terminate | Signal::Interrupt => Event::Stop,
+                Signal::Quit => Event::Kill,
+                Signal::User1 => Event::Respawn(None),
+                Signal::User2 => {
+                    warn!("SIGUSR2: replacing the manager itself is not possible yet");
+                    continue;
+                }
+                // A terminal's own, to a background job that reads or writes: not meant as a command.
+                Signal::TtyIn | Signal::TtyOut if one.from_kernel => continue,
+                Signal::TtyIn => Event::Scale(1),
+                Signal::TtyOut => Event::Scale(-1),
+                Signal::Child => {
+                    children = true;
+                    continue;
+                }
+            };
+            self.inbox.push_back(event);
+        }
+        if children {
+            self.reap_all();
+        }
+    }
+
+    /// Writes what our outputs take, and has those watched that do not take all.
+    fn flush_outputs(&mut self) {
+        self.flush(Stream::Out, &OUTPUT);
+        self.flush(Stream::Err, &ERROR);
+    }
+
+    fn flush(&mut self, stream: Stream, outlet: &Outlet) {
+        let to = match stream {
+            Stream::Out => &self.output,
+            Stream::Err => &self.error,
+        };
+        let watched = self.blocked.contains(&stream);
+        let mut is_empty = outlet.flush(to);
+        if is_empty && watched {
+            let lost = outlet.take_lost();
+            if lost > 0 {
+                warn!("{lost} lines of {stream} were lost, as nobody read them");
+                is_empty = outlet.flush(to);
+            }
+        }
+        match (is_empty, watched) {
+            (true, true) => {
+                let _ = self.poller.remove(to);
+                self.blocked.retain(|blocked| *blocked != stream);
+            }
+            (false, false) if self.poller.add(to, Token::Outlet(stream).pack(), Interest::Write).is_ok() => {
+                self.blocked.push(stream);
+            }
+            (true, false) | (false, true | false) => {}
+        }
+    }
+}

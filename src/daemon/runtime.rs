@@ -1,0 +1,158 @@
+//! The runtime directory of a service, held by one manager at a time.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::{Uid, geteuid, getpid};
+
+/// The longest path of a runtime directory: of the 107 bytes of a socket's path, `/notify/` and a name take 40.
+const MAX_PATH: usize = 107 - 40;
+
+/// The directory for notify sockets and state; what we made in it is removed at the end.
+#[derive(Debug)]
+pub struct RuntimeDirectory {
+    path: PathBuf,
+    /// Who holds the lock is the service's manager.
+    _lock: Flock<File>,
+}
+
+/// Why there is no runtime directory to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// Another manager runs this service.
+    #[error("service `{service}` is run by another manager (pid {pid}), which holds {}", path.display())]
+    Taken {
+        /// The service's name.
+        service: String,
+        /// Its manager, as written in the lock file.
+        pid: String,
+        /// The runtime directory.
+        path: PathBuf,
+    },
+    /// Somebody else's directory stands where ours should be.
+    #[error("{} belongs to somebody else", .0.display())]
+    Foreign(PathBuf),
+    /// The notify sockets in it would have names longer than a socket's address can be (unix(7)).
+    #[error("{} is too long for a runtime directory: it may have {MAX_PATH} bytes", .0.display())]
+    TooLong(PathBuf),
+    /// It cannot be made or written to.
+    #[error("cannot use {} as the runtime directory", path.display())]
+    Io {
+        /// The directory or the file in it.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+impl RuntimeDirectory {
+    /// Makes and locks the runtime directory of a service.
+    ///
+    /// # Errors
+    ///
+    /// Another manager holds it, or it cannot be made.
+    pub fn take(service: &str) -> Result<Self, RuntimeError> {
+        let path = locate(service);
+        if path.as_os_str().len() > MAX_PATH {
+            return Err(RuntimeError::TooLong(path));
+        }
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| RuntimeError::Io { path, source }
+        };
+        // Workers under another user must reach their notify sockets, whose names cannot be guessed.
+        DirBuilder::new().recursive(true).mode(0o711).create(&path).map_err(io(&path))?;
+        // Links are followed where the path is given to us; a folder in the world's may not be one.
+        let path = if std::env::var_os("RUNTIME_DIRECTORY").is_some() {
+            path.canonicalize().map_err(io(&path))?
+        } else {
+            path
+        };
+        let owner = fs::symlink_metadata(&path).map_err(io(&path))?;
+        if !owner.is_dir() || owner.uid() != geteuid().as_raw() {
+            return Err(RuntimeError::Foreign(path));
+        }
+        let lock = lock(&path, service)?;
+        let directory = Self { path, _lock: lock };
+        let notify = directory.notify();
+        // What is left in there belonged to a manager that is no more.
+        match fs::remove_dir_all(&notify) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io(&notify)(error)),
+            _ => Ok(()),
+        }?;
+        fs::create_dir(&notify).map_err(io(&notify))?;
+        fs::set_permissions(&notify, Permissions::from_mode(0o711)).map_err(io(&notify))?;
+        Ok(directory)
+    }
+
+    /// Makes the folder of the notify sockets again where somebody has removed it.
+    ///
+    /// # Errors
+    ///
+    /// Those of mkdir(2) and chmod(2).
+    pub fn restore(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o711).create(self.notify())?;
+        fs::set_permissions(self.notify(), Permissions::from_mode(0o711))
+    }
+
+    /// Returns the folder of the notify sockets.
+    #[must_use]
+    pub fn notify(&self) -> PathBuf {
+        self.path.join("notify")
+    }
+}
+
+impl Drop for RuntimeDirectory {
+    fn drop(&mut self) {
+        // The lock file stays: removed, two managers could hold two locks of one name.
+        let _ = fs::remove_dir_all(self.notify());
+    }
+}
+
+/// Returns where the runtime directory of a service is, whether it exists or not.
+#[must_use]
+pub fn locate(service: &str) -> PathBuf {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(given) = variable("RUNTIME_DIRECTORY") {
+        // systemd separates several by colons; the first is as good as any.
+        let first = given.to_string_lossy().split(':').next().map(PathBuf::from);
+        return first.unwrap_or(given);
+    }
+    let user = geteuid();
+    if user.is_root() {
+        return Path::new("/run/liveswap").join(service);
+    }
+    variable("XDG_RUNTIME_DIR")
+        .map_or_else(|| private_folder(user), |base| base.join("liveswap"))
+        .join(service)
+}
+
+/// A folder of our own in the world's; that it is not somebody else's is checked on its use.
+fn private_folder(user: Uid) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("liveswap-{user}"));
+    // Where it exists with another mode or owner, the folder in it cannot be made or is found to be foreign.
+    let _ = DirBuilder::new().mode(0o700).create(&folder);
+    folder
+}
+
+fn lock(directory: &Path, service: &str) -> Result<Flock<File>, RuntimeError> {
+    let path = directory.join("lock");
+    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let io = |source| RuntimeError::Io { path: path.clone(), source };
+    let mut lock = match Flock::lock(open.map_err(io)?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => lock,
+        Err((mut file, Errno::EWOULDBLOCK)) => {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            let pid = if pid.trim().is_empty() { "unknown".into() } else { pid.trim().to_owned() };
+            return Err(RuntimeError::Taken { service: service.into(), pid, path: directory.into() });
+        }
+        Err((_, error)) => return Err(io(error.into())),
+    };
+    lock.set_len(0).and_then(|()| writeln!(lock, "{}", getpid())).map_err(io)?;
+    Ok(lock)
+}

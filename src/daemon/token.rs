@@ -1,0 +1,107 @@
+//! What an epoll event is about, packed into the number that the kernel keeps with it.
+
+use std::fmt;
+
+use crate::core::ids::{GenerationId, WorkerId};
+
+/// Whose descriptor is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// Signals have come.
+    Signals,
+    /// A worker said something.
+    Notify(WorkerId),
+    /// A worker's program runs, or a step before it failed.
+    Report(WorkerId),
+    /// A worker wrote to its standard output or error.
+    Output(WorkerId, Stream),
+    /// The checker of a service file has written.
+    Checker(GenerationId),
+    /// A worker hurt a shared socket, or removed a path.
+    Sockets,
+    /// One of our own outputs takes text again.
+    Outlet(Stream),
+}
+
+/// One of the two outputs of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+impl fmt::Display for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Out => "standard output",
+            Self::Err => "standard error",
+        })
+    }
+}
+
+/// The kind stands in the top byte, the number below it.
+const SHIFT: u32 = 56;
+
+impl Token {
+    /// Packs it into a number.
+    #[must_use]
+    pub fn pack(self) -> u64 {
+        let (kind, id): (u64, u64) = match self {
+            Self::Signals => (0, 0),
+            Self::Notify(WorkerId(id)) => (1, id),
+            Self::Report(WorkerId(id)) => (2, id),
+            Self::Output(WorkerId(id), Stream::Out) => (3, id),
+            Self::Output(WorkerId(id), Stream::Err) => (4, id),
+            Self::Checker(GenerationId(id)) => (5, id),
+            Self::Sockets => (6, 0),
+            Self::Outlet(Stream::Out) => (7, 0),
+            Self::Outlet(Stream::Err) => (7, 1),
+        };
+        debug_assert!(id < 1 << SHIFT, "more than 2^56 workers");
+        kind << SHIFT | id
+    }
+
+    /// Unpacks what [`Token::pack`] made; `None` for any other number.
+    #[must_use]
+    pub fn unpack(number: u64) -> Option<Self> {
+        let id = number & ((1 << SHIFT) - 1);
+        Some(match number >> SHIFT {
+            0 => Self::Signals,
+            1 => Self::Notify(WorkerId(id)),
+            2 => Self::Report(WorkerId(id)),
+            3 => Self::Output(WorkerId(id), Stream::Out),
+            4 => Self::Output(WorkerId(id), Stream::Err),
+            5 => Self::Checker(GenerationId(id)),
+            6 => Self::Sockets,
+            7 if id == 0 => Self::Outlet(Stream::Out),
+            7 => Self::Outlet(Stream::Err),
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_survives_the_kernel() {
+        let tokens = [
+            Token::Signals,
+            Token::Notify(WorkerId(1)),
+            Token::Report(WorkerId((1 << SHIFT) - 1)),
+            Token::Output(WorkerId(3), Stream::Out),
+            Token::Output(WorkerId(3), Stream::Err),
+            Token::Checker(GenerationId(9)),
+            Token::Sockets,
+            Token::Outlet(Stream::Out),
+            Token::Outlet(Stream::Err),
+        ];
+        for token in tokens {
+            assert_eq!(Token::unpack(token.pack()), Some(token));
+        }
+        assert_eq!(Token::unpack(u64::MAX), None);
+    }
+}
