@@ -4,7 +4,7 @@ use std::panic;
 use std::process::{self, ExitCode};
 
 use clap::{Parser, Subcommand};
-use liveswap::cli::{check, report, run};
+use liveswap::cli::{check, demo, report, run};
 use liveswap::daemon;
 
 /// Swaps the code of a running network service without losing a connection
@@ -21,6 +21,11 @@ enum Command {
     Run(run::RunArgs),
     /// Check service files
     Check(check::CheckArgs),
+    /// Show the main job on a built-in service: an upgrade under load, and a bad release
+    Demo(demo::DemoArgs),
+    /// The demo's worker
+    #[command(hide = true)]
+    DemoWorker(demo::WorkerArgs),
 }
 
 fn main() -> ExitCode {
@@ -35,5 +40,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Demo(args) => demo::run(args),
+        Command::DemoWorker(args) => demo::worker(args),
     }
 }
