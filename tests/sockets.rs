@@ -1,0 +1,288 @@
+//! Sockets over upgrades: added, removed, changed, adopted, hurt and repaired.
+
+#[expect(dead_code, reason = "no single test uses all of the support")]
+mod support;
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use support::client::{Connection, Load, MODES, Target, ask};
+use support::log::Verdict;
+use support::manager::{Manager, Place, Starter};
+use support::process::descriptors;
+use support::service::Service;
+use support::{PATIENCE, eventually, loopback};
+
+/// The release that answers at an address.
+fn release_at(target: &Target) -> String {
+    ask(target).unwrap_or_else(|error| panic!("{target:?}: {error}")).release
+}
+
+fn mode_of(path: &Path) -> u32 {
+    fs::metadata(path).expect("the socket's path").permissions().mode() & 0o777
+}
+
+/// The sockets that a process holds, as `socket:[inode]`.
+fn sockets_of(pid: i32) -> Vec<String> {
+    descriptors(pid).into_values().filter(|link| link.starts_with("socket:")).collect()
+}
+
+#[test]
+fn sockets_are_added_removed_and_changed_in_one_upgrade() {
+    let starter = Starter::default();
+    let (kept, removed, added) = (loopback(), loopback(), loopback());
+    let (changed, removed_path) = (starter.path("changed.sock"), starter.path("removed.sock"));
+    let base = Service::worker().workers(2);
+    let changed_lines = |mode: &str| format!("listen = '{}'\nmode = '{mode}'", changed.display());
+    let first = base
+        .clone()
+        .listen(kept)
+        .listen(removed)
+        .socket(&changed_lines("0600"))
+        .listen(removed_path.display());
+    let second = base.listen(added).socket(&changed_lines("0660")).listen(kept);
+    let targets = [Target::Tcp(kept), Target::Unix(changed.clone())];
+
+    let mut manager = starter.start(first.release(1));
+    manager.wait_ready();
+    assert_eq!(mode_of(&changed), 0o600);
+    assert_eq!(release_at(&Target::Tcp(removed)), "1");
+    assert_eq!(release_at(&Target::Unix(removed_path.clone())), "1");
+    let before = sockets_of(manager.pid());
+    let load = Load::start(&targets, &MODES);
+    load.wait_for_more(50);
+    manager.upgrade_committed(second.release(2));
+    load.wait_for_generation(2);
+    manager.wait_workers(2, 2);
+
+    assert_eq!(mode_of(&changed), 0o660);
+    assert_eq!(release_at(&Target::Tcp(added)), "2");
+    manager.wait_until("the removed sockets gone", || {
+        let refused =
+            ask(&Target::Tcp(removed)).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+        (refused && !removed_path.exists()).then_some(())
+    });
+    // Those that stayed are the very same sockets.
+    let after = sockets_of(manager.pid());
+    assert!(after.iter().filter(|socket| before.contains(socket)).count() >= 2, "{before:?} -> {after:?}");
+    let report = load.stop();
+    report.assert_spotless();
+    manager.stop();
+    assert!(!changed.exists(), "the path of a socket outlives the manager");
+}
+
+#[test]
+fn an_upgrade_that_is_rolled_back_leaves_the_sockets_as_they_were() {
+    let starter = Starter::default();
+    let (kept, added) = (loopback(), loopback());
+    let path = starter.path("web.sock");
+    let lines = |mode: &str| format!("listen = '{}'\nmode = '{mode}'", path.display());
+    let first = Service::worker().listen(kept).socket(&lines("0600"));
+    let second = Service::worker().listen(kept).socket(&lines("0666")).listen(added).args(["--exit", "1"]);
+    let mut manager = starter.start(first.release(1));
+    manager.wait_ready();
+    let outcome = manager.upgrade(second.release(2));
+    assert_eq!(outcome.verdict, Verdict::RolledBack, "{outcome:?}");
+    assert_eq!(mode_of(&path), 0o600);
+    manager.wait_until("the new socket closed", || ask(&Target::Tcp(added)).is_err().then_some(()));
+    assert_eq!(release_at(&Target::Unix(path)), "1");
+    manager.stop();
+}
+
+#[test]
+fn connections_in_the_queue_outlive_all_workers() {
+    let address = loopback();
+    let service = Service::worker().workers(1).listen(address).set("upgrade.strategy", "'recreate'");
+    let manager = Manager::start(service.clone().release(1));
+    // The first generation never accepts again once it drains, and the second boots for a second: what connects in
+    // between waits in the queue.
+    manager.rewrite(service.release(2).args(["--boot", "1000"]));
+    let place = manager.place();
+    manager.signal(nix::sys::signal::Signal::SIGHUP);
+    manager.wait_until("no worker of generation 1", || {
+        manager.workers().iter().all(|worker| worker.generation == 2).then_some(())
+    });
+    let mut waiting: Vec<Connection> =
+        (0..20).map(|_| Connection::open(&Target::Tcp(address)).expect("a connection")).collect();
+    for connection in &mut waiting {
+        let (answer, _) = connection.get("/", false).expect("an answer");
+        assert!(answer.starts_with(b"release=2 "));
+    }
+    manager.wait_log(place, ["generation 2 committed"]);
+    manager.stop();
+}
+
+/// Runs a worker that harms a socket after the start; waits until the manager has named the harm and made it good.
+fn hurt_and_repaired(listen: &str, target: &Target, harm: &str, words: &[&str], starter: Starter) {
+    let service = Service::worker().workers(2).socket(&format!("listen = '{listen}'\nbacklog = 100"));
+    let mut manager = starter.start(service.clone().release(1));
+    manager.wait_ready();
+    let place = manager.place();
+    manager.upgrade_committed(service.clone().release(2).args(["--slot", "1", "--hurt-at-start", harm]));
+    for word in words {
+        manager.wait_log(place, [word]);
+    }
+    manager.wait_until("an answer", || ask(target).ok());
+    // Whole again: an upgrade under load goes through without a loss.
+    manager.upgrade_committed(service.clone().release(3));
+    manager.wait_workers(3, 2);
+    let load = Load::start(std::slice::from_ref(target), &MODES);
+    manager.upgrade_committed(service.release(4));
+    load.wait_for_generation(4);
+    load.stop().assert_spotless();
+    manager.stop();
+}
+
+#[test]
+fn a_tcp_socket_that_a_worker_shuts_down_is_repaired() {
+    let address = loopback();
+    let listen = address.to_string();
+    hurt_and_repaired(&listen, &Target::Tcp(address), "shutdown", &[&listen], Starter::default());
+}
+
+#[test]
+fn a_unix_socket_that_a_worker_shuts_down_is_repaired() {
+    let starter = Starter::default();
+    let path = starter.path("web.sock");
+    let listen = path.display().to_string();
+    hurt_and_repaired(&listen, &Target::Unix(path), "shutdown", &["web.sock"], starter);
+}
+
+#[test]
+fn a_unix_path_that_a_worker_unlinks_is_repaired() {
+    let starter = Starter::default();
+    let path = starter.path("web.sock");
+    let listen = path.display().to_string();
+    hurt_and_repaired(&listen, &Target::Unix(path), "unlink", &["web.sock"], starter);
+}
+
+#[test]
+fn a_backlog_that_a_worker_shrinks_is_repaired() {
+    let address = loopback();
+    let service = Service::worker().workers(2).socket(&format!("listen = '{address}'\nbacklog = 100"));
+    let manager = Manager::start(service.clone().release(1));
+    let place = manager.place();
+    // No event tells of it, so the manager looks when workers come and go.
+    manager.upgrade_committed(service.clone().release(2).args(["--slot", "0", "--hurt-at-drain", "backlog"]));
+    manager.upgrade_committed(service.release(3));
+    manager.wait_log(place, ["backlog", &address.to_string()]);
+    manager.stop();
+}
+
+#[test]
+fn sockets_of_an_activator_are_used_instead_of_binding() {
+    let (by_name, by_address) = (loopback(), loopback());
+    let first = TcpListener::bind(by_name).expect("bind");
+    let second = TcpListener::bind(by_address).expect("bind");
+    let service = Service::worker()
+        .workers(2)
+        .socket(&format!("name = 'api'\nlisten = '{by_address}'"))
+        .socket(&format!("name = 'web'\nlisten = '{by_name}'"));
+    let copies = [&first, &second].map(|listener| OwnedFd::from(listener.try_clone().expect("a copy")));
+    let mut manager = Starter::default().inherit(copies, "web:other").start(service.clone().release(1));
+    manager.wait_ready();
+    assert_eq!(release_at(&Target::Tcp(by_name)), "1");
+    assert_eq!(release_at(&Target::Tcp(by_address)), "1");
+    let ours = sockets_of(std::process::id().cast_signed());
+    let shared = sockets_of(manager.pid()).into_iter().filter(|socket| ours.contains(socket)).count();
+    assert_eq!(shared, 2, "the manager does not hold the activator's sockets");
+    let load = Load::start(&[Target::Tcp(by_name), Target::Tcp(by_address)], &MODES);
+    manager.upgrade_committed(service.release(2));
+    load.wait_for_generation(2);
+    load.stop().assert_spotless();
+    manager.stop();
+}
+
+#[test]
+fn a_socket_of_an_activator_that_matches_nothing_is_an_error_that_names_it() {
+    let stray = TcpListener::bind(loopback()).expect("bind");
+    let service = Service::worker().listen(loopback()).release(1);
+    let mut manager = Starter::default().inherit([OwnedFd::from(stray)], "stray").start(service);
+    let status = manager.wait_exit();
+    assert!(!status.success(), "{status}");
+    manager.wait_log(Place::START, ["stray"]);
+}
+
+#[test]
+fn a_stale_path_is_replaced_and_a_live_one_is_refused() {
+    let starter = Starter::default();
+    let path = starter.path("web.sock");
+    drop(UnixListener::bind(&path).expect("bind"));
+    assert!(fs::metadata(&path).expect("a stale path").file_type().is_socket());
+    let service = Service::worker().listen(path.display()).release(1);
+    let mut manager = starter.start(service);
+    manager.wait_ready();
+    assert_eq!(release_at(&Target::Unix(path)), "1");
+    manager.stop();
+
+    let starter = Starter::default();
+    let path = starter.path("web.sock");
+    let live = UnixListener::bind(&path).expect("bind");
+    let mut manager = starter.start(Service::worker().listen(path.display()).release(1));
+    assert!(!manager.wait_exit().success());
+    manager.wait_log(Place::START, ["web.sock"]);
+    live.set_nonblocking(true).expect("a living listener");
+    assert!(path.exists(), "the path of a live socket was removed");
+}
+
+#[test]
+fn an_address_that_is_taken_ends_the_start_with_a_clear_error() {
+    let taken = TcpListener::bind(loopback()).expect("bind");
+    let address = taken.local_addr().expect("its address").to_string();
+    let mut manager = Starter::default().start(Service::worker().listen(&address).release(1));
+    let status = manager.wait_exit();
+    assert_eq!(status.code(), Some(1), "{status}");
+    manager.wait_log(Place::START, [&address]);
+}
+
+#[test]
+fn datagrams_are_answered_over_an_upgrade() {
+    let address = loopback();
+    let service = Service::worker().workers(2).socket(&format!("listen = '{address}'\ntype = 'datagram'"));
+    let manager = Manager::start(service.clone().release(1));
+    let client = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    client.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    let exchange = || {
+        client.send_to(b"?", address).expect("send");
+        let mut answer = [0; 256];
+        let length = client.recv(&mut answer).expect("an answer");
+        String::from_utf8_lossy(&answer[..length]).into_owned()
+    };
+    assert!(exchange().starts_with("release=1 "));
+    for release in 2..=5 {
+        manager.upgrade_committed(service.clone().release(release));
+        manager.wait_workers(release, 2);
+        let answer = exchange();
+        assert!(answer.starts_with(&format!("release={release} ")), "{answer}");
+    }
+    manager.stop();
+}
+
+#[test]
+fn ipv6_and_abstract_names_are_served() {
+    let port = 20_000 + u16::try_from(std::process::id() % 10_000).expect("a port");
+    let address = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
+    if TcpListener::bind(address).is_err() {
+        eprintln!("SKIPPED: this machine has no IPv6, or the port is taken");
+        return;
+    }
+    let name = format!("liveswap-test-{}", std::process::id());
+    let service = Service::worker().listen(address).listen(format!("@{name}")).release(1);
+    let manager = Manager::start(service.clone());
+    assert_eq!(release_at(&Target::Tcp(address)), "1");
+    let by_name = || {
+        use std::os::linux::net::SocketAddrExt;
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("a name");
+        std::os::unix::net::UnixStream::connect_addr(&address)
+    };
+    by_name().expect("a connection");
+    manager.upgrade_committed(service.release(2));
+    eventually("an answer of release 2", || (release_at(&Target::Tcp(address)) == "2").then_some(()));
+    by_name().expect("a connection");
+    manager.stop();
+}
