@@ -152,7 +152,7 @@ fn a_worker_may_name_another_of_its_processes_as_the_main_one() {
     let mouth = Mouth::of(&worker);
     mouth.say(format!("MAINPID={}\nREADY=1", child.pid));
     manager.wait_ready();
-    let place = manager.place();
+    let place = manager.wait_log_to(Place::START, ["generation 1 serving"]);
 
     // The end of the first process is not the worker's …
     kill(Pid::from_raw(worker.pid), Signal::SIGKILL).unwrap();

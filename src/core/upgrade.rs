@@ -1,4 +1,4 @@
-//! The course of an upgrade and of a respawn: checking → surging → probation → committed, or → rolled back.
+//! The course of an upgrade: checking → surging → probation → committed, or → rolled back.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

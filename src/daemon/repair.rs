@@ -5,7 +5,7 @@ use std::rc::Rc;
 use tracing::{error, info, warn};
 
 use super::run::{Daemon, Generation};
-use super::sockets::{Hurt, Listener};
+use super::sockets::Listener;
 use super::token::Token;
 use crate::core::Event;
 use crate::core::ids::{GenerationId, WorkerId};
@@ -50,11 +50,10 @@ impl Daemon {
                 (spec.name.clone(), spec.listen.clone())
             };
             let whom = self.suspects(occasion);
-            let mended = match hurt {
-                Hurt::ShutDownForGood | Hurt::PathLost => self.replace(&listener),
-                Hurt::ShutDown | Hurt::BacklogShrunk { .. } | Hurt::PathGone | Hurt::PathReplaced => {
-                    listener.repair(&hurt).map_err(|error| error.to_string())
-                }
+            let mended = if hurt.needs_replacement() {
+                self.replace(&listener)
+            } else {
+                listener.repair(&hurt).map_err(|error| error.to_string())
             };
             match mended {
                 Ok(()) => warn!("socket `{name}` ({listen}): {hurt}{whom}; repaired"),

@@ -10,7 +10,7 @@ use std::io;
 use std::mem::MaybeUninit;
 
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::{Pid, getpid};
+use nix::unistd::Pid;
 
 use super::process::SignalName;
 
@@ -106,11 +106,6 @@ pub fn set_subreaper() -> io::Result<()> {
     Ok(nix::sys::prctl::set_child_subreaper(true)?)
 }
 
-/// Tells whether this process is PID 1 of its pid namespace.
-pub fn is_init() -> bool {
-    getpid() == Pid::from_raw(1)
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::Command;
@@ -182,7 +177,6 @@ mod tests {
             ends[1] = exited();
             ends.sort_by_key(|&(who, _)| who != pid);
             assert_eq!(ends.map(|(_, exit)| exit), [Exit::Code(3), Exit::Code(7)]);
-            assert!(!is_init());
         });
     }
 }

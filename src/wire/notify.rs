@@ -20,7 +20,7 @@ const MAX_ERRNO: i32 = 4095;
 pub struct Message {
     /// What the core is to be told, in this order; at most one of ready, reloading and stopping.
     pub words: Vec<Word>,
-    /// `MAINPID=`: a claim, to be believed only of a pid in the worker's own tree or from uid 0.
+    /// `MAINPID=`: a claim, to be believed only of a pid in the worker's own tree.
     pub main_pid: Option<i32>,
     /// What the sender wants done with the descriptors that came along.
     pub descriptors: Descriptors,
