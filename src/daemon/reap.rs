@@ -25,23 +25,20 @@ impl Daemon {
                 Ok(Some((pid, exit))) => {
                     let role = self.roles.remove(&pid);
                     self.hooks_end.remove(&pid);
-                    match role {
-                        Some(Role::Worker(worker)) if self.kill_rest(worker, pid) => {
-                            let _ = reaper::reap(pid);
-                            continue;
-                        }
-                        Some(Role::Worker(_)) => {}
+                    let goes_on = match role {
+                        Some(Role::Worker(worker)) => self.kill_rest(worker, pid),
                         Some(Role::Checker(_) | Role::Before(_) | Role::After(_) | Role::Probe(_)) => {
                             kill_group(pid);
+                            false
                         }
-                        None => {}
-                    }
+                        None => false,
+                    };
                     if let Err(error) = reaper::reap(pid) {
                         error!("cannot reap process {pid}: {error}");
                         return;
                     }
                     self.look_for_orphans_at.get_or_insert(self.now() + ORPHANS_SETTLE);
-                    if let Some(role) = role {
+                    if let Some(role) = role.filter(|_| !goes_on) {
                         self.child_ended(role, exit);
                     }
                 }
