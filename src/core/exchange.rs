@@ -5,6 +5,8 @@
 //! incoming ones become ready, within the strategy's limits. While an upgrade surges, the old generation *keeps* the
 //! slots that are not switched yet: a worker of its own that dies there is started again.
 
+use std::collections::BTreeSet;
+
 use super::Action;
 use super::backoff::Backoff;
 use super::census::{Census, Ground, Hold, Outgoing};
@@ -16,6 +18,34 @@ use super::spec::Strategy;
 use super::time::Mono;
 use super::upgrade::{Change, Phase};
 use super::worker::Worker;
+
+/// Which slots the old generation has not given over yet.
+#[derive(Clone, Copy)]
+struct Keeper<'a> {
+    generation: GenerationId,
+    strength: u32,
+    switched: &'a BTreeSet<SlotId>,
+}
+
+impl<'a> Keeper<'a> {
+    fn slots(self) -> impl Iterator<Item = SlotId> + use<'a> {
+        (0..self.strength).map(SlotId).filter(move |slot| !self.switched.contains(slot))
+    }
+
+    /// Whether the worker is one that its slot could be served by.
+    fn owns(self, worker: &Worker) -> bool {
+        worker.generation == self.generation && !worker.outdated
+    }
+
+    fn keeps(self, worker: &Worker) -> bool {
+        self.owns(worker) && worker.slot.0 < self.strength && !self.switched.contains(&worker.slot)
+    }
+
+    /// Whether the worker's slot was given over to the new generation.
+    fn has_let_go(self, worker: &Worker) -> bool {
+        self.owns(worker) && self.switched.contains(&worker.slot)
+    }
+}
 
 /// Whom the service is to have.
 #[derive(Clone, Copy)]
@@ -60,26 +90,19 @@ impl Manager {
         ready == aim.strength as usize
     }
 
-    /// The slots that the old generation keeps while an upgrade surges.
-    fn kept_slots(&self) -> impl Iterator<Item = SlotId> + use<'_> {
-        let switched = match self.upgrade().map(|upgrade| &upgrade.phase) {
-            Some(Phase::Surging { switched, .. }) => Some(switched),
-            _ => None,
-        };
-        let old = &self.generations[&self.current];
-        switched.into_iter().flat_map(|switched| old.slots().filter(|slot| !switched.contains(slot)))
-    }
-
-    fn is_kept(&self, worker: &Worker) -> bool {
+    /// What the old generation keeps while an upgrade surges.
+    fn keeper(&self) -> Option<Keeper<'_>> {
         match self.upgrade().map(|upgrade| &upgrade.phase) {
             Some(Phase::Surging { switched, .. }) => {
-                worker.generation == self.current
-                    && !worker.outdated
-                    && worker.slot.0 < self.generations[&self.current].strength
-                    && !switched.contains(&worker.slot)
+                let generation = self.current;
+                Some(Keeper { generation, strength: self.generations[&generation].strength, switched })
             }
-            _ => false,
+            Some(Phase::Checking { .. } | Phase::Probation { .. } | Phase::RollingBack { .. }) | None => None,
         }
+    }
+
+    fn keeps_slots(&self) -> bool {
+        self.keeper().is_some_and(|keeper| keeper.slots().next().is_some())
     }
 
     fn census(&self) -> Census {
@@ -88,12 +111,13 @@ impl Manager {
         let new = self.upgrade().and_then(|upgrade| self.generations.get(&upgrade.to));
         let new = new.map_or(old, |new| new.strength);
         let mut census = Census::new(aim.strength, old, new, self.rules());
-        census.kept = self.kept_slots().count();
+        let keeper = self.keeper();
+        census.kept = keeper.map_or(0, |keeper| keeper.slots().count());
         for worker in self.workers.values().filter(|worker| worker.is_live()) {
             if aim.is_met_by(worker) {
                 census.count_incoming(worker);
             } else {
-                census.count_old(worker, self.is_kept(worker));
+                census.count_old(worker, keeper.is_some_and(|keeper| keeper.keeps(worker)));
             }
         }
         census
@@ -102,8 +126,7 @@ impl Manager {
     /// Lets the outgoing workers drain that may.
     pub(super) fn retire(&mut self, now: Mono, out: &mut Vec<Action>) {
         let aim = self.aim();
-        let mut live = self.workers.values().filter(|worker| worker.is_live());
-        if live.all(|worker| aim.is_met_by(worker)) && self.kept_slots().next().is_none() {
+        if self.live_workers().all(|(_, worker)| aim.is_met_by(worker)) && !self.keeps_slots() {
             return;
         }
         let mut census = self.census();
@@ -116,7 +139,7 @@ impl Manager {
     /// Decides which slots the old generation no longer keeps.
     fn switch_slots(&mut self, ground: Ground, census: &mut Census) {
         let mut newly = Vec::new();
-        for slot in self.kept_slots() {
+        for slot in self.keeper().into_iter().flat_map(Keeper::slots) {
             let hold = if census.kept_filled.contains(slot) { Hold::Kept } else { Hold::KeptEmpty };
             let is_ready = census.kept_ready.contains(slot);
             if census.lets_go(ground, Outgoing { slot, hold, is_ready }) {
@@ -131,11 +154,16 @@ impl Manager {
     }
 
     fn drain_outgoing(&mut self, now: Mono, ground: Ground, census: &mut Census, out: &mut Vec<Action>) {
-        let aim = self.aim();
+        let (aim, keeper) = (self.aim(), self.keeper());
         let leaving: Vec<_> = self
             .live_workers()
-            .filter(|(_, worker)| !aim.is_met_by(worker) && !self.is_kept(worker))
-            .filter(|(_, worker)| self.is_switched(worker) || census.lets_go(ground, self.outgoing(worker)))
+            .filter(|(_, worker)| {
+                !aim.is_met_by(worker) && !keeper.is_some_and(|keeper| keeper.keeps(worker))
+            })
+            .filter(|(_, worker)| {
+                keeper.is_some_and(|keeper| keeper.has_let_go(worker))
+                    || census.lets_go(ground, self.outgoing(worker))
+            })
             .map(|(id, worker)| (id, self.why_it_leaves(worker)))
             .collect();
         for (id, why) in leaving {
@@ -152,17 +180,6 @@ impl Manager {
         Outgoing { slot: worker.slot, hold, is_ready: worker.is_ready() }
     }
 
-    /// Whether the worker's slot was given over to the new generation of the upgrade that surges.
-    fn is_switched(&self, worker: &Worker) -> bool {
-        match self.upgrade().map(|upgrade| &upgrade.phase) {
-            Some(Phase::Surging { switched, .. }) => {
-                // Its slot let it go.
-                worker.generation == self.current && !worker.outdated && switched.contains(&worker.slot)
-            }
-            _ => false,
-        }
-    }
-
     fn why_it_leaves(&self, worker: &Worker) -> DrainReason {
         let failed = self.upgrade().filter(|upgrade| !upgrade.is_forward());
         if failed.is_some_and(|upgrade| upgrade.to == worker.generation) {
@@ -176,7 +193,7 @@ impl Manager {
 
     /// Starts the workers that are missing and may start.
     pub(super) fn start_missing(&mut self, now: Mono, out: &mut Vec<Action>) {
-        if self.is_settled() && self.kept_slots().next().is_none() {
+        if self.is_settled() && !self.keeps_slots() {
             return;
         }
         let census = self.census();
@@ -189,7 +206,7 @@ impl Manager {
             let backoff = self.generations[&generation].backoff.get(&slot);
             backoff.is_none_or(|backoff| backoff.start_at() <= now)
         };
-        let kept = self.kept_slots();
+        let kept = self.keeper().into_iter().flat_map(Keeper::slots);
         let kept = kept.filter(|slot| !census.kept_filled.contains(*slot) && due(self.current, *slot));
         let mut kept: Vec<_> = kept.collect();
         let missing = self.generations[&incoming].slots();
@@ -226,7 +243,7 @@ impl Manager {
         let id = self.next_worker;
         self.next_worker = id.next();
         let worker = Worker::new(generation, slot, now, &self.generations[&generation].policy);
-        self.workers.insert(id, worker);
+        self.workers.add(id, worker);
         out.push(Action::Start { worker: id, generation, slot });
     }
 

@@ -8,6 +8,7 @@ use super::backoff::Backoff;
 use super::generation::Generation;
 use super::ids::{GenerationId, WorkerId};
 use super::notice::{DrainReason, Exit, Notice, Outcome, WorkerNotice};
+use super::roster::Roster;
 use super::spec::Policy;
 use super::time::{Human, Mono};
 use super::upgrade::{Change, Waiting};
@@ -23,7 +24,7 @@ const SIGKILL: i32 = 9;
 pub struct Manager {
     /// Those that serve, are being upgraded to, or still have a process.
     pub(super) generations: BTreeMap<GenerationId, Generation>,
-    pub(super) workers: BTreeMap<WorkerId, Worker>,
+    pub(super) workers: Roster,
     /// The newest generation that was committed.
     pub(super) current: GenerationId,
     pub(super) change: Option<Change>,
@@ -54,7 +55,7 @@ impl Manager {
         let first = GenerationId(1);
         Self {
             generations: BTreeMap::from([(first, Generation::new(policy))]),
-            workers: BTreeMap::new(),
+            workers: Roster::default(),
             current: first,
             change: None,
             waiting: Waiting::default(),
@@ -136,22 +137,21 @@ impl Manager {
 
     fn tick_workers(&mut self, now: Mono, out: &mut Vec<Action>) {
         let due = |worker: &Worker| worker.deadline().is_some_and(|at| at <= now);
-        let due: Vec<_> = self.workers.iter().filter(|(_, w)| due(w)).map(|(id, _)| *id).collect();
-        for id in due {
-            if let Some(turn) = self.workers.get_mut(&id).and_then(|worker| worker.tick(now)) {
+        for id in self.workers.which(due) {
+            if let Some(turn) = self.workers.get_mut(id).and_then(|worker| worker.tick(now)) {
                 self.turn(now, id, turn, out);
             }
         }
     }
 
     fn executed(&mut self, now: Mono, id: WorkerId) {
-        if let Some(worker) = self.workers.get_mut(&id) {
+        if let Some(worker) = self.workers.get_mut(id) {
             worker.executed(now, &self.generations[&worker.generation].policy);
         }
     }
 
     fn said(&mut self, now: Mono, id: WorkerId, word: Word, out: &mut Vec<Action>) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let Some(worker) = self.workers.get_mut(id) else { return };
         let turn = worker.said(now, word, &self.generations[&worker.generation].policy);
         if let Some(turn) = turn {
             self.turn(now, id, turn, out);
@@ -159,7 +159,7 @@ impl Manager {
     }
 
     fn probed(&mut self, now: Mono, id: WorkerId, passed: bool, out: &mut Vec<Action>) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let Some(worker) = self.workers.get_mut(id) else { return };
         let turn = worker.probed(now, passed, &self.generations[&worker.generation].policy);
         if let Some(turn) = turn {
             self.turn(now, id, turn, out);
@@ -168,7 +168,7 @@ impl Manager {
 
     /// Does what a worker's word, or time, makes necessary.
     fn turn(&mut self, now: Mono, id: WorkerId, turn: Turn, out: &mut Vec<Action>) {
-        let ready_timeout = self.generations[&self.workers[&id].generation].policy.ready_timeout;
+        let ready_timeout = self.generations[&self.workers[id].generation].policy.ready_timeout;
         let mut tell = |notice| out.push(Action::Tell(Notice::Worker(id, notice)));
         match turn {
             Turn::BecameReady => tell(WorkerNotice::Ready),
@@ -199,7 +199,7 @@ impl Manager {
     }
 
     fn exited(&mut self, now: Mono, id: WorkerId, exit: Exit, out: &mut Vec<Action>) {
-        let Some(worker) = self.workers.get(&id) else { return };
+        let Some(worker) = self.workers.get(id) else { return };
         if worker.is_live() {
             let why =
                 if worker.is_ready() { format!("{exit}") } else { format!("{exit} before it was ready") };
@@ -209,12 +209,12 @@ impl Manager {
         } else {
             out.push(Action::Tell(Notice::Worker(id, WorkerNotice::Ended(exit))));
         }
-        self.workers.remove(&id);
+        self.workers.remove(id);
     }
 
     /// Takes the loss of a live worker, before its state says so: who is told, and when its slot starts again.
     fn lose(&mut self, now: Mono, id: WorkerId, why: &str, foreign_kill: bool, out: &mut Vec<Action>) {
-        let worker = &self.workers[&id];
+        let worker = &self.workers[id];
         let (generation, slot) = (worker.generation, worker.slot);
         let (was_ready, ready_for, outdated) = (worker.is_ready(), worker.ready_for(now), worker.outdated);
         let reason = format!("worker {id} (slot {slot}) {why}");
@@ -238,7 +238,7 @@ impl Manager {
     }
 
     pub(super) fn drain(&mut self, now: Mono, id: WorkerId, why: DrainReason, out: &mut Vec<Action>) {
-        let timeout = self.generations[&self.workers[&id].generation].policy.drain_timeout;
+        let timeout = self.generations[&self.workers[id].generation].policy.drain_timeout;
         self.set_state(id, WorkerState::Draining { since: now, kill_at: now + timeout, why });
         out.push(Action::Tell(Notice::Worker(id, WorkerNotice::Draining(why))));
         if why != DrainReason::ByItself {
@@ -247,7 +247,7 @@ impl Manager {
     }
 
     fn abort(&mut self, now: Mono, id: WorkerId, why: &str, out: &mut Vec<Action>) {
-        let timeout = self.generations[&self.workers[&id].generation].policy.drain_timeout;
+        let timeout = self.generations[&self.workers[id].generation].policy.drain_timeout;
         self.lose(now, id, why, false, out);
         self.set_state(id, WorkerState::Aborting { since: now, kill_at: now + timeout });
         out.push(Action::Abort(id));
@@ -259,7 +259,7 @@ impl Manager {
     }
 
     fn set_state(&mut self, id: WorkerId, state: WorkerState) {
-        if let Some(worker) = self.workers.get_mut(&id) {
+        if let Some(worker) = self.workers.get_mut(id) {
             worker.state = state;
         }
     }
@@ -286,8 +286,7 @@ impl Manager {
         self.supersede_all("the service stops", out);
         self.stop = Some(Stop::Draining);
         out.push(Action::Tell(Notice::Stopping(self.workers.len())));
-        let live: Vec<_> = self.workers.iter().filter(|(_, w)| w.is_live()).map(|(id, _)| *id).collect();
-        for id in live {
+        for id in self.workers.which(Worker::is_live) {
             self.drain(now, id, DrainReason::Stop, out);
         }
     }
@@ -299,8 +298,7 @@ impl Manager {
         self.supersede_all("the service is killed", out);
         self.stop = Some(Stop::Draining);
         out.push(Action::Tell(Notice::KillingAll(self.workers.len())));
-        let ids: Vec<_> = self.workers.iter().filter(|(_, w)| !w.is_killing()).map(|(id, _)| *id).collect();
-        for id in ids {
+        for id in self.workers.which(|worker| !worker.is_killing()) {
             self.kill_worker(id, out);
         }
     }
@@ -328,8 +326,7 @@ impl Manager {
         for generation in draining.iter().copied().take(draining.len().saturating_sub(allowed)) {
             out.push(Action::Tell(Notice::GenerationCut(generation)));
             let of = |worker: &Worker| worker.generation == generation && !worker.is_killing();
-            let ids: Vec<_> = self.workers.iter().filter(|(_, w)| of(w)).map(|(id, _)| *id).collect();
-            for id in ids {
+            for id in self.workers.which(of) {
                 self.kill_worker(id, out);
             }
         }

@@ -24,6 +24,7 @@ pub mod ids;
 mod manager;
 pub mod notice;
 mod respawn;
+mod roster;
 pub mod spec;
 pub mod time;
 mod upgrade;

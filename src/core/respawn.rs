@@ -10,6 +10,7 @@ use super::ids::{RequestId, WorkerId};
 use super::manager::Manager;
 use super::notice::{Notice, Outcome};
 use super::upgrade::{Change, answer};
+use super::worker::Worker;
 
 /// The wish for fresh workers of the serving generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,13 +26,13 @@ impl Manager {
             return;
         }
         // One that is starting is fresh.
-        let stale = self.workers.iter().filter(|(_, worker)| worker.is_ready()).map(|(id, _)| *id).collect();
+        let stale = self.workers.which(Worker::is_ready).into_iter().collect();
         self.want_respawn(Respawn { requests: request.into_iter().collect(), stale });
     }
 
     /// Has every worker replaced that has a socket which is no more, also one that is starting.
     pub(super) fn socket_replaced(&mut self) {
-        let stale = self.live_workers().map(|(id, _)| id).collect();
+        let stale = self.workers.which(Worker::is_live).into_iter().collect();
         self.want_respawn(Respawn { requests: Vec::new(), stale });
     }
 
@@ -47,7 +48,7 @@ impl Manager {
 
     pub(super) fn begin_respawn(&mut self, respawn: Respawn, out: &mut Vec<Action>) {
         for (id, worker) in self.workers.iter_mut().filter(|(_, worker)| worker.is_live()) {
-            worker.outdated |= respawn.stale.contains(id);
+            worker.outdated |= respawn.stale.contains(&id);
         }
         self.change = Some(Change::Respawn(respawn));
         out.push(Action::Tell(Notice::RespawnBegan(self.current)));
@@ -55,7 +56,7 @@ impl Manager {
 
     /// Ends a respawn that waits where the upgrade has replaced all workers of before.
     pub(super) fn drop_respawn_if_met(&mut self, outcome: &Outcome, out: &mut Vec<Action>) {
-        let live: BTreeSet<_> = self.live_workers().map(|(id, _)| id).collect();
+        let live: BTreeSet<_> = self.workers.which(Worker::is_live).into_iter().collect();
         if let Some(respawn) = self.waiting.respawn.take_if(|respawn| respawn.stale.is_disjoint(&live)) {
             answer(respawn.requests, outcome, out);
         }
@@ -82,13 +83,13 @@ impl Manager {
     fn keep_one_a_slot(&mut self) {
         let mut kept = BTreeMap::new();
         for (id, worker) in self.workers.iter().filter(|(_, worker)| worker.is_live()) {
-            let rank = (worker.is_ready(), Reverse(*id));
+            let rank = (worker.is_ready(), Reverse(id));
             let best = kept.entry((worker.generation, worker.slot)).or_insert(rank);
             *best = rank.max(*best);
         }
         let kept: BTreeSet<_> = kept.into_values().map(|(_, Reverse(id))| id).collect();
-        for (id, worker) in &mut self.workers {
-            worker.outdated = worker.is_live() && !kept.contains(id);
+        for (id, worker) in self.workers.iter_mut() {
+            worker.outdated = worker.is_live() && !kept.contains(&id);
         }
     }
 }

@@ -26,12 +26,12 @@ impl Manager {
 
     /// Returns a worker that is not yet reaped.
     pub fn worker(&self, id: WorkerId) -> Option<&Worker> {
-        self.workers.get(&id)
+        self.workers.get(id)
     }
 
     /// All workers that are not yet reaped.
     pub fn workers(&self) -> impl Iterator<Item = (WorkerId, &Worker)> {
-        self.workers.iter().map(|(id, worker)| (*id, worker))
+        self.workers.iter()
     }
 
     /// The workers that serve or are about to.
