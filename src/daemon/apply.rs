@@ -18,7 +18,7 @@ use crate::core::{Action, Event};
 use crate::sys::notify_socket::NotifySocket;
 use crate::sys::output::output_pipe;
 use crate::sys::process;
-use crate::sys::spawn::spawn;
+use crate::sys::spawn::{Spawned, spawn};
 use crate::sys::wait::Interest;
 
 /// How long a hook `after` may outlast the service.
@@ -81,7 +81,7 @@ impl Daemon {
             outputs: pipes.as_ref().map(|(out, err)| (out.1.as_fd(), err.1.as_fd())),
         };
         let place = Place { release: &of.release, generation, slot: Some(slot) };
-        let spawned = spawn(&launch::worker(worker, place, &self.heritage, &equipment)?)?;
+        let spawned = spawn(launch::worker(worker, place, &self.heritage, &equipment)?)?;
         let prefix = format!("{}.{slot} | ", spec.name);
         let outputs = pipes.into_iter().flat_map(|((out, _), (err, _))| {
             [(Stream::Out, out), (Stream::Err, err)]
@@ -94,7 +94,7 @@ impl Daemon {
             generation,
             slot,
             notify,
-            report: Some(spawned.report),
+            start: Some(spawned),
             failure: None,
             outputs: outputs.collect(),
         };
@@ -133,8 +133,8 @@ impl Daemon {
         if let Some(notify) = &process.notify {
             self.poller.add(notify, Token::Notify(worker).pack(), Interest::Read)?;
         }
-        if let Some(report) = &process.report {
-            self.poller.add(report, Token::Report(worker).pack(), Interest::Read)?;
+        if let Some(start) = &process.start {
+            self.poller.add(start, Token::Report(worker).pack(), Interest::Read)?;
         }
         for output in &process.outputs {
             self.poller.add(&output.pipe, Token::Output(worker, output.stream).pack(), Interest::Read)?;
@@ -153,10 +153,14 @@ impl Daemon {
         let place = Place { release: &of.release, generation: process.generation, slot: Some(process.slot) };
         let pid = ("LIVESWAP_WORKER_PID", process.pid.to_string());
         let launch = launch::helper(place, &self.heritage, &of.release.spec.probe, &[pid])?;
-        // Whether the probe could be executed at all shows in its exit.
-        let spawned = spawn(&launch)?;
-        self.roles.insert(spawned.pid, Role::Probe(worker));
+        self.employ(Role::Probe(worker), spawn(launch)?);
         Ok(())
+    }
+
+    /// Remembers a probe or hook that was started.
+    pub(super) fn employ(&mut self, role: Role, helper: Spawned) {
+        self.roles.insert(helper.pid, role);
+        self.helpers.insert(helper.pid, helper);
     }
 
     fn drain(&mut self, worker: WorkerId) {
@@ -200,10 +204,11 @@ impl Daemon {
         let place = Place { release: &of.release, generation, slot: None };
         let told = ("LIVESWAP_OUTCOME", outcome.word().to_owned());
         let launch = launch::helper(place, &self.heritage, &of.release.spec.hooks.after, &[told]);
-        match launch.and_then(|launch| spawn(&launch)) {
-            Ok(spawned) => {
-                self.roles.insert(spawned.pid, Role::After(generation));
-                self.hooks_end.insert(spawned.pid, self.now() + of.release.spec.hooks.timeout);
+        let ends_at = self.now() + of.release.spec.hooks.timeout;
+        match launch.and_then(spawn) {
+            Ok(hook) => {
+                self.hooks_end.insert(hook.pid, ends_at);
+                self.employ(Role::After(generation), hook);
             }
             Err(error) => warn!("generation {generation}: cannot run the hook `after`: {error}"),
         }

@@ -1,10 +1,11 @@
 //! How a process of a generation is started: argument vector, environment, identity.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::spec::{self, Output, Protocol};
 use crate::sys::limits::{Limit, Resource};
 use crate::sys::spawn::{Credentials, Launch, candidates};
+use crate::sys::strings::CStrings;
 
 /// Variables of the protocols that the manager takes part in itself: they speak of it, not of a worker.
 const OWN_VARIABLES: [&str; 9] = [
@@ -31,6 +33,9 @@ const OWN_VARIABLES: [&str; 9] = [
 
 /// The worker's number, as the log has it; no two workers of a manager ever have the same.
 pub const WORKER_VARIABLE: &str = "LIVESWAP_WORKER";
+
+/// The variables of a process by name; what is not made for it alone is borrowed.
+type Variables<'a> = BTreeMap<&'a OsStr, Cow<'a, OsStr>>;
 
 /// What the manager itself was started with, and passes on.
 #[derive(Debug)]
@@ -50,15 +55,18 @@ impl Heritage {
         Self { environment, nofile }
     }
 
-    fn environment(&self, release: &Release) -> BTreeMap<OsString, OsString> {
+    fn environment(&self, release: &Release) -> Variables<'_> {
         let process = &release.spec.process;
-        let mut environment =
-            if process.clear_environment { BTreeMap::new() } else { self.environment.clone() };
+        if process.clear_environment {
+            return Variables::new();
+        }
+        let inherited = self.environment.iter().map(|(name, value)| (name.as_os_str(), value.into()));
+        let mut variables: Variables<'_> = inherited.collect();
         if process.output == Output::Prefix {
             // It would claim that the worker's output is connected to the journal.
-            environment.remove(OsStr::new("JOURNAL_STREAM"));
+            variables.remove(OsStr::new("JOURNAL_STREAM"));
         }
-        environment
+        variables
     }
 }
 
@@ -74,11 +82,14 @@ pub struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn fill_in(&self, text: &str) -> String {
+    fn fill_in<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        if !text.contains('{') {
+            return text.into();
+        }
         let text = text.replace("{generation}", &self.generation.to_string());
         match self.slot {
-            Some(slot) => text.replace("{slot}", &slot.to_string()),
-            None => text,
+            Some(slot) => text.replace("{slot}", &slot.to_string()).into(),
+            None => text.into(),
         }
     }
 }
@@ -109,23 +120,23 @@ pub fn worker<'a>(
 ) -> io::Result<Launch<'a>> {
     let spec = &place.release.spec;
     let mut variables = service_variables(place, heritage);
-    set(&mut variables, WORKER_VARIABLE, &id.to_string());
+    set(&mut variables, WORKER_VARIABLE, id.to_string());
     let mut pid_variables = Vec::new();
     if !equipment.sockets.is_empty() {
         let names: Vec<_> = spec.sockets.iter().map(|socket| socket.name.as_str()).collect();
-        set(&mut variables, "LISTEN_FDS", &equipment.sockets.len().to_string());
-        set(&mut variables, "LISTEN_FDNAMES", &names.join(":"));
+        set(&mut variables, "LISTEN_FDS", equipment.sockets.len().to_string());
+        set(&mut variables, "LISTEN_FDNAMES", names.join(":"));
         if spec.process.listen_pid {
-            pid_variables.push(c"LISTEN_PID".to_owned());
+            pid_variables.push(c"LISTEN_PID");
         }
     }
     if spec.process.protocol == Protocol::Notify {
         if let Some(path) = equipment.notify {
-            variables.insert("NOTIFY_SOCKET".into(), path.into());
+            variables.insert(OsStr::new("NOTIFY_SOCKET"), path.as_os_str().into());
         }
         if let Some(timeout) = equipment.watchdog {
-            set(&mut variables, "WATCHDOG_USEC", &timeout.as_micros().to_string());
-            pid_variables.push(c"WATCHDOG_PID".to_owned());
+            set(&mut variables, "WATCHDOG_USEC", timeout.as_micros().to_string());
+            pid_variables.push(c"WATCHDOG_PID");
         }
     }
     let launch = process(place, heritage, &spec.process.command, &variables)?;
@@ -146,7 +157,7 @@ pub fn helper(
 ) -> io::Result<Launch<'static>> {
     let mut variables = service_variables(place, heritage);
     for (name, value) in extra {
-        set(&mut variables, name, value);
+        set(&mut variables, name, value.as_str());
     }
     process(place, heritage, command, &variables)
 }
@@ -155,23 +166,21 @@ fn process(
     place: Place<'_>,
     heritage: &Heritage,
     command: &[String],
-    variables: &BTreeMap<OsString, OsString>,
+    variables: &Variables<'_>,
 ) -> io::Result<Launch<'static>> {
     let release = place.release;
     let process = &release.spec.process;
-    let arguments = command.iter().map(|word| CString::new(place.fill_in(word)));
-    let arguments: Vec<_> = arguments.collect::<Result<_, _>>()?;
-    let environment = variables.iter().map(|(name, value)| {
-        let mut pair = name.clone();
-        pair.push("=");
-        pair.push(value);
-        CString::new(pair.into_vec())
-    });
+    let arguments: Vec<_> = command.iter().map(|word| place.fill_in(word)).collect();
+    let mut environment = CStrings::default();
+    for (name, value) in variables {
+        environment.push(&[name.as_bytes(), b"=", value.as_bytes()])?;
+    }
     let path = variables.get(OsStr::new("PATH"));
     let program = arguments.first().ok_or_else(|| io::Error::other("the command is empty"))?;
     Ok(Launch {
-        programs: candidates(program, path.map(OsString::as_os_str)),
-        environment: environment.collect::<Result<_, _>>()?,
+        programs: candidates(OsStr::new(program.as_ref()), path.map(AsRef::as_ref))?,
+        arguments: CStrings::of(arguments.iter().map(|word| word.as_bytes()))?,
+        environment,
         pid_variables: Vec::new(),
         directory: CString::new(release.directory.as_os_str().as_bytes())?,
         credentials: release.credentials.as_ref().map(|who| Credentials {
@@ -185,26 +194,29 @@ fn process(
         descriptors: Vec::new(),
         stdout: None,
         stderr: None,
-        arguments,
     })
 }
 
 /// The variables that every process of the service has.
-fn service_variables(place: Place<'_>, heritage: &Heritage) -> BTreeMap<OsString, OsString> {
+fn service_variables<'a>(place: Place<'a>, heritage: &'a Heritage) -> Variables<'a> {
     let mut variables = heritage.environment(place.release);
     for (name, value) in &place.release.environment {
-        set(&mut variables, name, &place.fill_in(value));
+        set(&mut variables, name, place.fill_in(value));
     }
-    set(&mut variables, "LIVESWAP_SERVICE", &place.release.spec.name);
-    set(&mut variables, "LIVESWAP_GENERATION", &place.generation.to_string());
+    set(&mut variables, "LIVESWAP_SERVICE", place.release.spec.name.as_str());
+    set(&mut variables, "LIVESWAP_GENERATION", place.generation.to_string());
     if let Some(slot) = place.slot {
-        set(&mut variables, "LIVESWAP_SLOT", &slot.to_string());
+        set(&mut variables, "LIVESWAP_SLOT", slot.to_string());
     }
     variables
 }
 
-fn set(variables: &mut BTreeMap<OsString, OsString>, name: &str, value: &str) {
-    variables.insert(name.into(), value.into());
+fn set<'a>(variables: &mut Variables<'a>, name: &'a str, value: impl Into<Cow<'a, str>>) {
+    let value = match value.into() {
+        Cow::Borrowed(text) => OsStr::new(text).into(),
+        Cow::Owned(text) => OsString::from(text).into(),
+    };
+    variables.insert(OsStr::new(name), value);
 }
 
 /// The limits of the service file, and for descriptors what the manager itself was started with.

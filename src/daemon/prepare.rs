@@ -1,6 +1,5 @@
 //! The way from a service file to a generation: read it, run its hook `before`, read it again, bind its sockets.
 
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 use std::{io, mem};
@@ -19,7 +18,7 @@ use crate::core::ids::GenerationId;
 use crate::core::spec::SocketSpec;
 use crate::sys::output::wait_readable;
 use crate::sys::reaper::Exit;
-use crate::sys::spawn::{Report, read_report, spawn};
+use crate::sys::spawn::spawn;
 use crate::sys::wait::Interest;
 use crate::sys::{process, reaper};
 
@@ -40,7 +39,7 @@ enum Stage {
     /// The file was read.
     Read(Box<Release>),
     /// The hook runs.
-    Hook { pid: Pid, report: OwnedFd },
+    Hook(Pid),
     /// The hook may have changed everything: the file is being read again.
     ReadingAgain(Checker),
     /// Nothing is under way.
@@ -89,7 +88,7 @@ impl Daemon {
         let (checker, again) = match mem::replace(&mut candidate.stage, Stage::Idle) {
             Stage::Reading(checker) => (checker, false),
             Stage::ReadingAgain(checker) => (checker, true),
-            other @ (Stage::Read(_) | Stage::Hook { .. } | Stage::Idle) => {
+            other @ (Stage::Read(_) | Stage::Hook(_) | Stage::Idle) => {
                 candidate.stage = other;
                 return;
             }
@@ -115,14 +114,11 @@ impl Daemon {
         let Some(Candidate { stage: Stage::Read(release), .. }) = &self.candidate else { return };
         let place = Place { release, generation, slot: None };
         let launch = launch::helper(place, &self.heritage, &release.spec.hooks.before, &[]);
-        match launch.and_then(|launch| spawn(&launch)) {
-            Ok(spawned) => {
-                info!("generation {generation}: running the hook `before` (pid {})", spawned.pid);
-                self.roles.insert(spawned.pid, Role::Before(generation));
-                self.candidate = Some(Candidate {
-                    generation,
-                    stage: Stage::Hook { pid: spawned.pid, report: spawned.report },
-                });
+        match launch.and_then(spawn) {
+            Ok(hook) => {
+                info!("generation {generation}: running the hook `before` (pid {})", hook.pid);
+                self.candidate = Some(Candidate { generation, stage: Stage::Hook(hook.pid) });
+                self.employ(Role::Before(generation), hook);
             }
             Err(error) => {
                 let how = format!("could not be started: {error}");
@@ -131,21 +127,12 @@ impl Daemon {
         }
     }
 
-    /// Returns why the hook's program could not be executed, if that is how the hook ended.
-    pub(super) fn hook_failure(&self) -> Option<String> {
-        let Some(Candidate { stage: Stage::Hook { report, .. }, .. }) = &self.candidate else { return None };
-        match read_report(report) {
-            Ok(Report::Failed(failure)) => Some(format!("could not be started: {failure}")),
-            Ok(Report::NotYet | Report::Executed) | Err(_) => None,
-        }
-    }
-
     /// Binds what was read; where a hook ran since, the file is read again first.
     pub(super) fn prepare(&mut self, generation: GenerationId) {
         let Some(candidate) = &mut self.candidate else { return };
         match mem::replace(&mut candidate.stage, Stage::Idle) {
             Stage::Read(release) => self.bind(generation, *release),
-            Stage::Hook { .. } => self.check(generation, Stage::ReadingAgain),
+            Stage::Hook(_) => self.check(generation, Stage::ReadingAgain),
             Stage::Reading(_) | Stage::ReadingAgain(_) | Stage::Idle => {}
         }
     }
@@ -192,7 +179,7 @@ impl Daemon {
                 let _ = self.poller.remove(&checker);
                 checker.pid()
             }
-            Stage::Hook { pid, .. } => pid,
+            Stage::Hook(pid) => pid,
             Stage::Read(_) | Stage::Idle => return,
         };
         // It may have ended by itself and not be reaped yet: its number is still its own.

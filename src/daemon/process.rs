@@ -12,7 +12,7 @@ use super::token::Stream;
 use crate::core::ids::{GenerationId, SlotId};
 use crate::core::word::Word;
 use crate::sys::notify_socket::NotifySocket;
-use crate::sys::spawn::{Report, read_report};
+use crate::sys::spawn::Spawned;
 use crate::wire::lines::{Line, Lines};
 use crate::wire::notify::{self, Descriptors, MAX_DATAGRAM};
 
@@ -48,8 +48,8 @@ pub struct Process {
     pub slot: SlotId,
     /// Where it speaks; none under `protocol = "plain"`.
     pub notify: Option<NotifySocket>,
-    /// Tells whether its program runs; none once that is known.
-    pub report: Option<OwnedFd>,
+    /// How it becomes its program; none once that is known.
+    pub start: Option<Spawned>,
     /// Why its program could not be executed.
     pub failure: Option<String>,
     /// Its standard output and error, under `output = "prefix"`.
@@ -67,32 +67,7 @@ pub struct WorkerOutput {
     prefix: String,
 }
 
-/// What became of the report of a process.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Arrival {
-    /// Nothing new.
-    Unknown,
-    /// Its program runs.
-    Executed,
-}
-
 impl Process {
-    /// Takes the report whether the program runs. A failure is kept for the exit, which is sure to follow.
-    pub fn take_report(&mut self, describe: impl FnOnce(&crate::sys::spawn::Failure) -> String) -> Arrival {
-        let Some(report) = &self.report else { return Arrival::Unknown };
-        match read_report(report) {
-            Ok(Report::NotYet) => return Arrival::Unknown,
-            Ok(Report::Executed) => {
-                self.report = None;
-                return Arrival::Executed;
-            }
-            Ok(Report::Failed(failure)) => self.failure = Some(describe(&failure)),
-            Err(error) => self.failure = Some(format!("reading its report: {error}")),
-        }
-        self.report = None;
-        Arrival::Unknown
-    }
-
     /// Takes what the worker has said, at most `limit` messages; `heard` gets each word in its order.
     ///
     /// Returns the descriptors that came with `BARRIER=1`: they are to be closed when all that was heard has been acted

@@ -12,6 +12,7 @@ use super::run::{Daemon, Role};
 use crate::core::Event;
 use crate::core::ids::WorkerId;
 use crate::core::notice::Exit;
+use crate::sys::spawn::{Report, Spawned};
 use crate::sys::{process, reaper};
 
 /// How long after an end it is looked for what outlived it: what the kernel hands on to us has arrived by then.
@@ -38,8 +39,10 @@ impl Daemon {
                         return;
                     }
                     self.look_for_orphans_at.get_or_insert(self.now() + ORPHANS_SETTLE);
+                    let helper = self.helpers.remove(&pid);
                     if let Some(role) = role.filter(|_| !goes_on) {
-                        self.child_ended(role, exit);
+                        let failure = helper.and_then(|mut helper| start_failure(&mut helper));
+                        self.child_ended(role, exit, failure);
                     }
                 }
                 Ok(None) => break,
@@ -94,22 +97,20 @@ impl Daemon {
         false
     }
 
-    fn child_ended(&mut self, role: Role, exit: reaper::Exit) {
+    /// Tells what the end of a child means; `failure` says why its program could not be executed.
+    fn child_ended(&mut self, role: Role, exit: reaper::Exit, failure: Option<String>) {
+        let done = exit == reaper::Exit::Code(0);
+        let how = failure.unwrap_or_else(|| exit.to_string());
         match role {
             Role::Worker(worker) => self.worker_ended(worker, exit),
             Role::Checker(generation) => self.checked(generation, exit),
             Role::Before(generation) => {
-                let how = || self.hook_failure().unwrap_or_else(|| exit.to_string());
-                let result = if exit == reaper::Exit::Code(0) { Ok(()) } else { Err(how()) };
+                let result = if done { Ok(()) } else { Err(how) };
                 self.inbox.push_back(Event::HookEnded(generation, result));
             }
-            Role::After(generation) if exit == reaper::Exit::Code(0) => {
-                info!("generation {generation}: the hook `after` is done");
-            }
-            Role::After(generation) => warn!("generation {generation}: the hook `after` {exit}"),
-            Role::Probe(worker) => {
-                self.inbox.push_back(Event::Probed(worker, exit == reaper::Exit::Code(0)));
-            }
+            Role::After(generation) if done => info!("generation {generation}: the hook `after` is done"),
+            Role::After(generation) => warn!("generation {generation}: the hook `after` {how}"),
+            Role::Probe(worker) => self.inbox.push_back(Event::Probed(worker, done)),
         }
     }
 
@@ -147,6 +148,14 @@ fn kill_group(leader: Pid) {
             warn!("cannot kill what is left of process group {leader}: {error}");
         }
         Ok(()) | Err(_) => {}
+    }
+}
+
+/// Returns why a helper's program could not be executed, if that is how it ended.
+fn start_failure(helper: &mut Spawned) -> Option<String> {
+    match helper.report() {
+        Ok(Report::Failed(failure)) => Some(format!("could not be started: {failure}")),
+        Ok(Report::NotYet | Report::Executed) | Err(_) => None,
     }
 }
 

@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use super::launch::Heritage;
 use super::outlet::{ERROR, OUTPUT, Outlet};
 use super::prepare::Candidate;
-use super::process::{Arrival, Process};
+use super::process::Process;
 use super::reap;
 use super::release::Release;
 use super::runtime::RuntimeDirectory;
@@ -30,6 +30,7 @@ use crate::sys::clock::monotonic_micros;
 use crate::sys::output::Writer;
 use crate::sys::reaper;
 use crate::sys::signals::{ControllingTerminal, Signal, Signals};
+use crate::sys::spawn::{Report, Spawned};
 use crate::sys::wait::{Interest, Poller, Ready};
 
 /// A generation as the shell keeps it, for as long as the core has a use for it.
@@ -69,6 +70,8 @@ pub struct Daemon {
     pub(super) processes: BTreeMap<WorkerId, Process>,
     /// Our children by pid; a child that is not in here is a stranger.
     pub(super) roles: BTreeMap<Pid, Role>,
+    /// Those of them that are probes and hooks.
+    pub(super) helpers: BTreeMap<Pid, Spawned>,
     pub(super) upward: ServiceManager,
     /// Events that are yet to be handed in.
     pub(super) inbox: VecDeque<Event>,
@@ -135,6 +138,7 @@ impl Daemon {
             candidate: None,
             processes: BTreeMap::new(),
             roles: BTreeMap::new(),
+            helpers: BTreeMap::new(),
             upward: start.upward,
             inbox: VecDeque::from([Event::Tick]),
             barriers: Vec::new(),
@@ -163,11 +167,12 @@ impl Daemon {
             if self.ended && self.hooks_end.is_empty() {
                 break;
             }
-            self.poller.wait(self.time_to_wait(), &mut ready)?;
+            let tick_at = self.manager.next_deadline();
+            self.poller.wait(self.time_to_wait(tick_at), &mut ready)?;
             self.collect(&ready);
             self.end_late_hooks();
             self.kill_orphans();
-            if self.manager.next_deadline().is_some_and(|at| at <= self.now()) {
+            if tick_at.is_some_and(|at| at <= self.now()) {
                 self.inbox.push_back(Event::Tick);
             }
         }
@@ -211,8 +216,8 @@ impl Daemon {
         self.barriers.clear();
     }
 
-    fn time_to_wait(&self) -> Option<Duration> {
-        let deadlines = self.manager.next_deadline().into_iter().chain(self.upward.next_deadline());
+    fn time_to_wait(&self, tick_at: Option<Mono>) -> Option<Duration> {
+        let deadlines = tick_at.into_iter().chain(self.upward.next_deadline());
         deadlines
             .chain(self.hooks_end.values().copied())
             .chain(self.look_for_orphans_at)
@@ -244,22 +249,30 @@ impl Daemon {
         }
     }
 
+    /// Takes the report whether the worker's program runs. A failure is kept for the exit, which is sure to follow.
     pub(super) fn take_report(&mut self, worker: WorkerId) {
         let Some(process) = self.processes.get_mut(&worker) else { return };
-        if let Some(report) = &process.report {
-            // The descriptor is closed when it is read to its end; no copy of it is left elsewhere but in a child.
-            let _ = self.poller.remove(report);
-        }
-        let spec = self.generations.get(&process.generation).map(|generation| &generation.release);
-        let arrival = process.take_report(|failure| {
-            let step = match spec {
-                Some(release) => failure.step.describe(&release.directory, &release.spec.process.command[0]),
-                None => failure.step.to_string(),
-            };
-            format!("{step}: {}", failure.error())
-        });
-        if arrival == Arrival::Executed {
-            self.inbox.push_back(Event::Executed(worker));
+        let Some(start) = &mut process.start else { return };
+        let report = match start.report() {
+            Ok(Report::NotYet) => return,
+            report => report,
+        };
+        // By hand: a child that is on its way holds a copy, and that would keep the registration.
+        let _ = self.poller.remove(start);
+        process.start = None;
+        match report {
+            Ok(Report::NotYet) => {}
+            Ok(Report::Executed) => self.inbox.push_back(Event::Executed(worker)),
+            Ok(Report::Failed(failure)) => {
+                let step = match self.generations.get(&process.generation).map(|of| &of.release) {
+                    Some(release) => {
+                        failure.step.describe(&release.directory, &release.spec.process.command[0])
+                    }
+                    None => failure.step.to_string(),
+                };
+                process.failure = Some(format!("{step}: {}", failure.error()));
+            }
+            Err(error) => process.failure = Some(format!("reading its report: {error}")),
         }
     }
 

@@ -10,11 +10,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{Pid, pipe2, setpgid};
 
-use super::child;
+use super::raw::{self, Sweep};
 
 /// The exit status of a child whose work panicked, as std has it.
 pub const PANICKED: i32 = 101;
@@ -55,7 +56,8 @@ impl ForkedWork {
 
 /// Does `work` in a child and hands over the bytes that it returns.
 ///
-/// The child exits with status 0 when all is written, and with [`PANICKED`] if the work panics or aborts. It has
+/// The child exits with status 0 when all is written, and with [`PANICKED`] if the work panics or aborts (or as the panic
+/// hook of the process has it). It has
 /// default signals and, beside standard input, output and error, no descriptor of ours: `work` must hold none. Call
 /// this only where the process has a single thread, as the child's memory is that thread's.
 ///
@@ -69,12 +71,12 @@ pub fn in_child(work: impl FnOnce() -> Vec<u8>) -> io::Result<ForkedWork> {
 }
 
 fn deliver(work: impl FnOnce() -> Vec<u8>, input: c_int) -> ! {
-    child::reset_signals(false);
+    raw::reset_signals(false);
     // A build that aborts on panics must end with the same status as one that unwinds, and without a core.
-    // SAFETY: the handler calls nothing but _exit(2).
+    // SAFETY: the handler makes one system call.
     unsafe { libc::signal(libc::SIGABRT, exit_as_panicked as *const () as libc::sighandler_t) };
-    let placed = child::duplicate(input, OUTPUT);
-    child::sweep(OUTPUT + 1, 0);
+    let placed = raw::duplicate(input, OUTPUT);
+    raw::sweep(OUTPUT + 1, Sweep::Now);
     // No unwinding may leave this frame: above it are the manager's own.
     let delivered = catch_unwind(AssertUnwindSafe(|| {
         placed?;
@@ -87,39 +89,47 @@ fn deliver(work: impl FnOnce() -> Vec<u8>, input: c_int) -> ! {
         Ok(Err(_)) => 1,
         Err(_) => PANICKED,
     };
-    // SAFETY: _exit(2) runs none of the parent's exit handlers.
-    unsafe { libc::_exit(status) }
+    // None of the parent's exit handlers runs.
+    raw::exit(status)
 }
 
 extern "C" fn exit_as_panicked(_signal: c_int) {
-    // SAFETY: _exit(2) is async-signal-safe.
-    unsafe { libc::_exit(PANICKED) }
+    raw::exit(PANICKED)
 }
 
-/// Forks, runs `child` in the child, and puts that into a process group of its own.
-///
-/// All signals are blocked before and let in again after the fork, so that no handler of the parent's ever runs in the
-/// child, where it would speak into the parent's own pipe; `child` must reset them before it lets them in.
+/// Forks, and runs `child` in the child.
 ///
 /// # Errors
 /// Those of fork(2).
 pub(super) fn fork_into(child: impl FnOnce()) -> io::Result<Pid> {
+    make_child(|| {
+        // SAFETY: the child runs only what its caller vouches for: any code in a process of one thread.
+        match Errno::result(unsafe { libc::fork() })? {
+            0 => {
+                raw::lead_group();
+                child();
+                // The child never returns into the parent's code.
+                raw::exit(1)
+            }
+            pid => Ok(Pid::from_raw(pid)),
+        }
+    })
+}
+
+/// Makes a child, which leads a process group of its own.
+///
+/// All signals are blocked before and let in again after it, so that no handler of the parent's ever runs in the child,
+/// where it would speak into the parent's own pipe; the child must reset them before it lets them in.
+///
+/// # Errors
+/// Those of `clone`.
+pub(super) fn make_child(clone: impl FnOnce() -> nix::Result<Pid>) -> io::Result<Pid> {
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-    // SAFETY: the child runs only what its caller vouches for: async-signal-safe code, or any in a process of one thread.
-    let forked = match unsafe { libc::fork() } {
-        0 => {
-            // Cannot fail: the child leads no session.
-            let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
-            child();
-            // SAFETY: as above; whatever `child` did, the child never returns into the parent's code.
-            unsafe { libc::_exit(1) }
-        }
-        -1 => Err(io::Error::last_os_error()),
-        pid => Ok(Pid::from_raw(pid)),
-    };
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-    let pid = forked?;
+    let made = clone();
+    // It did not fail just now, and the child may be there.
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+    let pid = made?;
     // Whoever of the two comes first, the group exists before either goes on. After the child's execve(2) it is too late
     // (EACCES), which is no harm.
     let _ = setpgid(pid, pid);

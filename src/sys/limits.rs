@@ -70,6 +70,11 @@ impl Resource {
         }
     }
 
+    /// Returns its number (getrlimit(2)).
+    pub(super) fn number(self) -> u32 {
+        self.native() as u32
+    }
+
     fn native(self) -> resource::Resource {
         match self {
             Self::As => resource::Resource::RLIMIT_AS,
@@ -117,7 +122,7 @@ pub fn own(resource: Resource) -> io::Result<Limit> {
     Ok(Limit { soft: finite(soft), hard: finite(hard) })
 }
 
-/// Sets the limit of this process, which its children inherit. Async-signal-safe.
+/// Sets the limit of this process, which its children inherit.
 ///
 /// # Errors
 /// Those of setrlimit(2): `EPERM` for a hard limit raised without `CAP_SYS_RESOURCE`, `EINVAL` for a soft limit

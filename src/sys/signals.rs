@@ -206,9 +206,9 @@ mod tests {
 
     use nix::unistd::{getpgid, getpid, getppid, setpgid, setsid};
 
-    use super::super::child::reset_signals;
     use super::super::fork::fork_into;
     use super::super::fork::tests::{pristine, wait_for_exit};
+    use super::super::raw::reset_signals;
     use super::super::reaper::Exit;
     use super::super::wait::{Interest, Poller};
     use super::*;

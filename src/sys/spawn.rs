@@ -13,12 +13,12 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
 use nix::unistd::{self, Gid, Pid, Uid, getgroups, getresgid, getresuid, pipe2};
 
-use super::child::{self, PidVariable, Plan};
-use super::fork::fork_into;
+use super::child::Plan;
+use super::cradle::{Cradle, Memory};
 use super::limits::{Limit, Resource};
+use super::strings::{CStrings, Pointers};
 
 /// Where a program is looked for if there is no `PATH` (glibc's confstr(3), `_CS_PATH`).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -54,13 +54,13 @@ impl Credentials {
 #[derive(Clone, Debug)]
 pub struct Launch<'a> {
     /// The files to try, from [`candidates`]; relative ones count from `directory`.
-    pub programs: Vec<CString>,
+    pub programs: CStrings,
     /// The argument vector.
-    pub arguments: Vec<CString>,
+    pub arguments: CStrings,
     /// The whole environment, `NAME=value` each, but for `pid_variables`.
-    pub environment: Vec<CString>,
+    pub environment: CStrings,
     /// Names of variables that hold the process's own pid, such as `LISTEN_PID` and `WATCHDOG_PID`.
-    pub pid_variables: Vec<CString>,
+    pub pid_variables: Vec<&'static CStr>,
     /// The working directory, entered as the new user.
     pub directory: CString,
     /// Who the process shall be; `None` changes nothing.
@@ -81,61 +81,122 @@ pub struct Launch<'a> {
 
 /// Returns the files that a program's name may stand for: itself if it has a slash, else one in each folder of `path`
 /// (execvp(3)); an empty folder is the working directory.
-pub fn candidates(program: &CStr, path: Option<&OsStr>) -> Vec<CString> {
-    if program.to_bytes().contains(&b'/') {
-        return vec![program.to_owned()];
+///
+/// # Errors
+/// `InvalidInput` for a NUL in either.
+pub fn candidates(program: &OsStr, path: Option<&OsStr>) -> io::Result<CStrings> {
+    let program = program.as_bytes();
+    if program.contains(&b'/') {
+        return CStrings::of([program]);
     }
+    let mut files = CStrings::default();
     let path = path.unwrap_or(OsStr::new(DEFAULT_PATH)).as_bytes();
-    let folders = path.split(|&byte| byte == b':');
-    let files = folders.map(|folder| {
-        let folder: &[u8] = if folder.is_empty() { b"." } else { folder };
-        [folder, b"/", program.to_bytes()].concat()
-    });
-    files.filter_map(|file| CString::new(file).ok()).collect()
-}
-
-/// A process that was started and has yet to become the program.
-#[derive(Debug)]
-pub struct Spawned {
-    /// The process, which leads a process group of its own.
-    pub pid: Pid,
-    /// For [`read_report`]; becomes readable when there is one.
-    pub report: OwnedFd,
+    for folder in path.split(|&byte| byte == b':') {
+        files.push(&[if folder.is_empty() { b"." } else { folder }, b"/", program])?;
+    }
+    Ok(files)
 }
 
 /// Starts a process. Never waits for it.
 ///
 /// # Errors
-/// Those of pipe2(2) and fork(2); all that fails later comes as a [`Report`].
-pub fn spawn(launch: &Launch<'_>) -> io::Result<Spawned> {
-    let (report, report_input) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-    let mut plan = plan(launch, report_input.as_fd())?;
-    let pid = fork_into(|| child::run(&mut plan))?;
-    Ok(Spawned { pid, report })
+/// Those of pipe2(2), mmap(2) and clone(2), and `InvalidInput` for a NUL; all that fails later comes as a [`Report`].
+pub fn spawn(launch: Launch<'_>) -> io::Result<Spawned> {
+    spawn_in(Memory::Shared, launch)
 }
 
-fn plan<'a>(launch: &'a Launch<'_>, report: BorrowedFd<'_>) -> io::Result<Plan<'a>> {
-    let credentials = match &launch.credentials {
+fn spawn_in(memory: Memory, launch: Launch<'_>) -> io::Result<Spawned> {
+    let (report, report_input) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    let plan = plan(launch, report_input.as_fd())?;
+    // A process that is becoming another user is in that user's reach (ptrace(2), kill(2)), and with it its memory.
+    let memory = if plan.identity.is_some() { Memory::Copied } else { memory };
+    let mut cradle = Cradle::new(plan)?;
+    let pid = cradle.make_child(memory)?;
+    Ok(Spawned { pid, report, heard: Vec::new(), cradle: Some(cradle) })
+}
+
+fn plan(launch: Launch<'_>, report: BorrowedFd<'_>) -> io::Result<Plan> {
+    let identity = match launch.credentials {
         Some(credentials) if !credentials.are_own()? => Some(credentials),
         _ => None,
     };
     let standard = [(launch.stdout, 1), (launch.stderr, 2)];
     let standard = standard.into_iter().filter_map(|(fd, target)| Some((fd?.as_raw_fd(), target)));
     let passed = launch.descriptors.iter().map(AsRawFd::as_raw_fd).zip(3..);
+    let mut environment = launch.environment;
+    let own_pids = launch.pid_variables.into_iter().map(|name| environment.push_number(name));
+    let own_pids = own_pids.collect::<Result<_, _>>()?;
     Ok(Plan {
-        programs: launch.programs.iter().map(CString::as_c_str).collect(),
-        arguments: child::pointers(&launch.arguments, 0),
-        environment: child::pointers(&launch.environment, launch.pid_variables.len()),
-        pid_variables: launch.pid_variables.iter().map(|name| PidVariable::new(name)).collect(),
-        directory: &launch.directory,
-        identity: credentials.map(|who| (who.uid, who.gid, who.groups.as_slice())),
-        umask: launch.umask.map(Mode::from_bits_truncate),
-        limits: &launch.limits,
+        programs: launch.programs,
+        vectors: [Pointers::room_for(&launch.arguments), Pointers::room_for(&environment)],
+        arguments: launch.arguments,
+        environment,
+        own_pids,
+        directory: launch.directory,
+        identity,
+        umask: launch.umask,
+        limits: launch.limits,
         ignore_sigpipe: launch.ignore_sigpipe,
         moves: standard.chain(passed).collect(),
         passed: c_int::try_from(launch.descriptors.len()).map_err(io::Error::other)?,
         report: report.as_raw_fd(),
     })
+}
+
+/// A process that was started and has yet to become the program.
+///
+/// [`AsFd`] gives what becomes readable when [`Spawned::report`] is worth a call. To be kept until that has told more than
+/// [`Report::NotYet`]: what is dropped sooner leaks the memory that the process may still live on.
+#[derive(Debug)]
+pub struct Spawned {
+    /// The process, which leads a process group of its own.
+    pub pid: Pid,
+    report: OwnedFd,
+    heard: Vec<u8>,
+    cradle: Option<Cradle>,
+}
+
+impl AsFd for Spawned {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.report.as_fd()
+    }
+}
+
+impl Spawned {
+    /// Reads what became of the process, without waiting for it.
+    ///
+    /// # Errors
+    /// Those of read(2), and `InvalidData` for what no child of ours writes.
+    pub fn report(&mut self) -> io::Result<Report> {
+        let mut bytes = [0; 2 * Failure::LENGTH];
+        loop {
+            match unistd::read(&self.report, &mut bytes) {
+                Ok(0) => break,
+                Ok(count) => self.heard.extend(bytes.iter().take(count)),
+                Err(Errno::EAGAIN) => return Ok(Report::NotYet),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // Only now is it sure that the child has let go of our memory: after its report it had yet to exit.
+        self.cradle = None;
+        match <[u8; Failure::LENGTH]>::try_from(self.heard.as_slice()) {
+            _ if self.heard.is_empty() => Some(Report::Executed),
+            Ok(bytes) => Failure::decode(bytes).map(Report::Failed),
+            Err(_) => None,
+        }
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a start report in no known form"))
+    }
+}
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        // Where it has come to its end, this gives the memory back.
+        let _ = self.report();
+        if let Some(cradle) = self.cradle.take() {
+            cradle.abandon();
+        }
+    }
 }
 
 /// What became of a process that was started.
@@ -235,13 +296,16 @@ impl fmt::Display for Step {
 }
 
 impl Failure {
-    /// Returns the step's code and the error's number, as [`read_report`] expects them.
-    pub(super) fn encode(self) -> [u8; 5] {
+    /// How many bytes it takes in a report.
+    const LENGTH: usize = 5;
+
+    /// Returns the step's code and the error's number, as a report has them.
+    pub(super) fn encode(self) -> [u8; Self::LENGTH] {
         let [a, b, c, d] = self.errno.to_ne_bytes();
         [self.step.encode(), a, b, c, d]
     }
 
-    fn decode(bytes: [u8; 5]) -> Option<Self> {
+    fn decode(bytes: [u8; Self::LENGTH]) -> Option<Self> {
         let [code, errno @ ..] = bytes;
         Some(Self { step: Step::decode(code)?, errno: i32::from_ne_bytes(errno) })
     }
@@ -255,23 +319,6 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.step, self.error())
-    }
-}
-
-/// Reads what became of a process, without waiting for it.
-///
-/// # Errors
-/// Those of read(2), and `InvalidData` for what no child of ours writes.
-pub fn read_report(report: &OwnedFd) -> io::Result<Report> {
-    let mut bytes = [0; 5];
-    match unistd::read(report, &mut bytes) {
-        Err(Errno::EAGAIN) => Ok(Report::NotYet),
-        Err(error) => Err(error.into()),
-        Ok(0) => Ok(Report::Executed),
-        Ok(count) => Failure::decode(bytes)
-            .filter(|_| count == bytes.len())
-            .map(Report::Failed)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a start report in no known form")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Real children, asked what they found.
+//! Real children, asked what they found, in each kind of memory in which they can come into being.
 
 use std::fs::{self, File, Permissions};
 use std::io::{PipeReader, Read};
@@ -6,25 +6,35 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::io::IntoRawFd;
 
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{geteuid, getsid, setgid, setgroups, setuid};
 use tempfile::tempdir;
 
 use super::super::fork::tests::{isolated, wait_for_exit};
 use super::super::limits;
+use super::super::raw;
 use super::super::reaper::Exit;
 use super::super::wait::{Interest, Poller};
 use super::*;
 
-fn c_strings(texts: &[&str]) -> Vec<CString> {
-    texts.iter().map(|text| CString::new(*text).unwrap()).collect()
+fn c_strings(texts: &[&str]) -> CStrings {
+    CStrings::of(texts).unwrap()
+}
+
+/// Where valgrind watches: it does not know a child that shares memory and yet is no thread.
+const COPIES_ALONE: &str = "LIVESWAP_TEST_WITHOUT_SHARED_MEMORY";
+
+/// Each in which a child may come into being here.
+fn memories() -> impl Iterator<Item = Memory> {
+    let all = [Memory::Shared, Memory::Copied].into_iter();
+    all.filter(|memory| *memory == Memory::Copied || std::env::var_os(COPIES_ALONE).is_none())
 }
 
 /// The plainest launch there is.
 fn launch<'a>(arguments: &[&str]) -> Launch<'a> {
-    let arguments = c_strings(arguments);
     Launch {
-        programs: candidates(&arguments[0], None),
-        arguments,
+        programs: candidates(OsStr::new(arguments[0]), None).unwrap(),
+        arguments: c_strings(arguments),
         environment: c_strings(&["PATH=/bin:/usr/bin"]),
         pid_variables: Vec::new(),
         directory: c"/".to_owned(),
@@ -55,44 +65,58 @@ impl Outcome {
     }
 }
 
-/// Runs a child to its end, and returns what it wrote to its standard output.
-fn run(launch: Launch<'_>) -> Outcome {
-    let (mut reader, writer) = io::pipe().unwrap();
-    let spawned = spawn(&Launch { stdout: Some(writer.as_fd()), ..launch }).unwrap();
-    drop(writer);
-    let mut output = String::new();
-    reader.read_to_string(&mut output).unwrap();
-    let report = final_report(&spawned);
-    Outcome { pid: spawned.pid, report, exit: wait_for_exit(spawned.pid), output }
+/// Runs a child to its end in each kind of memory, and returns what it wrote to its standard output.
+fn runs(launch: &Launch<'_>) -> impl Iterator<Item = Outcome> {
+    memories().map(|memory| {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let launch = Launch { stdout: Some(writer.as_fd()), ..launch.clone() };
+        let spawned = spawn_in(memory, launch).unwrap();
+        drop(writer);
+        let mut output = String::new();
+        reader.read_to_string(&mut output).unwrap();
+        let pid = spawned.pid;
+        Outcome { pid, report: final_report(spawned), exit: wait_for_exit(pid), output }
+    })
 }
 
 /// Waits for the report as the manager does.
-fn final_report(spawned: &Spawned) -> Report {
+fn final_report(mut spawned: Spawned) -> Report {
     let mut poller = Poller::new().unwrap();
-    poller.add(&spawned.report, 0, Interest::Read).unwrap();
+    poller.add(&spawned, 0, Interest::Read).unwrap();
     let mut ready = Vec::new();
     loop {
         poller.wait(None, &mut ready).unwrap();
-        match read_report(&spawned.report).unwrap() {
+        match spawned.report().unwrap() {
             Report::NotYet => {}
             report => return report,
         }
     }
 }
 
+/// Returns what all of them are.
+fn agreed<T: PartialEq + fmt::Debug>(all: impl Iterator<Item = T>) -> T {
+    all.reduce(|one, other| {
+        assert_eq!(one, other);
+        one
+    })
+    .unwrap()
+}
+
 /// Runs a child that succeeds, and returns what it wrote.
-fn written(launch: Launch<'_>) -> String {
-    let outcome = run(launch);
-    assert_eq!((outcome.report, outcome.exit), (Report::Executed, Exit::Code(0)), "{outcome:?}");
-    outcome.output
+fn written(launch: &Launch<'_>) -> String {
+    agreed(runs(launch).map(|outcome| {
+        assert_eq!((outcome.report, outcome.exit), (Report::Executed, Exit::Code(0)), "{outcome:?}");
+        outcome.output
+    }))
 }
 
 /// Runs a child that cannot start, and returns why.
-fn failure(launch: Launch<'_>) -> (Step, i32) {
-    let outcome = run(launch);
-    let Report::Failed(Failure { step, errno }) = outcome.report else { panic!("{outcome:?}") };
-    assert_eq!((outcome.exit, outcome.output.as_str()), (Exit::Code(127), ""));
-    (step, errno)
+fn failure(launch: &Launch<'_>) -> (Step, i32) {
+    agreed(runs(launch).map(|outcome| {
+        let Report::Failed(Failure { step, errno }) = outcome.report else { panic!("{outcome:?}") };
+        assert_eq!((outcome.exit, outcome.output.as_str()), (Exit::Code(127), ""));
+        (step, errno)
+    }))
 }
 
 /// Tells whether this test can change its user, and loudly if not.
@@ -113,19 +137,17 @@ fn nobody() -> Credentials {
 fn the_environment_is_exact_and_knows_the_pid() {
     let mut launch = launch(&["env"]);
     launch.environment = c_strings(&["A=1", "LISTEN_FDS=2", "EMPTY="]);
-    launch.pid_variables = c_strings(&["LISTEN_PID", "WATCHDOG_PID"]);
-    let outcome = run(launch);
-    let pid = outcome.pid;
-    assert_eq!(
-        outcome.output,
-        format!("A=1\nLISTEN_FDS=2\nEMPTY=\nLISTEN_PID={pid}\nWATCHDOG_PID={pid}\n"),
-        "{outcome:?}"
-    );
+    launch.pid_variables = vec![c"LISTEN_PID", c"WATCHDOG_PID"];
+    for outcome in runs(&launch) {
+        let pid = outcome.pid;
+        let expected = format!("A=1\nLISTEN_FDS=2\nEMPTY=\nLISTEN_PID={pid}\nWATCHDOG_PID={pid}\n");
+        assert_eq!(outcome.output, expected, "{outcome:?}");
+    }
 }
 
 #[test]
 fn arguments_arrive_as_they_are() {
-    let output = written(launch(&["/bin/sh", "-c", "printf '<%s>' \"$0\" \"$@\"", "zero", "a b", ""]));
+    let output = written(&launch(&["/bin/sh", "-c", "printf '<%s>' \"$0\" \"$@\"", "zero", "a b", ""]));
     assert_eq!(output, "<zero><a b><>");
 }
 
@@ -135,9 +157,9 @@ fn only_the_given_descriptors_are_open() {
     let leaked = unistd::dup(io::stderr()).unwrap();
     let (one, two) = io::pipe().unwrap();
     let mut launch = launch(&["ls", "/proc/self/fd"]);
-    assert_eq!(written(launch.clone()), "0\n1\n2\n3\n", "the last one is the folder that ls reads");
+    assert_eq!(written(&launch), "0\n1\n2\n3\n", "the last one is the folder that ls reads");
     launch.descriptors = vec![one.as_fd(), two.as_fd()];
-    assert_eq!(written(launch), "0\n1\n2\n3\n4\n5\n");
+    assert_eq!(written(&launch), "0\n1\n2\n3\n4\n5\n");
     drop(leaked);
 }
 
@@ -146,11 +168,11 @@ fn the_standard_streams_go_where_they_should() {
     let (mut reader, writer) = io::pipe().unwrap();
     let mut launch = launch(&["/bin/sh", "-c", "readlink /proc/$$/fd/0; echo to stderr >&2"]);
     launch.stderr = Some(writer.as_fd());
-    assert_eq!(written(launch), "/dev/null\n");
+    assert_eq!(written(&launch), "/dev/null\n");
     drop(writer);
     let mut errors = String::new();
     reader.read_to_string(&mut errors).unwrap();
-    assert_eq!(errors, "to stderr\n");
+    assert_eq!(errors, "to stderr\n".repeat(memories().count()));
 }
 
 #[test]
@@ -158,12 +180,12 @@ fn standard_output_and_error_can_be_swapped() {
     isolated(|| {
         let (mut readers, writers): (Vec<PipeReader>, Vec<_>) = (0..2).map(|_| io::pipe().unwrap()).unzip();
         for (writer, place) in writers.into_iter().zip(1..) {
-            child::duplicate(writer.into_raw_fd(), place).unwrap();
+            raw::duplicate(writer.into_raw_fd(), place).unwrap();
         }
         let mut launch = launch(&["/bin/sh", "-c", "echo output; echo error >&2"]);
         let (stdout, stderr) = (io::stdout(), io::stderr());
         (launch.stdout, launch.stderr) = (Some(stderr.as_fd()), Some(stdout.as_fd()));
-        let spawned = spawn(&launch).unwrap();
+        let spawned = spawn_in(memories().last().unwrap(), launch).unwrap();
         assert_eq!(wait_for_exit(spawned.pid), Exit::Code(0));
         let texts = readers.iter_mut().map(|reader| {
             let mut bytes = [0; 64];
@@ -189,7 +211,7 @@ fn descriptors_arrive_in_order_wherever_they_were() {
         let mut launch =
             launch(&["/bin/sh", "-c", "for n in 3 4 5 6 7 8 9 10 11 12; do readlink /proc/$$/fd/$n; done"]);
         launch.descriptors = order.iter().map(|number| files[number - 4].as_fd()).collect();
-        let output = written(launch);
+        let output = written(&launch);
         let found: Vec<_> = output.lines().map(|line| line.rsplit_once('/').unwrap().1.to_owned()).collect();
         assert_eq!(found, order.map(|number| number.to_string()));
     });
@@ -203,10 +225,11 @@ fn signals_are_as_if_nobody_had_touched_them() {
     for (ignore_sigpipe, ignored) in [(true, "0000000000001000"), (false, "0000000000000000")] {
         let mut launch = launch(&["cat", "/proc/self/status"]);
         launch.ignore_sigpipe = ignore_sigpipe;
-        let outcome = run(launch);
-        assert_eq!(outcome.status("SigIgn"), [ignored]);
-        assert_eq!(outcome.status("SigBlk"), ["0000000000000000"]);
-        assert_eq!(outcome.status("SigCgt"), ["0000000000000000"]);
+        for outcome in runs(&launch) {
+            assert_eq!(outcome.status("SigIgn"), [ignored]);
+            assert_eq!(outcome.status("SigBlk"), ["0000000000000000"]);
+            assert_eq!(outcome.status("SigCgt"), ["0000000000000000"]);
+        }
     }
     assert!(SigSet::thread_get_mask().unwrap().contains(Signal::SIGUSR2), "the parent's mask is restored");
     blocked.thread_unblock().unwrap();
@@ -214,10 +237,11 @@ fn signals_are_as_if_nobody_had_touched_them() {
 
 #[test]
 fn a_child_leads_a_group_in_our_session() {
-    let outcome = run(launch(&["cat", "/proc/self/stat"]));
-    let fields: Vec<_> = outcome.output.split(' ').collect();
-    let (pid, session) = (outcome.pid.to_string(), getsid(None).unwrap().to_string());
-    assert_eq!(fields[4..6], [pid, session]);
+    for outcome in runs(&launch(&["cat", "/proc/self/stat"])) {
+        let fields: Vec<_> = outcome.output.split(' ').collect();
+        let (pid, session) = (outcome.pid.to_string(), getsid(None).unwrap().to_string());
+        assert_eq!(fields[4..6], [pid, session]);
+    }
 }
 
 #[test]
@@ -231,7 +255,7 @@ fn umask_limits_and_directory_are_set() {
         (Resource::Nofile, Limit { soft: Some(50), hard: Some(60) }),
         (Resource::Core, Limit { soft: Some(0), hard: limits::own(Resource::Core).unwrap().hard }),
     ];
-    assert_eq!(written(launch), format!("0137\n50\n60\n0\n{}\n", folder.display()));
+    assert_eq!(written(&launch), format!("0137\n50\n60\n0\n{}\n", folder.display()));
 }
 
 #[test]
@@ -242,7 +266,7 @@ fn a_limit_below_the_passed_descriptors_does_not_keep_them_away() {
     // The program itself cannot even load its libraries then, and complains.
     launch.stderr = Some(reader.as_fd());
     launch.limits = vec![(Resource::Nofile, Limit { soft: Some(5), hard: Some(5) })];
-    assert_eq!(run(launch).report, Report::Executed);
+    assert!(runs(&launch).all(|outcome| outcome.report == Report::Executed));
 }
 
 #[test]
@@ -252,10 +276,11 @@ fn a_child_becomes_another_user() {
     }
     let mut launch = launch(&["cat", "/proc/self/status"]);
     launch.credentials = Some(nobody());
-    let outcome = run(launch);
-    assert_eq!(outcome.status("Uid"), ["65534"; 4]);
-    assert_eq!(outcome.status("Gid"), ["65534"; 4]);
-    assert_eq!(outcome.status("Groups"), ["7", "65534"]);
+    for outcome in runs(&launch) {
+        assert_eq!(outcome.status("Uid"), ["65534"; 4]);
+        assert_eq!(outcome.status("Gid"), ["65534"; 4]);
+        assert_eq!(outcome.status("Groups"), ["7", "65534"]);
+    }
 }
 
 #[test]
@@ -268,7 +293,7 @@ fn the_directory_is_entered_as_the_new_user() {
     let mut launch = launch(&["true"]);
     launch.directory = CString::new(folder.path().as_os_str().as_bytes()).unwrap();
     launch.credentials = Some(nobody());
-    assert_eq!(failure(launch), (Step::Directory, libc::EACCES));
+    assert_eq!(failure(&launch), (Step::Directory, libc::EACCES));
 }
 
 #[test]
@@ -283,9 +308,9 @@ fn who_one_is_already_needs_no_right() {
         setuid(who.uid).unwrap();
         let mut launch = launch(&["true"]);
         launch.credentials = Some(who.clone());
-        assert_eq!(written(launch.clone()), "");
+        assert_eq!(written(&launch), "");
         launch.credentials = Some(Credentials { groups: vec![Gid::from_raw(0)], ..who });
-        assert_eq!(failure(launch), (Step::Groups, libc::EPERM));
+        assert_eq!(failure(&launch), (Step::Groups, libc::EPERM));
     });
 }
 
@@ -293,14 +318,14 @@ fn who_one_is_already_needs_no_right() {
 fn a_missing_directory_is_reported() {
     let mut launch = launch(&["true"]);
     launch.directory = c"/nonexistent/app".to_owned();
-    assert_eq!(failure(launch), (Step::Directory, libc::ENOENT));
+    assert_eq!(failure(&launch), (Step::Directory, libc::ENOENT));
 }
 
 #[test]
 fn an_impossible_limit_is_reported_by_its_name() {
     let mut launch = launch(&["true"]);
     launch.limits = vec![(Resource::Stack, Limit { soft: None, hard: Some(1) })];
-    assert_eq!(failure(launch), (Step::Limit(Resource::Stack), libc::EINVAL));
+    assert_eq!(failure(&launch), (Step::Limit(Resource::Stack), libc::EINVAL));
 }
 
 #[test]
@@ -310,7 +335,7 @@ fn more_descriptors_than_the_kernel_allows_are_reported() {
         let mut launch = launch(&["true"]);
         launch.descriptors = vec![reader.as_fd(); 40];
         limits::set_own(Resource::Nofile, Limit { soft: Some(30), hard: Some(30) }).unwrap();
-        let (step, errno) = failure(launch);
+        let (step, errno) = failure(&launch);
         assert_eq!(step, Step::Descriptors);
         assert!([libc::EINVAL, libc::EMFILE, libc::EBADF].contains(&errno));
     });
@@ -318,15 +343,15 @@ fn more_descriptors_than_the_kernel_allows_are_reported() {
 
 #[test]
 fn a_program_that_cannot_be_executed_is_reported() {
-    assert_eq!(failure(launch(&["/nonexistent"])), (Step::Execute, libc::ENOENT));
-    assert_eq!(failure(launch(&["no-such-program"])), (Step::Execute, libc::ENOENT));
-    assert_eq!(failure(launch(&["/etc/passwd"])), (Step::Execute, libc::EACCES));
-    assert_eq!(failure(launch(&["/etc/passwd/x"])), (Step::Execute, libc::ENOTDIR));
+    assert_eq!(failure(&launch(&["/nonexistent"])), (Step::Execute, libc::ENOENT));
+    assert_eq!(failure(&launch(&["no-such-program"])), (Step::Execute, libc::ENOENT));
+    assert_eq!(failure(&launch(&["/etc/passwd"])), (Step::Execute, libc::EACCES));
+    assert_eq!(failure(&launch(&["/etc/passwd/x"])), (Step::Execute, libc::ENOTDIR));
     let folder = tempdir().unwrap();
     let script = folder.path().join("script");
     fs::write(&script, "echo no interpreter\n").unwrap();
     fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
-    assert_eq!(failure(launch(&[script.to_str().unwrap()])), (Step::Execute, libc::ENOEXEC));
+    assert_eq!(failure(&launch(&[script.to_str().unwrap()])), (Step::Execute, libc::ENOEXEC));
 }
 
 #[test]
@@ -336,37 +361,108 @@ fn the_path_is_searched_as_execvp_does() {
     let forbidden = folder.path().as_os_str().to_str().unwrap();
     let with_path = |path: String| {
         let mut launch = launch(&["true"]);
-        launch.programs = candidates(c"true", Some(OsStr::new(&path)));
+        launch.programs = candidates(OsStr::new("true"), Some(OsStr::new(&path))).unwrap();
         launch
     };
-    written(with_path(format!("/nonexistent:/etc/passwd:{forbidden}:/bin:/usr/bin")));
-    assert_eq!(failure(with_path(format!("{forbidden}:/nonexistent"))), (Step::Execute, libc::EACCES));
-    assert_eq!(failure(with_path("/nonexistent".to_owned())), (Step::Execute, libc::ENOENT));
+    written(&with_path(format!("/nonexistent:/etc/passwd:{forbidden}:/bin:/usr/bin")));
+    assert_eq!(failure(&with_path(format!("{forbidden}:/nonexistent"))), (Step::Execute, libc::EACCES));
+    assert_eq!(failure(&with_path("/nonexistent".to_owned())), (Step::Execute, libc::ENOENT));
 }
 
 #[test]
 fn a_relative_program_is_looked_up_in_the_directory() {
     let mut launch = launch(&["./true"]);
     launch.directory = c"/usr/bin".to_owned();
-    written(launch);
+    written(&launch);
 }
 
 #[test]
 fn candidates_are_those_of_execvp() {
-    let list = |program, path: Option<&str>| candidates(program, path.map(OsStr::new));
-    assert_eq!(list(c"./a", Some("/bin")), c_strings(&["./a"]));
-    assert_eq!(list(c"a", Some("/x::/y")), c_strings(&["/x/a", "./a", "/y/a"]));
-    assert_eq!(list(c"a", None), c_strings(&["/bin/a", "/usr/bin/a"]));
+    let list = |program, path: Option<&str>| candidates(OsStr::new(program), path.map(OsStr::new)).unwrap();
+    assert_eq!(list("./a", Some("/bin")), c_strings(&["./a"]));
+    assert_eq!(list("a", Some("/x::/y")), c_strings(&["/x/a", "./a", "/y/a"]));
+    assert_eq!(list("a", None), c_strings(&["/bin/a", "/usr/bin/a"]));
 }
 
 #[test]
-fn a_report_is_not_waited_for() {
+fn a_report_is_not_waited_for_and_counts_when_the_child_has_gone() {
     let (report, input) = pipe2(OFlag::O_NONBLOCK).unwrap();
-    assert_eq!(read_report(&report).unwrap(), Report::NotYet);
-    unistd::write(&input, b"x").unwrap();
-    assert_eq!(read_report(&report).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    let mut spawned = Spawned { pid: Pid::this(), report, heard: Vec::new(), cradle: None };
+    assert_eq!(spawned.report().unwrap(), Report::NotYet);
+    let failure = Failure { step: Step::Directory, errno: libc::ENOENT };
+    unistd::write(&input, &failure.encode()).unwrap();
+    assert_eq!(spawned.report().unwrap(), Report::NotYet);
     drop(input);
-    assert_eq!(read_report(&report).unwrap(), Report::Executed);
+    assert_eq!(spawned.report().unwrap(), Report::Failed(failure));
+}
+
+#[test]
+fn a_report_in_no_known_form_is_an_error() {
+    for bytes in [&b"x"[..], b"\xff1234", b"twice as much"] {
+        let (report, input) = pipe2(OFlag::O_NONBLOCK).unwrap();
+        unistd::write(&input, bytes).unwrap();
+        drop(input);
+        let mut spawned = Spawned { pid: Pid::this(), report, heard: Vec::new(), cradle: None };
+        assert_eq!(spawned.report().unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}
+
+/// Has whoever opens the file wait, as on a dead file server, until it is taken back (fcntl(2), `F_SETLEASE`); SIGIO tells
+/// that somebody does.
+#[expect(unsafe_code, reason = "nix has no leases")]
+fn set_lease(file: &File, lease: c_int) {
+    // SAFETY: fcntl(2) touches no memory of ours.
+    let set = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, lease) };
+    assert_eq!(set, 0, "{}", io::Error::last_os_error());
+}
+
+#[test]
+fn a_child_that_hangs_on_its_way_holds_nobody_up_and_loses_nothing() {
+    isolated(|| {
+        let folder = tempdir().unwrap();
+        let program = folder.path().join("program");
+        fs::copy("/bin/true", &program).unwrap();
+        let opened = SigSet::from(Signal::SIGIO);
+        opened.thread_block().unwrap();
+        for memory in memories() {
+            for keeps_it in [true, false] {
+                let leased = File::open(&program).unwrap();
+                set_lease(&leased, libc::F_WRLCK);
+                let mut spawned = spawn_in(memory, launch(&[program.to_str().unwrap()])).unwrap();
+                opened.wait().unwrap();
+                assert_eq!(spawned.report().unwrap(), Report::NotYet);
+                let pid = spawned.pid;
+                if keeps_it {
+                    set_lease(&leased, libc::F_UNLCK);
+                    assert_eq!(final_report(spawned), Report::Executed);
+                } else {
+                    drop(spawned);
+                    // What it lives on is nobody else's now: these would be given its memory.
+                    let others: Vec<_> = (0..64).map(|_| vec![0xff_u8; 4096]).collect();
+                    set_lease(&leased, libc::F_UNLCK);
+                    drop(others);
+                }
+                assert_eq!(wait_for_exit(pid), Exit::Code(0));
+            }
+        }
+    });
+}
+
+#[test]
+fn an_error_of_the_child_is_none_of_ours() {
+    isolated(|| {
+        let spawned = spawn(launch(&["/nonexistent"])).unwrap();
+        let pid = spawned.pid;
+        // Only the child meets with an error from here on.
+        Errno::clear();
+        waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+        assert_eq!(Errno::last_raw(), 0);
+        assert_eq!(
+            final_report(spawned),
+            Report::Failed(Failure { step: Step::Execute, errno: libc::ENOENT })
+        );
+        assert_eq!(wait_for_exit(pid), Exit::Code(127));
+    });
 }
 
 #[test]

@@ -1,0 +1,164 @@
+#![expect(unsafe_code, reason = "system calls by their numbers")]
+//! System calls that leave libc's memory alone, for a child that still shares its parent's.
+//!
+//! libc keeps the number of an error in memory of the calling thread, and such a child is in its parent's place: it would
+//! write over a number that the parent is about to read. So these go past libc, and each returns its error by itself. All
+//! are async-signal-safe.
+
+use std::convert::Infallible;
+use std::ffi::{CStr, c_int};
+
+use nix::errno::Errno;
+use syscalls::{Sysno, syscall};
+
+use super::limits::{Limit, Resource};
+use super::strings::Vector;
+
+/// The size of the kernel's signal sets in bytes, on every architecture that Rust's std knows but MIPS.
+const SIGNAL_SET_BYTES: usize = 8;
+
+/// The highest signal number of Linux.
+const MAX_SIGNAL: c_int = 64;
+
+/// The kernel's `struct sigaction`, of which only the handler is ever set: it comes first on every architecture but MIPS.
+type KernelAction = [usize; 8];
+
+fn checked(result: Result<usize, syscalls::Errno>) -> nix::Result<usize> {
+    result.map_err(|error| Errno::from_raw(error.into_raw()))
+}
+
+fn descriptor(result: Result<usize, syscalls::Errno>) -> nix::Result<c_int> {
+    checked(result).map(|fd| c_int::try_from(fd).unwrap_or(c_int::MAX))
+}
+
+/// Gives every signal its default action, SIGPIPE ignored where asked for, and blocks none.
+///
+/// An ignored signal stays ignored over execve(2), and so does a blocked one.
+pub(super) fn reset_signals(ignore_sigpipe: bool) {
+    for number in 1..=MAX_SIGNAL {
+        let handler = if ignore_sigpipe && number == libc::SIGPIPE { libc::SIG_IGN } else { libc::SIG_DFL };
+        let action: KernelAction = [handler, 0, 0, 0, 0, 0, 0, 0];
+        // SAFETY: the kernel reads less than there is, and no code of ours is named. SIGKILL and SIGSTOP are refused.
+        let _ = unsafe { syscall!(Sysno::rt_sigaction, number, &raw const action, 0, SIGNAL_SET_BYTES) };
+    }
+    let none = 0_u64;
+    // SAFETY: the kernel reads as many bytes as the set has.
+    let _ =
+        unsafe { syscall!(Sysno::rt_sigprocmask, libc::SIG_SETMASK, &raw const none, 0, SIGNAL_SET_BYTES) };
+}
+
+/// Opens `path` for reading.
+pub(super) fn open(path: &CStr) -> nix::Result<c_int> {
+    // SAFETY: the path is a C string.
+    descriptor(unsafe { syscall!(Sysno::openat, libc::AT_FDCWD, path.as_ptr(), libc::O_RDONLY) })
+}
+
+/// Makes `target` a copy of `source`, not closed on execve(2).
+pub(super) fn duplicate(source: c_int, target: c_int) -> nix::Result<()> {
+    if source == target {
+        // SAFETY: fcntl(2) touches no memory of ours.
+        return checked(unsafe { syscall!(Sysno::fcntl, source, libc::F_SETFD, 0) }).map(drop);
+    }
+    // SAFETY: nothing of ours in the child owns the target.
+    checked(unsafe { syscall!(Sysno::dup3, source, target, 0) }).map(drop)
+}
+
+/// Returns a copy of `fd` that is `beyond` or above, closed on execve(2).
+pub(super) fn duplicate_beyond(fd: c_int, beyond: c_int) -> nix::Result<c_int> {
+    // SAFETY: fcntl(2) touches no memory of ours.
+    descriptor(unsafe { syscall!(Sysno::fcntl, fd, libc::F_DUPFD_CLOEXEC, beyond) })
+}
+
+/// What becomes of the descriptors that are swept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sweep {
+    /// They are closed.
+    Now,
+    /// execve(2) closes them.
+    OnExecute,
+}
+
+/// Closes every descriptor from `first` up.
+pub(super) fn sweep(first: c_int, when: Sweep) {
+    let flags = match when {
+        Sweep::Now => 0,
+        Sweep::OnExecute => libc::CLOSE_RANGE_CLOEXEC,
+    };
+    // SAFETY: nothing of ours in the child owns these descriptors.
+    if unsafe { syscall!(Sysno::close_range, first, c_int::MAX, flags) }.is_ok() {
+        return;
+    }
+    // A kernel before 5.11, or a sandbox that does not know the call: one by one.
+    for fd in first..limit_of_descriptors() {
+        // SAFETY: as above.
+        let _ = unsafe {
+            match when {
+                Sweep::Now => syscall!(Sysno::close, fd),
+                Sweep::OnExecute => syscall!(Sysno::fcntl, fd, libc::F_SETFD, libc::FD_CLOEXEC),
+            }
+        };
+    }
+}
+
+fn limit_of_descriptors() -> c_int {
+    let mut limit = libc::rlimit64 { rlim_cur: 65_536, rlim_max: 0 };
+    // SAFETY: the kernel writes one such struct.
+    let _ = unsafe { syscall!(Sysno::prlimit64, 0, libc::RLIMIT_NOFILE, 0, &raw mut limit) };
+    c_int::try_from(limit.rlim_cur).unwrap_or(c_int::MAX)
+}
+
+/// Sets a limit of the calling process.
+pub(super) fn set_limit(resource: Resource, limit: Limit) -> nix::Result<()> {
+    let native = |value: Option<u64>| value.unwrap_or(libc::RLIM64_INFINITY);
+    let limit = libc::rlimit64 { rlim_cur: native(limit.soft), rlim_max: native(limit.hard) };
+    // SAFETY: the kernel reads one such struct.
+    let set = unsafe { syscall!(Sysno::prlimit64, 0, resource.number(), &raw const limit, 0) };
+    checked(set).map(drop)
+}
+
+/// Sets the file mode creation mask.
+pub(super) fn set_umask(mask: u32) {
+    // SAFETY: umask(2) touches no memory of ours; it cannot fail.
+    let _ = unsafe { syscall!(Sysno::umask, mask) };
+}
+
+/// Changes the working directory.
+pub(super) fn change_directory(path: &CStr) -> nix::Result<()> {
+    // SAFETY: the path is a C string.
+    checked(unsafe { syscall!(Sysno::chdir, path.as_ptr()) }).map(drop)
+}
+
+/// Makes the calling process the leader of a process group of its own.
+pub(super) fn lead_group() {
+    // SAFETY: setpgid(2) touches no memory of ours. It cannot fail for a child that leads no session.
+    let _ = unsafe { syscall!(Sysno::setpgid, 0, 0) };
+}
+
+/// Returns the pid of the calling process.
+pub(super) fn pid() -> u32 {
+    // SAFETY: getpid(2) touches no memory of ours.
+    let pid = unsafe { syscall!(Sysno::getpid) };
+    pid.ok().and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default()
+}
+
+/// Becomes another program, or returns why not.
+pub(super) fn execute(program: &CStr, argv: &Vector<'_>, envp: &Vector<'_>) -> nix::Result<Infallible> {
+    // SAFETY: a C string, and two vectors as execve(2) wants them.
+    let result = unsafe { syscall!(Sysno::execve, program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    // It does not return where it succeeds.
+    Err(checked(result).err().unwrap_or(Errno::UnknownErrno))
+}
+
+/// Writes to `fd` as many bytes as it takes at once.
+pub(super) fn write(fd: c_int, bytes: &[u8]) {
+    // SAFETY: the bytes are as many as said.
+    let _ = unsafe { syscall!(Sysno::write, fd, bytes.as_ptr(), bytes.len()) };
+}
+
+/// Ends the calling process; nothing of ours runs any more.
+pub(super) fn exit(status: c_int) -> ! {
+    loop {
+        // SAFETY: it never returns.
+        let _ = unsafe { syscall!(Sysno::exit_group, status) };
+    }
+}
