@@ -63,6 +63,9 @@ impl ServiceManager {
     /// Takes a transition that the service manager waits for. `clock_micros` is `CLOCK_MONOTONIC` as it is now, after the
     /// signal that may have caused it.
     pub fn tell(&mut self, notice: &Notice, manager: &Manager, clock_micros: u64) {
+        if self.sender.is_none() {
+            return;
+        }
         let reload = Upward::Reloading { monotonic_micros: clock_micros };
         let status = manager.status();
         match notice {
@@ -114,9 +117,6 @@ impl ServiceManager {
     }
 
     fn say(&mut self, parts: &[Upward<'_>]) {
-        if self.sender.is_none() {
-            return;
-        }
         // What only tells how things stand is overtaken by what comes after it, so the queue stays short.
         let message = compose(parts);
         let key = PASSING.into_iter().find(|key| message.starts_with(key));
