@@ -10,12 +10,7 @@ use std::mem;
 
 use serde::{Deserialize, Serialize};
 
-/// Whether the protocols between manager and worker own the variable, so that no file may set it.
-pub fn is_reserved(name: &str) -> bool {
-    const NAMES: [&str; 6] =
-        ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
-    NAMES.contains(&name) || name.starts_with("LIVESWAP_")
-}
+use crate::core::spec::is_protocol_variable;
 
 /// All that is wrong with an environment file, in its order; never empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,7 +164,7 @@ impl Reader {
             self.problem(&format!("no name may hold a blank{hint}"));
         } else if !is_plain(&name) {
             self.problem("no name of letters, digits, `_`, `.` and `-` before the `=`");
-        } else if is_reserved(&name) {
+        } else if is_protocol_variable(&name) {
             self.problem(&format!("{name} is set by liveswap"));
         } else if self.value.contains('\0') || name.contains('\0') {
             self.problem("has a NUL character");

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use toml::de::DeValue;
 
 use super::Origin;
-use super::environment;
 use super::reader::{At, Flaw, Table};
 use super::values;
-use crate::core::spec::{EnvironmentFile, Identity, Limit, Output, ProcessSpec, Protocol, Resource};
+use crate::core::spec::{
+    EnvironmentFile, Identity, Limit, Output, ProcessSpec, Protocol, Resource, is_protocol_variable,
+};
 
 /// The most workers that a service may have.
 pub(super) const WORKERS_MAX: u32 = 4096;
@@ -174,7 +175,7 @@ fn variables(table: &Table<'_>) -> BTreeMap<String, String> {
 }
 
 fn check_variable(name: &str) -> Result<(), Flaw> {
-    if environment::is_reserved(name) {
+    if is_protocol_variable(name) {
         let help = "liveswap sets the variables of the protocols itself";
         return Err(Flaw::new("must not be set here", "set by liveswap").help(help));
     }

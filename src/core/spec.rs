@@ -11,6 +11,26 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// The variables of the protocols between a manager and whom it starts (sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3),
+/// systemd.exec(5)).
+pub const PROTOCOL_VARIABLES: [&str; 9] = [
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDNAMES",
+    "FDSTORE",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "MAINPID",
+];
+
+/// Whether a variable belongs to the protocols: what the manager itself finds there speaks of it and not of a worker, and
+/// nothing else may set it for one.
+pub fn is_protocol_variable(name: &str) -> bool {
+    PROTOCOL_VARIABLES.contains(&name) || name.starts_with("LIVESWAP_")
+}
+
 /// A service, as its file defines it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceSpec {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use tracing::{error, info, warn};
 
-use super::launch::{self, Equipment, Place};
+use super::launch::{self, Equipment};
 use super::process::{Process, WorkerOutput};
 use super::run::{Daemon, Role};
 use super::token::{Stream, Token};
@@ -80,8 +80,8 @@ impl Daemon {
             watchdog: spec.policy.watchdog,
             outputs: pipes.as_ref().map(|(out, err)| (out.1.as_fd(), err.1.as_fd())),
         };
-        let place = Place { release: &of.release, generation, slot: Some(slot) };
-        let spawned = spawn(launch::worker(worker, place, &self.heritage, &equipment)?)?;
+        let place = of.place(generation, Some(slot));
+        let spawned = spawn(launch::worker(worker, place, &equipment)?)?;
         let prefix = format!("{}.{slot} | ", spec.name);
         let outputs = pipes.into_iter().flat_map(|((out, _), (err, _))| {
             [(Stream::Out, out), (Stream::Err, err)]
@@ -150,9 +150,9 @@ impl Daemon {
         else {
             return Ok(());
         };
-        let place = Place { release: &of.release, generation: process.generation, slot: Some(process.slot) };
+        let place = of.place(process.generation, Some(process.slot));
         let pid = ("LIVESWAP_WORKER_PID", process.pid.to_string());
-        let launch = launch::helper(place, &self.heritage, &of.release.spec.probe, &[pid])?;
+        let launch = launch::helper(place, &of.release.spec.probe, &[pid])?;
         self.employ(Role::Probe(worker), spawn(launch)?);
         Ok(())
     }
@@ -201,9 +201,9 @@ impl Daemon {
         let place =
             self.generations.get(&generation).or_else(|| self.generations.get(&self.manager.current()));
         let Some(of) = place.filter(|of| !of.release.spec.hooks.after.is_empty()) else { return };
-        let place = Place { release: &of.release, generation, slot: None };
+        let place = of.place(generation, None);
         let told = ("LIVESWAP_OUTCOME", outcome.word().to_owned());
-        let launch = launch::helper(place, &self.heritage, &of.release.spec.hooks.after, &[told]);
+        let launch = launch::helper(place, &of.release.spec.hooks.after, &[told]);
         let ends_at = self.now() + of.release.spec.hooks.timeout;
         match launch.and_then(spawn) {
             Ok(hook) => {

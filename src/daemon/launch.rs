@@ -7,35 +7,20 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::unistd::{Gid, Uid};
 
 use super::release::Release;
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
-use crate::core::spec::{self, Output, Protocol};
+use crate::core::spec::{self, Output, Protocol, is_protocol_variable};
 use crate::sys::limits::{Limit, Resource};
 use crate::sys::spawn::{Credentials, Launch, candidates};
 use crate::sys::strings::CStrings;
 
-/// Variables of the protocols that the manager takes part in itself: they speak of it, not of a worker.
-const OWN_VARIABLES: [&str; 9] = [
-    "NOTIFY_SOCKET",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_PIDFDID",
-    "LISTEN_FDNAMES",
-    "FDSTORE",
-    "MAINPID",
-];
-
 /// The worker's number, as the log has it; no two workers of a manager ever have the same.
 pub const WORKER_VARIABLE: &str = "LIVESWAP_WORKER";
-
-/// The variables of a process by name; what is not made for it alone is borrowed.
-type Variables<'a> = BTreeMap<&'a OsStr, Cow<'a, OsStr>>;
 
 /// What the manager itself was started with, and passes on.
 #[derive(Debug)]
@@ -48,25 +33,57 @@ pub struct Heritage {
 impl Heritage {
     /// Takes the manager's environment as it is now, without the variables that are meant for it alone.
     pub fn take(nofile: Limit) -> Self {
-        let is_own = |name: &OsStr| {
-            OWN_VARIABLES.iter().any(|own| name == *own) || name.as_bytes().starts_with(b"LIVESWAP_")
-        };
+        let is_own = |name: &OsStr| name.to_str().is_some_and(is_protocol_variable);
         let environment = std::env::vars_os().filter(|(name, _)| !is_own(name)).collect();
         Self { environment, nofile }
     }
+}
 
-    fn environment(&self, release: &Release) -> Variables<'_> {
+/// What all processes of a generation have in common, worked out once.
+#[derive(Debug)]
+pub struct Common {
+    environment: Rc<CStrings>,
+    /// Variables that a placeholder makes differ from slot to slot.
+    by_slot: Vec<(String, String)>,
+    path: Option<OsString>,
+    limits: Vec<(Resource, Limit)>,
+}
+
+impl Common {
+    /// Works out what the processes of `release` as `generation` have in common.
+    ///
+    /// # Errors
+    ///
+    /// A text with an embedded NUL, which the environment of the manager cannot have and the service file may not.
+    pub fn of(release: &Release, generation: GenerationId, heritage: &Heritage) -> io::Result<Self> {
         let process = &release.spec.process;
-        if process.clear_environment {
-            return Variables::new();
+        let mut variables: BTreeMap<&OsStr, Cow<'_, OsStr>> = BTreeMap::new();
+        if !process.clear_environment {
+            let inherited = heritage.environment.iter();
+            variables.extend(inherited.map(|(name, value)| (name.as_os_str(), value.into())));
         }
-        let inherited = self.environment.iter().map(|(name, value)| (name.as_os_str(), value.into()));
-        let mut variables: Variables<'_> = inherited.collect();
         if process.output == Output::Prefix {
             // It would claim that the worker's output is connected to the journal.
             variables.remove(OsStr::new("JOURNAL_STREAM"));
         }
-        variables
+        let mut by_slot = Vec::new();
+        for (name, value) in &release.environment {
+            if value.contains("{slot}") {
+                variables.remove(OsStr::new(name));
+                by_slot.push((name.clone(), value.clone()));
+            } else {
+                let value = OsString::from(fill_in(value, generation, None).into_owned());
+                variables.insert(OsStr::new(name), value.into());
+            }
+        }
+        let mut environment = CStrings::default();
+        for (name, value) in &variables {
+            environment.push(&[name.as_bytes(), b"=", value.as_bytes()])?;
+        }
+        set(&mut environment, "LIVESWAP_SERVICE", &release.spec.name)?;
+        set(&mut environment, "LIVESWAP_GENERATION", &generation.to_string())?;
+        let path = variables.remove(OsStr::new("PATH")).map(Cow::into_owned);
+        Ok(Self { environment: Rc::new(environment), by_slot, path, limits: limits(release, heritage) })
     }
 }
 
@@ -75,6 +92,8 @@ impl Heritage {
 pub struct Place<'a> {
     /// What it is made of.
     pub release: &'a Release,
+    /// What it has in common with all of them.
+    pub common: &'a Common,
     /// Whose code it runs.
     pub generation: GenerationId,
     /// Its slot; hooks have none.
@@ -83,15 +102,42 @@ pub struct Place<'a> {
 
 impl Place<'_> {
     fn fill_in<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        if !text.contains('{') {
-            return text.into();
+        fill_in(text, self.generation, self.slot)
+    }
+
+    /// The variables of this place alone.
+    fn environment(&self) -> io::Result<CStrings> {
+        let mut environment = CStrings::default();
+        for (name, value) in &self.common.by_slot {
+            set(&mut environment, name, &self.fill_in(value))?;
         }
-        let text = text.replace("{generation}", &self.generation.to_string());
-        match self.slot {
-            Some(slot) => text.replace("{slot}", &slot.to_string()).into(),
-            None => text.into(),
+        if let Some(slot) = self.slot {
+            set(&mut environment, "LIVESWAP_SLOT", &slot.to_string())?;
+        }
+        Ok(environment)
+    }
+
+    fn path(&self) -> Option<Cow<'_, OsStr>> {
+        match self.common.by_slot.iter().find(|(name, _)| name == "PATH") {
+            Some((_, value)) => Some(OsString::from(self.fill_in(value).into_owned()).into()),
+            None => self.common.path.as_deref().map(Cow::Borrowed),
         }
     }
+}
+
+fn fill_in(text: &str, generation: GenerationId, slot: Option<SlotId>) -> Cow<'_, str> {
+    if !text.contains('{') {
+        return text.into();
+    }
+    let text = text.replace("{generation}", &generation.to_string());
+    match slot {
+        Some(slot) => text.replace("{slot}", &slot.to_string()).into(),
+        None => text.into(),
+    }
+}
+
+fn set(environment: &mut CStrings, name: &str, value: &str) -> io::Result<()> {
+    environment.push(&[name.as_bytes(), b"=", value.as_bytes()])
 }
 
 /// What a worker has beside its place.
@@ -111,35 +157,30 @@ pub struct Equipment<'a> {
 ///
 /// # Errors
 ///
-/// A text with an embedded NUL, which the environment of the manager cannot have and the service file may not.
-pub fn worker<'a>(
-    id: WorkerId,
-    place: Place<'_>,
-    heritage: &Heritage,
-    equipment: &Equipment<'a>,
-) -> io::Result<Launch<'a>> {
+/// As [`Common::of`].
+pub fn worker<'a>(id: WorkerId, place: Place<'_>, equipment: &Equipment<'a>) -> io::Result<Launch<'a>> {
     let spec = &place.release.spec;
-    let mut variables = service_variables(place, heritage);
-    set(&mut variables, WORKER_VARIABLE, id.to_string());
+    let mut environment = place.environment()?;
+    set(&mut environment, WORKER_VARIABLE, &id.to_string())?;
     let mut pid_variables = Vec::new();
     if !equipment.sockets.is_empty() {
         let names: Vec<_> = spec.sockets.iter().map(|socket| socket.name.as_str()).collect();
-        set(&mut variables, "LISTEN_FDS", equipment.sockets.len().to_string());
-        set(&mut variables, "LISTEN_FDNAMES", names.join(":"));
+        set(&mut environment, "LISTEN_FDS", &equipment.sockets.len().to_string())?;
+        set(&mut environment, "LISTEN_FDNAMES", &names.join(":"))?;
         if spec.process.listen_pid {
             pid_variables.push(c"LISTEN_PID");
         }
     }
     if spec.process.protocol == Protocol::Notify {
         if let Some(path) = equipment.notify {
-            variables.insert(OsStr::new("NOTIFY_SOCKET"), path.as_os_str().into());
+            environment.push(&[b"NOTIFY_SOCKET=", path.as_os_str().as_bytes()])?;
         }
         if let Some(timeout) = equipment.watchdog {
-            set(&mut variables, "WATCHDOG_USEC", timeout.as_micros().to_string());
+            set(&mut environment, "WATCHDOG_USEC", &timeout.as_micros().to_string())?;
             pid_variables.push(c"WATCHDOG_PID");
         }
     }
-    let launch = process(place, heritage, &spec.process.command, &variables)?;
+    let launch = process(place, &spec.process.command, environment)?;
     let (stdout, stderr) = equipment.outputs.unzip();
     Ok(Launch { pid_variables, descriptors: equipment.sockets.clone(), stdout, stderr, ..launch })
 }
@@ -148,38 +189,24 @@ pub fn worker<'a>(
 ///
 /// # Errors
 ///
-/// As [`worker`].
-pub fn helper(
-    place: Place<'_>,
-    heritage: &Heritage,
-    command: &[String],
-    extra: &[(&str, String)],
-) -> io::Result<Launch<'static>> {
-    let mut variables = service_variables(place, heritage);
+/// As [`Common::of`].
+pub fn helper(place: Place<'_>, command: &[String], extra: &[(&str, String)]) -> io::Result<Launch<'static>> {
+    let mut environment = place.environment()?;
     for (name, value) in extra {
-        set(&mut variables, name, value.as_str());
+        set(&mut environment, name, value)?;
     }
-    process(place, heritage, command, &variables)
+    process(place, command, environment)
 }
 
-fn process(
-    place: Place<'_>,
-    heritage: &Heritage,
-    command: &[String],
-    variables: &Variables<'_>,
-) -> io::Result<Launch<'static>> {
+fn process(place: Place<'_>, command: &[String], environment: CStrings) -> io::Result<Launch<'static>> {
     let release = place.release;
     let process = &release.spec.process;
     let arguments: Vec<_> = command.iter().map(|word| place.fill_in(word)).collect();
-    let mut environment = CStrings::default();
-    for (name, value) in variables {
-        environment.push(&[name.as_bytes(), b"=", value.as_bytes()])?;
-    }
-    let path = variables.get(OsStr::new("PATH"));
     let program = arguments.first().ok_or_else(|| io::Error::other("the command is empty"))?;
     Ok(Launch {
-        programs: candidates(OsStr::new(program.as_ref()), path.map(AsRef::as_ref))?,
+        programs: candidates(OsStr::new(program.as_ref()), place.path().as_deref())?,
         arguments: CStrings::of(arguments.iter().map(|word| word.as_bytes()))?,
+        shared_environment: Rc::clone(&place.common.environment),
         environment,
         pid_variables: Vec::new(),
         directory: CString::new(release.directory.as_os_str().as_bytes())?,
@@ -189,34 +216,12 @@ fn process(
             groups: who.groups.iter().copied().map(Gid::from_raw).collect(),
         }),
         umask: process.identity.umask,
-        limits: limits(release, heritage),
+        limits: place.common.limits.clone(),
         ignore_sigpipe: process.ignore_sigpipe,
         descriptors: Vec::new(),
         stdout: None,
         stderr: None,
     })
-}
-
-/// The variables that every process of the service has.
-fn service_variables<'a>(place: Place<'a>, heritage: &'a Heritage) -> Variables<'a> {
-    let mut variables = heritage.environment(place.release);
-    for (name, value) in &place.release.environment {
-        set(&mut variables, name, place.fill_in(value));
-    }
-    set(&mut variables, "LIVESWAP_SERVICE", place.release.spec.name.as_str());
-    set(&mut variables, "LIVESWAP_GENERATION", place.generation.to_string());
-    if let Some(slot) = place.slot {
-        set(&mut variables, "LIVESWAP_SLOT", slot.to_string());
-    }
-    variables
-}
-
-fn set<'a>(variables: &mut Variables<'a>, name: &'a str, value: impl Into<Cow<'a, str>>) {
-    let value = match value.into() {
-        Cow::Borrowed(text) => OsStr::new(text).into(),
-        Cow::Owned(text) => OsString::from(text).into(),
-    };
-    variables.insert(OsStr::new(name), value);
 }
 
 /// The limits of the service file, and for descriptors what the manager itself was started with.

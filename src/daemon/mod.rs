@@ -39,6 +39,7 @@ use self::run::{Daemon, Start};
 use self::runtime::{RuntimeDirectory, RuntimeError};
 use self::sockets::{SocketError, Sockets};
 use self::upward::ServiceManager;
+pub use crate::core::spec::PROTOCOL_VARIABLES;
 use crate::core::spec::ServiceSpec;
 use crate::sys::activation::{self, ActivationError};
 use crate::sys::limits::{self, Resource};

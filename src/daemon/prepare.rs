@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use tracing::{error, info, warn};
 
 use super::checker::Checker;
-use super::launch::{self, Place};
+use super::launch::{self, Common, Place};
 use super::release::{Refusal, Release, in_words};
 use super::run::{Daemon, Generation, Role};
 use super::sockets::{Owner, Prepared, SocketError, SocketPlan, Sockets};
@@ -112,9 +112,11 @@ impl Daemon {
 
     pub(super) fn run_before(&mut self, generation: GenerationId) {
         let Some(Candidate { stage: Stage::Read(release), .. }) = &self.candidate else { return };
-        let place = Place { release, generation, slot: None };
-        let launch = launch::helper(place, &self.heritage, &release.spec.hooks.before, &[]);
-        match launch.and_then(spawn) {
+        let hook = Common::of(release, generation, &self.heritage).and_then(|common| {
+            let place = Place { release, common: &common, generation, slot: None };
+            spawn(launch::helper(place, &release.spec.hooks.before, &[])?)
+        });
+        match hook {
             Ok(hook) => {
                 info!("generation {generation}: running the hook `before` (pid {})", hook.pid);
                 self.candidate = Some(Candidate { generation, stage: Stage::Hook(hook.pid) });
@@ -148,10 +150,14 @@ impl Daemon {
             self.refuse(generation, why);
             return;
         }
+        let common = match Common::of(&release, generation, &self.heritage) {
+            Ok(common) => common,
+            Err(error) => return self.refuse(generation, error.to_string()),
+        };
         match prepare_sockets(&mut self.sockets, &release) {
             Ok(sockets) => {
                 let policy = release.spec.policy.clone();
-                self.generations.insert(generation, Generation { release, sockets });
+                self.generations.insert(generation, Generation { release, common, sockets });
                 self.watch_sockets();
                 self.inbox.push_back(Event::Prepared(generation, policy));
             }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use tracing::{error, info, warn};
 
-use super::launch::Heritage;
+use super::launch::{Common, Heritage, Place};
 use super::outlet::{ERROR, OUTPUT, Outlet};
 use super::prepare::Candidate;
 use super::process::Process;
@@ -23,7 +23,7 @@ use super::runtime::RuntimeDirectory;
 use super::sockets::{Listener, Prepared, Sockets};
 use super::token::{Stream, Token};
 use super::upward::ServiceManager;
-use crate::core::ids::{GenerationId, WorkerId};
+use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::time::Mono;
 use crate::core::{Event, Manager};
 use crate::sys::clock::monotonic_micros;
@@ -37,8 +37,16 @@ use crate::sys::wait::{Interest, Poller, Ready};
 #[derive(Debug)]
 pub(super) struct Generation {
     pub(super) release: Release,
+    pub(super) common: Common,
     /// Its share in the sockets: what no generation holds is closed.
     pub(super) sockets: Prepared,
+}
+
+impl Generation {
+    /// Where a process of it is started.
+    pub(super) fn place(&self, generation: GenerationId, slot: Option<SlotId>) -> Place<'_> {
+        Place { release: &self.release, common: &self.common, generation, slot }
+    }
 }
 
 /// What a child of ours is.
@@ -123,7 +131,8 @@ impl Daemon {
         poller.add(&signals, Token::Signals.pack(), Interest::Read)?;
         reaper::set_subreaper()?;
         let manager = Manager::new(start.release.spec.policy.clone());
-        let first = Generation { release: start.release, sockets: start.prepared };
+        let common = Common::of(&start.release, manager.current(), &start.heritage)?;
+        let first = Generation { release: start.release, common, sockets: start.prepared };
         let daemon = Self {
             generations: BTreeMap::from([(manager.current(), first)]),
             manager,

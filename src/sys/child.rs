@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::ffi::{CString, c_int};
+use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::unistd;
@@ -27,6 +28,8 @@ pub(super) struct Plan {
     /// Tried in this order; never empty.
     pub(super) programs: CStrings,
     pub(super) arguments: CStrings,
+    /// The part of the environment that others have as well.
+    pub(super) shared_environment: Rc<CStrings>,
     pub(super) environment: CStrings,
     /// Where in the environment the child's own pid stands, which is not known before there is a child.
     pub(super) own_pids: Vec<Number>,
@@ -112,7 +115,7 @@ fn lift(fd: c_int, beyond: c_int) -> nix::Result<c_int> {
 /// Tries the programs in turn, as execvpe(3) does, but gives no file without `#!` to a shell.
 fn execute(plan: &mut Plan) -> nix::Result<Infallible> {
     let [argv, envp] = &mut plan.vectors;
-    let (argv, envp) = (argv.to(&plan.arguments), envp.to(&plan.environment));
+    let (argv, envp) = (argv.to(&[&plan.arguments]), envp.to(&[&plan.shared_environment, &plan.environment]));
     let mut failure = Errno::ENOENT;
     for program in plan.programs.iter() {
         let Err(error) = raw::execute(program, &argv, &envp);

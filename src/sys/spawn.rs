@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -57,7 +58,9 @@ pub struct Launch<'a> {
     pub programs: CStrings,
     /// The argument vector.
     pub arguments: CStrings,
-    /// The whole environment, `NAME=value` each, but for `pid_variables`.
+    /// The part of the environment that many processes have in common, `NAME=value` each.
+    pub shared_environment: Rc<CStrings>,
+    /// The rest of the environment, but for `pid_variables`.
     pub environment: CStrings,
     /// Names of variables that hold the process's own pid, such as `LISTEN_PID` and `WATCHDOG_PID`.
     pub pid_variables: Vec<&'static CStr>,
@@ -128,7 +131,11 @@ fn plan(launch: Launch<'_>, report: BorrowedFd<'_>) -> io::Result<Plan> {
     let own_pids = own_pids.collect::<Result<_, _>>()?;
     Ok(Plan {
         programs: launch.programs,
-        vectors: [Pointers::room_for(&launch.arguments), Pointers::room_for(&environment)],
+        vectors: [
+            Pointers::room_for(&[&launch.arguments]),
+            Pointers::room_for(&[&launch.shared_environment, &environment]),
+        ],
+        shared_environment: launch.shared_environment,
         arguments: launch.arguments,
         environment,
         own_pids,

@@ -92,14 +92,14 @@ impl Number {
 pub(super) struct Pointers(Vec<*const c_char>);
 
 impl Pointers {
-    pub(super) fn room_for(strings: &CStrings) -> Self {
-        Self(Vec::with_capacity(strings.starts.len() + 1))
+    pub(super) fn room_for(strings: &[&CStrings]) -> Self {
+        Self(Vec::with_capacity(strings.iter().map(|strings| strings.starts.len()).sum::<usize>() + 1))
     }
 
     /// Returns the vector of the strings for which there is room. Async-signal-safe.
-    pub(super) fn to<'a>(&'a mut self, strings: &'a CStrings) -> Vector<'a> {
+    pub(super) fn to<'a>(&'a mut self, strings: &[&'a CStrings]) -> Vector<'a> {
         self.0.clear();
-        self.0.extend(strings.iter().map(CStr::as_ptr));
+        self.0.extend(strings.iter().flat_map(|strings| strings.iter()).map(CStr::as_ptr));
         self.0.push(ptr::null());
         Vector(&self.0)
     }
@@ -149,10 +149,11 @@ mod tests {
 
     #[test]
     fn the_pointers_lead_to_the_strings_and_end_with_null() {
-        let strings = CStrings::of(["one", "two"]).unwrap();
+        let strings = [&CStrings::of(["one"]).unwrap(), &CStrings::of(["two"]).unwrap()];
         let mut pointers = Pointers::room_for(&strings);
         let vector = pointers.to(&strings);
-        let expected: Vec<_> = strings.iter().map(CStr::as_ptr).chain([ptr::null()]).collect();
+        let all = strings.iter().flat_map(|strings| strings.iter());
+        let expected: Vec<_> = all.map(CStr::as_ptr).chain([ptr::null()]).collect();
         assert_eq!(vector.0, expected);
         assert_eq!(vector.0.len(), 3);
     }

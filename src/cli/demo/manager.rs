@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::failure::Failure;
 use super::stage::{Stage, make_private};
+use crate::daemon::PROTOCOL_VARIABLES;
 
 /// How long the manager may take to serve, to upgrade, and to end.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -25,10 +26,6 @@ const STATUS_LAG: Duration = Duration::from_millis(500);
 
 /// How long an interrupted demo leaves the manager to drain, and then to kill.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// The variables of the protocols that the demo may itself be run under, none of the manager's business.
-const FOREIGN: [&str; 6] =
-    ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
 /// The manager, from its start to its reaping.
 pub struct Manager {
@@ -70,7 +67,7 @@ impl Manager {
 
         let mut command = Command::new(&stage.program);
         command.arg("run").arg(stage.service_file());
-        for variable in FOREIGN {
+        for variable in PROTOCOL_VARIABLES {
             command.env_remove(variable);
         }
         let child = command

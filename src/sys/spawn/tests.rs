@@ -35,7 +35,8 @@ fn launch<'a>(arguments: &[&str]) -> Launch<'a> {
     Launch {
         programs: candidates(OsStr::new(arguments[0]), None).unwrap(),
         arguments: c_strings(arguments),
-        environment: c_strings(&["PATH=/bin:/usr/bin"]),
+        shared_environment: Rc::new(c_strings(&["PATH=/bin:/usr/bin"])),
+        environment: CStrings::default(),
         pid_variables: Vec::new(),
         directory: c"/".to_owned(),
         credentials: None,
@@ -136,11 +137,12 @@ fn nobody() -> Credentials {
 #[test]
 fn the_environment_is_exact_and_knows_the_pid() {
     let mut launch = launch(&["env"]);
-    launch.environment = c_strings(&["A=1", "LISTEN_FDS=2", "EMPTY="]);
+    launch.shared_environment = Rc::new(c_strings(&["A=1", "EMPTY="]));
+    launch.environment = c_strings(&["LISTEN_FDS=2"]);
     launch.pid_variables = vec![c"LISTEN_PID", c"WATCHDOG_PID"];
     for outcome in runs(&launch) {
         let pid = outcome.pid;
-        let expected = format!("A=1\nLISTEN_FDS=2\nEMPTY=\nLISTEN_PID={pid}\nWATCHDOG_PID={pid}\n");
+        let expected = format!("A=1\nEMPTY=\nLISTEN_FDS=2\nLISTEN_PID={pid}\nWATCHDOG_PID={pid}\n");
         assert_eq!(outcome.output, expected, "{outcome:?}");
     }
 }
