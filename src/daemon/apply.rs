@@ -242,6 +242,7 @@ impl Daemon {
         if let Notice::Worker(worker, WorkerNotice::Ready | WorkerNotice::Ended(_) | WorkerNotice::Died(_)) =
             notice
         {
+            self.looks_at_sockets = true;
             self.occasion = Some(*worker);
         }
         match notice.loudness() {

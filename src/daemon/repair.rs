@@ -1,6 +1,6 @@
 //! Mending what workers do to the sockets that they share (see [`super::sockets`]).
 
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use tracing::{error, info, warn};
 
@@ -66,6 +66,13 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// Says which sockets are dead for good; empty where none is.
+    pub(super) fn dead_sockets(&self) -> String {
+        let dead = self.beyond_repair.iter().filter_map(Weak::upgrade).filter(|listener| listener.is_dead());
+        let name = |listener: Rc<Listener>| format!("; socket `{}` is dead", listener.plan().spec.name);
+        dead.map(name).collect()
     }
 
     /// Binds a socket anew that nothing can repair, and replaces the workers that share the dead one.

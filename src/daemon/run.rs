@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, stderr, stdout};
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Weak;
@@ -90,7 +91,9 @@ pub struct Daemon {
     pub(super) hooks_end: BTreeMap<Pid, Mono>,
     /// When to look for what has outlived its worker.
     pub(super) look_for_orphans_at: Option<Mono>,
-    /// A worker whose change of state is an occasion to look at the sockets.
+    /// Whether something happened that is an occasion to look at the sockets.
+    pub(super) looks_at_sockets: bool,
+    /// The worker whose change of state it was.
     pub(super) occasion: Option<WorkerId>,
     /// Sockets that could not be repaired, which was said.
     pub(super) beyond_repair: Vec<Weak<Listener>>,
@@ -154,6 +157,7 @@ impl Daemon {
             ended: false,
             hooks_end: BTreeMap::new(),
             look_for_orphans_at: None,
+            looks_at_sockets: false,
             occasion: None,
             beyond_repair: Vec::new(),
             output: Writer::to(stdout())?,
@@ -212,15 +216,14 @@ impl Daemon {
             for action in actions.drain(..) {
                 self.perform(action);
             }
-            if self.inbox.is_empty()
-                && let Some(worker) = self.occasion.take()
-            {
-                self.mend_sockets(Some(worker));
+            if self.inbox.is_empty() && mem::take(&mut self.looks_at_sockets) {
+                let occasion = self.occasion.take();
+                self.mend_sockets(occasion);
             }
             // Its name was still needed to tell of its end.
             gone.map(|worker| self.processes.remove(&worker));
         }
-        self.upward.sync(&self.manager, self.now());
+        self.upward.sync(&self.manager, &self.dead_sockets(), self.now());
         self.flush_outputs();
         self.barriers.clear();
     }
@@ -255,6 +258,7 @@ impl Daemon {
         if let Some(process) = self.processes.get_mut(&worker) {
             self.barriers
                 .extend(process.listen_a_turn(|word| self.inbox.push_back(Event::Said(worker, word))));
+            self.looks_at_sockets = true;
         }
     }
 

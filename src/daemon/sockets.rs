@@ -12,7 +12,7 @@
 //! - [`Sockets::watch`] becomes readable when something happens to the path of a UNIX socket.
 //!
 //! Either is followed by [`Sockets::hurts`] and [`Listener::repair`] or [`Sockets::replace`]. Nothing tells of a backlog
-//! that shrank, so look on the occasion of other events too: a worker that became ready, drains or died.
+//! that shrank, so look on the occasion of other events too: a worker that says something or died.
 //!
 //! Whoever registers a listener in epoll must take it out again before dropping it: a worker's copy keeps the open file
 //! description alive, and with it the registration.
@@ -181,6 +181,11 @@ impl Sockets {
         let mut found = Vec::with_capacity(wanted.len());
         for plan in wanted {
             let known = live.iter().find(|listener| listener.plan().is_same_socket(plan));
+            if known.is_some_and(|known| known.is_dead() && known.is_inherited()) {
+                return Err(Problem::ActivatorsOwn.of(plan));
+            }
+            // Whoever commits to a socket that nothing revives would promise what cannot be had.
+            let known = known.filter(|known| !known.is_dead());
             if let Some(option) = known.and_then(|known| known.unchangeable(plan)) {
                 return Err(Problem::Unchangeable(option).of(plan));
             }
@@ -218,6 +223,9 @@ impl Sockets {
                 if error.raw_os_error() == Some(Errno::EADDRINUSE as i32) =>
             {
                 let ours = self.listeners().into_iter().find(|known| overlap(&known.plan(), plan));
+                if ours.as_ref().is_some_and(|ours| ours.is_dead()) {
+                    return Problem::Dead(error);
+                }
                 match ours.map(|known| known.plan().spec.clone()) {
                     Some(SocketSpec { name, listen, .. }) => Problem::Overlaps { name, listen, error },
                     None => Problem::Taken(error),

@@ -84,12 +84,12 @@ impl ServiceManager {
         self.status = status;
     }
 
-    /// Says what has changed since the last time, feeds the watchdog, and sends what waits.
-    pub fn sync(&mut self, manager: &Manager, now: Mono) {
+    /// Says what has changed since the last time, feeds the watchdog, and sends what waits. `trouble` follows the state.
+    pub fn sync(&mut self, manager: &Manager, trouble: &str, now: Mono) {
         if self.sender.is_none() {
             return;
         }
-        let status = manager.status();
+        let status = manager.status() + trouble;
         if status != self.status {
             self.say(&[Upward::Status(&status)]);
             self.status = status;

@@ -74,6 +74,9 @@ pub enum Problem {
     /// The option has its effect in bind(2) alone.
     #[error("`{0}` cannot be changed on a bound socket")]
     Unchangeable(SocketOption),
+    /// A dead socket's address is not free as long as some process has the dead one.
+    #[error("a worker shut it down, and it cannot be bound anew while workers run that have it: {0}")]
+    Dead(io::Error),
     /// A dead socket cannot be bound anew, as its path is its activator's.
     #[error("it was inherited, so only its activator can bind it anew")]
     ActivatorsOwn,
@@ -154,6 +157,7 @@ fn hint(plan: &SocketPlan, problem: &Problem) -> Option<String> {
         Problem::Unchangeable(option) => Some(format!(
             "restart the manager to have another `{option}`, or give the socket another address"
         )),
+        Problem::Dead(_) => Some("stop the service and start it again".into()),
         Problem::ActivatorsOwn => {
             Some("restart the activator (for systemd: `systemctl restart` of the .socket unit)".into())
         }

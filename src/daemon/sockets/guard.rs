@@ -35,7 +35,7 @@ pub enum Hurt {
 
 impl Hurt {
     /// Returns whether only a new socket helps, see [`super::Sockets::replace`].
-    pub fn needs_replacement(self) -> bool {
+    pub fn needs_replacement(&self) -> bool {
         match self {
             Self::ShutDownForGood | Self::PathLost => true,
             Self::ShutDown | Self::BacklogShrunk { .. } | Self::PathGone | Self::PathReplaced => false,
@@ -76,6 +76,11 @@ impl Listener {
         }
         let (from, to) = (self.backlog_in_force.get()?, backlog(&self.fd).ok()?);
         (to < from).then_some(Hurt::BacklogShrunk { from, to })
+    }
+
+    /// Returns whether nothing revives the socket.
+    pub fn is_dead(&self) -> bool {
+        self.inspect().iter().any(Hurt::needs_replacement)
     }
 
     /// Repairs one hurt that [`Self::inspect`] found. What is well by now is left alone.

@@ -156,8 +156,10 @@ fn a_dead_socket_that_was_inherited_is_left_to_its_activator() {
     listener.repair(&Hurt::PathGone).unwrap();
     serves_unix(&listener, &path);
     shut_down(&listener);
-    let error = sockets.replace(&listener).unwrap_err();
-    assert!(error.to_string().contains("only its activator can bind it anew"), "{error}");
+    let again = unix(&path, SocketKind::Stream);
+    for error in [sockets.replace(&listener).unwrap_err(), sockets.prepare(&[again]).unwrap_err()] {
+        assert!(error.to_string().contains("only its activator can bind it anew"), "{error}");
+    }
     assert!(path.exists());
 }
 
@@ -169,6 +171,9 @@ fn a_datagram_socket_of_ip_that_was_shut_down_cannot_be_had_twice() {
     // The call fails, and yet it does its harm.
     TcpStream::from(workers_copy(&dead)).shutdown(Shutdown::Read).unwrap_err();
     assert_eq!(dead.inspect(), [Hurt::ShutDownForGood]);
-    let error = sockets.replace(&dead).unwrap_err();
-    assert!(error.to_string().contains("of the running service holds this address"), "{error}");
+    let again = plan("dns", &address, SocketKind::Datagram, SocketOptions::default());
+    for error in [sockets.replace(&dead).unwrap_err(), sockets.prepare(&[again]).unwrap_err()] {
+        assert!(error.to_string().contains("a worker shut it down"), "{error}");
+        assert_eq!(error.hint().unwrap(), "stop the service and start it again");
+    }
 }
