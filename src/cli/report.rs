@@ -37,6 +37,11 @@ pub fn print(error: &dyn Error, hint: Option<&str>) {
     }
 }
 
+/// Prints what is worth knowing and yet no error.
+pub fn print_warning(text: &str) {
+    eprintln!("Warning: {text}");
+}
+
 /// Prints a text that is laid out already, such as the problems of a service file.
 pub fn print_details(details: &str) {
     eprintln!("{}", details.trim_end());

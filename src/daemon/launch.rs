@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -222,6 +223,42 @@ fn process(place: Place<'_>, command: &[String], environment: CStrings) -> io::R
         stdout: None,
         stderr: None,
     })
+}
+
+/// Returns a sentence for each program of a release that is not there at present.
+///
+/// # Errors
+///
+/// As [`Common::of`].
+pub fn missing_programs(release: &Release, heritage: &Heritage) -> io::Result<Vec<String>> {
+    let generation = GenerationId(1);
+    let common = Common::of(release, generation, heritage)?;
+    let place = Place { release, common: &common, generation, slot: Some(SlotId(0)) };
+    let (spec, path) = (&release.spec, place.path());
+    let commands = [
+        ("command", &spec.process.command),
+        ("probe", &spec.probe),
+        ("before", &spec.hooks.before),
+        ("after", &spec.hooks.after),
+    ];
+    let mut missing = Vec::new();
+    for (key, program) in commands.iter().filter_map(|(key, command)| Some((key, command.first()?))) {
+        let program = place.fill_in(program);
+        let files = candidates(OsStr::new(program.as_ref()), path.as_deref())?;
+        let is_executable = |file: &CStr| {
+            let metadata = release.directory.join(OsStr::from_bytes(file.to_bytes())).metadata();
+            metadata.is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+        };
+        if !files.iter().any(is_executable) {
+            let place = if program.contains('/') {
+                format!("seen from {}", release.directory.display())
+            } else {
+                "in PATH".into()
+            };
+            missing.push(format!("`{key}`: there is no executable `{program}` {place}"));
+        }
+    }
+    Ok(missing)
 }
 
 /// The limits of the service file, and for descriptors what the manager itself was started with.

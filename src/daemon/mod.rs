@@ -115,13 +115,26 @@ pub fn run(file: PathBuf, color: bool) -> Result<(), ManagerError> {
     daemon.run().map_err(io("waiting for events"))
 }
 
-/// Checks a service file as an upgrade would, binding nothing; returns what it defines in a line.
+/// What there is to say of a service file that can be used.
+#[derive(Debug)]
+pub struct Checked {
+    /// What it defines, in a line.
+    pub summary: String,
+    /// What is missing at present that workers will need.
+    pub warnings: Vec<String>,
+}
+
+/// Checks a service file as an upgrade would, binding nothing.
 ///
 /// # Errors
 ///
 /// All that is wrong with it.
-pub fn check(file: &Path, color: bool) -> Result<String, Refusal> {
-    Release::read(file, color).map(|release| summary(&release.spec))
+pub fn check(file: &Path, color: bool) -> Result<Checked, Refusal> {
+    let release = Release::read(file, color)?;
+    let failed = |error: io::Error| Refusal::new(format!("{}: {error}", file.display()));
+    let heritage = Heritage::take(limits::own(Resource::Nofile).map_err(failed)?);
+    let warnings = launch::missing_programs(&release, &heritage).map_err(failed)?;
+    Ok(Checked { summary: summary(&release.spec), warnings })
 }
 
 fn summary(spec: &ServiceSpec) -> String {

@@ -1,0 +1,51 @@
+//! `liveswap check`, as a person or a deploy script calls it.
+
+use std::fs;
+use std::process::{Command, Output};
+
+fn check(files: &[(&str, &str)]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_liveswap"));
+    command.arg("check").args(files.iter().map(|(name, _)| name)).current_dir(folder.path()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_sound_file_is_summed_up_in_a_line() {
+    let output =
+        check(&[("web.toml", "[service]\ncommand = [\"true\"]\n[[socket]]\nlisten = \"127.0.0.1:80\"\n")]);
+    assert_eq!(text(&output.stdout), "web.toml: service `web`: 1 worker on 127.0.0.1:80\n");
+    assert_eq!((text(&output.stderr).as_str(), output.status.code()), ("", Some(0)));
+}
+
+#[test]
+fn a_program_that_is_not_there_yet_is_warned_of() {
+    let file = "[service]\ncommand = [\"./server\"]\n[upgrade]\nbefore = [\"no-such-program\"]\n";
+    let output = check(&[("web.toml", file)]);
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("Warning: web.toml: `command`: there is no executable `./server` seen from /"),
+        "{said}"
+    );
+    assert!(said.contains("`before`: there is no executable `no-such-program` in PATH"), "{said}");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn every_bad_file_is_told_of_and_the_sound_ones_too() {
+    let output = check(&[
+        ("one.toml", "[service]"),
+        ("two.toml", "[service]\ncommand = [\"true\"]\n"),
+        ("three", "="),
+    ]);
+    let said = text(&output.stderr);
+    assert!(said.contains("one.toml") && said.contains("three"), "{said}");
+    assert!(text(&output.stdout).starts_with("two.toml: service `two`"), "{said}");
+    assert_eq!(output.status.code(), Some(3));
+}
