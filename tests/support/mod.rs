@@ -7,6 +7,7 @@ pub mod client;
 pub mod log;
 pub mod manager;
 pub mod process;
+pub mod real_systemd;
 pub mod service;
 pub mod systemd;
 

@@ -1,0 +1,95 @@
+//! A real systemd around a test: the test runs once more inside a box where systemd is PID 1.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use super::service::Service;
+
+/// What `systemd-box` exits with where it cannot be had: not root, no cgroup v2, no such systemd.
+const NOT_TO_BE_HAD: i32 = 77;
+
+/// Runs the test of this name once more inside a box, and returns `true`; inside it returns `false`.
+///
+/// # Panics
+///
+/// Where it fails inside, and in CI also where no box is to be had: nothing that was skipped may look like a pass.
+pub fn outside(test: &str, systemd: &str) -> bool {
+    if env::var_os("SYSTEMD_BOX").is_some() {
+        return false;
+    }
+    let status = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/systemd-box"))
+        .args(["exec", "--systemd", systemd, "--journal", "--"])
+        .arg(env::current_exe().expect("this test"))
+        .args(["--exact", test, "--nocapture"])
+        .status()
+        .expect("systemd-box");
+    match status.code() {
+        Some(0) => {}
+        Some(NOT_TO_BE_HAD) if env::var_os("CI").is_none() => {
+            eprintln!("SKIPPED: {test}: systemd {systemd} is not to be had here");
+        }
+        code => panic!("{test}: inside the box: {code:?}"),
+    }
+    true
+}
+
+/// A service of our own unit, inside a box.
+pub struct Unit {
+    file: PathBuf,
+    name: String,
+}
+
+impl Unit {
+    /// Installs the unit as we ship it, with a drop-in of this text, and starts the service.
+    pub fn start(name: &str, service: &Service, drop_in: &str) -> Self {
+        let units = Path::new("/run/systemd/system");
+        let unit = include_str!("../../units/liveswap@.service");
+        let unit = unit.replace("/usr/bin/liveswap", env!("CARGO_BIN_EXE_liveswap"));
+        let folder = units.join("liveswap@.service.d");
+        fs::create_dir_all(&folder).expect("a folder for drop-ins");
+        fs::write(units.join("liveswap@.service"), unit).expect("the unit");
+        fs::write(folder.join("test.conf"), drop_in).expect("the drop-in");
+        fs::create_dir_all("/etc/liveswap").expect("a folder for service files");
+        let file = Path::new("/etc/liveswap").join(name).with_extension("toml");
+        let unit = Self { file, name: format!("liveswap@{name}.service") };
+        unit.write(service);
+        systemctl(&["daemon-reload"]);
+        systemctl(&["start", &unit.name]);
+        unit
+    }
+
+    /// Writes the service file anew.
+    pub fn write(&self, service: &Service) {
+        fs::write(&self.file, service.to_string()).expect("the service file");
+    }
+
+    /// `systemctl VERB` on the unit, which must succeed.
+    pub fn systemctl(&self, verb: &str) {
+        systemctl(&[verb, &self.name]);
+    }
+
+    /// `systemctl VERB` on the unit, whatever comes of it.
+    pub fn try_systemctl(&self, verb: &str) -> Output {
+        Command::new("systemctl").args([verb, &self.name]).output().expect("systemctl")
+    }
+
+    /// A property of the unit as `systemctl show` has it.
+    pub fn property(&self, name: &str) -> String {
+        systemctl(&["show", "--value", "-p", name, &self.name]).trim().to_owned()
+    }
+
+    /// What the manager and its workers wrote to the journal.
+    pub fn journal(&self) -> String {
+        let output = Command::new("journalctl").args(["--no-pager", "-o", "cat", "-u", &self.name]).output();
+        String::from_utf8_lossy(&output.expect("journalctl").stdout).into_owned()
+    }
+}
+
+fn systemctl(arguments: &[&str]) -> String {
+    let output = Command::new("systemctl").args(arguments).output().expect("systemctl");
+    let said = [&output.stdout[..], &output.stderr[..]].map(String::from_utf8_lossy).concat();
+    assert!(output.status.success(), "systemctl {arguments:?}: {said}");
+    said
+}
