@@ -26,6 +26,11 @@ impl Backoff {
         Self { deaths, start_at: now + delay(deaths, policy) }
     }
 
+    /// How many workers of the slot have died in a row.
+    pub fn deaths(&self) -> u32 {
+        self.deaths
+    }
+
     /// Returns when the slot's next worker may start.
     pub fn start_at(&self) -> Mono {
         self.start_at

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::Scale;
 use super::backoff::Backoff;
 use super::ids::SlotId;
 use super::spec::{Policy, Strategy};
 
-/// The most workers that a service may be scaled to by signals.
-const MAX_WORKERS: u32 = 4096;
+/// The most workers that a service may be scaled to.
+pub(super) const MAX_WORKERS: u32 = 4096;
 
 /// A revision of the service: its policy, and how many workers it is to have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,9 +32,12 @@ impl Generation {
         (0..self.strength).map(SlotId)
     }
 
-    /// Changes the strength by `by` workers, to no less than one.
-    pub(super) fn scale(&mut self, by: i32) {
-        self.strength = self.strength.saturating_add_signed(by).clamp(1, MAX_WORKERS);
+    /// Returns the strength that a wish comes to, whether it may be or not.
+    pub(super) fn scaled(&self, scale: Scale) -> u32 {
+        match scale {
+            Scale::To(strength) => strength,
+            Scale::By(by) => self.strength.saturating_add_signed(by),
+        }
     }
 
     /// Returns how many workers may live beyond the strength while this generation comes or goes.

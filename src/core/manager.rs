@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::backoff::Backoff;
 use super::generation::Generation;
-use super::ids::{GenerationId, WorkerId};
+use super::ids::{GenerationId, RequestId, WorkerId};
 use super::notice::{DrainReason, Exit, Notice, Outcome, WorkerNotice};
 use super::roster::Roster;
 use super::spec::Policy;
 use super::time::{Human, Mono};
-use super::upgrade::{Change, Waiting};
+use super::upgrade::{Change, Waiting, answer};
 use super::word::Word;
 use super::worker::{Turn, Worker, WorkerState};
 use super::{Action, Event};
@@ -27,9 +27,13 @@ pub struct Manager {
     pub(super) workers: Roster,
     /// The newest generation that was committed.
     pub(super) current: GenerationId,
+    /// The one that was committed before it, to which a rollback goes.
+    pub(super) previous: Option<GenerationId>,
     pub(super) change: Option<Change>,
     pub(super) waiting: Waiting,
     pub(super) stop: Option<Stop>,
+    /// Who is told when the service has ended.
+    pub(super) awaiting_end: Vec<RequestId>,
     /// Whether all workers were ready once.
     pub(super) served: bool,
     /// How the last upgrade ended.
@@ -57,9 +61,11 @@ impl Manager {
             generations: BTreeMap::from([(first, Generation::new(policy))]),
             workers: Roster::default(),
             current: first,
+            previous: None,
             change: None,
             waiting: Waiting::default(),
             stop: None,
+            awaiting_end: Vec::new(),
             served: false,
             last_upgrade: None,
             trouble: String::new(),
@@ -82,7 +88,8 @@ impl Manager {
             Event::Upgrade(request) => self.ask_upgrade(request, out),
             Event::Respawn(request) => self.ask_respawn(request, out),
             Event::SocketReplaced => self.socket_replaced(),
-            Event::Scale(by) => self.scale(by, out),
+            Event::Scale(by) => self.scale_within_bounds(by, out),
+            Event::Asked(request, wish) => self.asked(now, request, wish, out),
             Event::Stop => self.stop(now, out),
             Event::Kill => self.kill(out),
             Event::FileRead(generation, hook) => self.file_read(now, generation, hook, out),
@@ -129,6 +136,7 @@ impl Manager {
             }
             Some(Stop::Draining) if self.workers.is_empty() => {
                 self.stop = Some(Stop::Ended);
+                answer(std::mem::take(&mut self.awaiting_end), &Outcome::Committed, out);
                 out.push(Action::Exit);
             }
             Some(Stop::Draining | Stop::Ended) => {}
@@ -222,7 +230,7 @@ impl Manager {
         if self.upgrade().is_some_and(|upgrade| upgrade.is_forward() && upgrade.to == generation) {
             self.new_worker_failed(now, id, reason, foreign_kill, out);
         } else if !was_ready && !outdated && !foreign_kill {
-            self.end_respawn(&Err(reason), out);
+            self.end_respawn(&Outcome::RolledBack(reason), out);
         }
         if outdated {
             // Its slot is its successor's: that one's deaths alone count.
@@ -253,7 +261,7 @@ impl Manager {
         out.push(Action::Abort(id));
     }
 
-    fn kill_worker(&mut self, id: WorkerId, out: &mut Vec<Action>) {
+    pub(super) fn kill_worker(&mut self, id: WorkerId, out: &mut Vec<Action>) {
         self.set_state(id, WorkerState::Killing);
         out.push(Action::Kill(id));
     }
@@ -264,21 +272,7 @@ impl Manager {
         }
     }
 
-    fn scale(&mut self, by: i32, out: &mut Vec<Action>) {
-        if self.stop.is_some() {
-            return;
-        }
-        // In an upgrade both sides, so that the wish outlives either outcome.
-        let new = self.upgrade().map(|upgrade| upgrade.to);
-        for id in [Some(self.current), new].into_iter().flatten() {
-            if let Some(generation) = self.generations.get_mut(&id) {
-                generation.scale(by);
-                out.push(Action::Tell(Notice::Scaled(id, generation.strength)));
-            }
-        }
-    }
-
-    fn stop(&mut self, now: Mono, out: &mut Vec<Action>) {
+    pub(super) fn stop(&mut self, now: Mono, out: &mut Vec<Action>) {
         if self.stop.is_some() {
             self.kill(out);
             return;
@@ -291,7 +285,7 @@ impl Manager {
         }
     }
 
-    fn kill(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn kill(&mut self, out: &mut Vec<Action>) {
         if self.stop == Some(Stop::Ended) {
             return;
         }

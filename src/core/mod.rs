@@ -23,6 +23,7 @@ mod generation;
 pub mod ids;
 mod manager;
 pub mod notice;
+mod request;
 mod respawn;
 mod roster;
 pub mod spec;
@@ -32,6 +33,7 @@ pub mod view;
 pub mod word;
 mod worker;
 
+pub use backoff::Backoff;
 pub use generation::Generation;
 pub use manager::Manager;
 pub use worker::{Worker, WorkerState};
@@ -56,6 +58,8 @@ pub enum Event {
     SocketReplaced,
     /// Somebody wants more or fewer workers (SIGTTIN, SIGTTOU).
     Scale(i32),
+    /// Somebody wants something that no signal can say, and is to be answered.
+    Asked(RequestId, Wish),
     /// Somebody wants an end: drain, or kill where a drain was asked for before (SIGTERM, SIGINT).
     Stop,
     /// Somebody wants an end at once (SIGQUIT).
@@ -80,6 +84,30 @@ pub enum Event {
     Exited(WorkerId, Exit),
 }
 
+/// What is asked for on the control socket, beside an upgrade and a gentle respawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// The generation before: that of the upgrade under way, or else the one that was committed before the current one.
+    Rollback,
+    /// Fresh workers, for which the present ones are killed.
+    RespawnNow,
+    /// Another number of workers.
+    Scale(Scale),
+    /// An end: drain. Once more, it is waited for together.
+    Stop,
+    /// An end at once.
+    Kill,
+}
+
+/// How many workers there are to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// That many.
+    To(u32),
+    /// So many more, or fewer.
+    By(i32),
+}
+
 /// Something to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -89,6 +117,8 @@ pub enum Action {
     RunHook(GenerationId),
     /// Read the service file anew, resolve the directory, bind the sockets.
     Prepare(GenerationId),
+    /// Make the first generation of what the second, an earlier one, was made of, and bind its sockets.
+    Reuse(GenerationId, GenerationId),
     /// Give up what was being read, run or prepared, and release it; no event follows.
     CancelPreparation(GenerationId),
     /// Start a worker.
@@ -114,7 +144,7 @@ pub enum Action {
     Forget(GenerationId),
     /// Run the hook `[upgrade] after` of the upgrade to this generation.
     TellHook(GenerationId, Outcome),
-    /// Answer someone who asked for an upgrade or a respawn.
+    /// Answer someone who asked.
     Answer(RequestId, Outcome),
     /// Tell the world.
     Tell(Notice),

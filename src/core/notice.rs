@@ -108,6 +108,8 @@ impl fmt::Display for Outcome {
 pub enum Notice {
     /// An upgrade to this generation begins, with its checks.
     UpgradeBegan(GenerationId),
+    /// The first generation begins, made of what the second, an earlier one, was.
+    RollbackBegan(GenerationId, GenerationId),
     /// The checks passed: its workers start.
     Surging(GenerationId),
     /// All its workers serve; until the time is over a failure rolls it back.
@@ -171,12 +173,55 @@ pub enum Loudness {
 }
 
 impl Notice {
+    /// The word for it in events.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::UpgradeBegan(_) => "upgrade-began",
+            Self::RollbackBegan(..) => "rollback-began",
+            Self::Surging(_) => "starting",
+            Self::Probation(..) => "probation",
+            Self::RollingBack(..) => "rolling-back",
+            Self::UpgradeEnded(..) => "upgrade-ended",
+            Self::Serving(_) => "serving",
+            Self::RespawnBegan(_) => "respawn-began",
+            Self::RespawnEnded(..) => "respawn-ended",
+            Self::Scaled(..) => "scaled",
+            Self::GenerationGone(_) => "generation-gone",
+            Self::GenerationCut(_) => "generation-killed",
+            Self::Worker(_, notice) => notice.word(),
+            Self::Backoff(..) => "worker-waits",
+            Self::Stopping(_) => "stopping",
+            Self::KillingAll(_) => "killing",
+        }
+    }
+
+    /// The generation that it is about, where it names one.
+    pub fn generation(&self) -> Option<GenerationId> {
+        match self {
+            Self::UpgradeBegan(id)
+            | Self::RollbackBegan(id, _)
+            | Self::Surging(id)
+            | Self::Probation(id, _)
+            | Self::RollingBack(id, _)
+            | Self::UpgradeEnded(id, _)
+            | Self::Serving(id)
+            | Self::RespawnBegan(id)
+            | Self::RespawnEnded(id, _)
+            | Self::Scaled(id, _)
+            | Self::GenerationGone(id)
+            | Self::GenerationCut(id)
+            | Self::Backoff(id, ..) => Some(*id),
+            Self::Worker(..) | Self::Stopping(_) | Self::KillingAll(_) => None,
+        }
+    }
+
     /// Returns how loud it is.
     pub fn loudness(&self) -> Loudness {
         match self {
             Self::UpgradeEnded(_, Outcome::Committed | Outcome::Superseded(_))
             | Self::RespawnEnded(_, Ok(()))
             | Self::UpgradeBegan(_)
+            | Self::RollbackBegan(..)
             | Self::Surging(_)
             | Self::Probation(..)
             | Self::Serving(_)
@@ -210,6 +255,9 @@ impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UpgradeBegan(id) => write!(f, "generation {id} checking"),
+            Self::RollbackBegan(id, earlier) => {
+                write!(f, "generation {id} checking: generation {earlier} once more")
+            }
             Self::Surging(id) => write!(f, "generation {id} starting"),
             Self::Probation(id, time) => write!(f, "generation {id} on probation for {}", Human(*time)),
             Self::RollingBack(id, why) => write!(f, "generation {id} rolling back: {why}"),
@@ -238,6 +286,22 @@ impl fmt::Display for Notice {
 /// `1 worker`, `2 workers`.
 pub(super) fn workers(count: usize) -> String {
     if count == 1 { "1 worker".into() } else { format!("{count} workers") }
+}
+
+impl WorkerNotice {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Ready => "worker-ready",
+            Self::Draining(_) => "worker-draining",
+            Self::NotReady(_) => "worker-not-ready",
+            Self::WatchdogMissed => "worker-watchdog-missed",
+            Self::WatchdogTriggered => "worker-watchdog-triggered",
+            Self::DrainTimedOut(_) => "worker-drain-timed-out",
+            Self::Ended(_) => "worker-gone",
+            Self::Died(_) => "worker-died",
+            Self::Spared => "worker-spared",
+        }
+    }
 }
 
 impl fmt::Display for WorkerNotice {

@@ -18,6 +18,8 @@ pub(super) struct Respawn {
     pub(super) requests: Vec<RequestId>,
     /// Those that are to be replaced.
     stale: BTreeSet<WorkerId>,
+    /// They do not wait for their successors, but are killed.
+    kills: bool,
 }
 
 impl Manager {
@@ -27,13 +29,22 @@ impl Manager {
         }
         // One that is starting is fresh.
         let stale = self.workers.which(Worker::is_ready).into_iter().collect();
-        self.want_respawn(Respawn { requests: request.into_iter().collect(), stale });
+        self.want_respawn(Respawn { requests: request.into_iter().collect(), stale, kills: false });
+    }
+
+    /// Has every worker killed and replaced.
+    pub(super) fn ask_respawn_now(&mut self, request: RequestId, out: &mut Vec<Action>) {
+        if self.refuse_when_stopping(Some(request), out) {
+            return;
+        }
+        let stale = self.workers.which(Worker::is_live).into_iter().collect();
+        self.want_respawn(Respawn { requests: vec![request], stale, kills: true });
     }
 
     /// Has every worker replaced that has a socket which is no more, also one that is starting.
     pub(super) fn socket_replaced(&mut self) {
         let stale = self.workers.which(Worker::is_live).into_iter().collect();
-        self.want_respawn(Respawn { requests: Vec::new(), stale });
+        self.want_respawn(Respawn { requests: Vec::new(), stale, kills: false });
     }
 
     /// Has a respawn wait, together with one that waits already.
@@ -44,14 +55,25 @@ impl Manager {
         };
         waiting.requests.extend(wanted.requests);
         waiting.stale.extend(wanted.stale);
+        waiting.kills |= wanted.kills;
     }
 
     pub(super) fn begin_respawn(&mut self, respawn: Respawn, out: &mut Vec<Action>) {
+        let mut outdated = Vec::new();
         for (id, worker) in self.workers.iter_mut().filter(|(_, worker)| worker.is_live()) {
             worker.outdated |= respawn.stale.contains(&id);
+            outdated.extend(worker.outdated.then_some(id));
         }
+        let kills = respawn.kills;
         self.change = Some(Change::Respawn(respawn));
         out.push(Action::Tell(Notice::RespawnBegan(self.current)));
+        if kills {
+            // Whoever wants this does not want to wait for what failed before.
+            self.generations.entry(self.current).and_modify(|current| current.backoff.clear());
+            for id in outdated {
+                self.kill_worker(id, out);
+            }
+        }
     }
 
     /// Ends a respawn that waits where the upgrade has replaced all workers of before.
@@ -62,14 +84,11 @@ impl Manager {
         }
     }
 
-    pub(super) fn end_respawn(&mut self, result: &Result<(), String>, out: &mut Vec<Action>) {
+    pub(super) fn end_respawn(&mut self, outcome: &Outcome, out: &mut Vec<Action>) {
         let Some(Respawn { requests, .. }) = self.stop_respawning() else { return };
-        out.push(Action::Tell(Notice::RespawnEnded(self.current, result.clone())));
-        let outcome = match result {
-            Ok(()) => Outcome::Committed,
-            Err(why) => Outcome::Superseded(why.clone()),
-        };
-        answer(requests, &outcome, out);
+        let result = outcome.reason().map_or(Ok(()), |why| Err(why.to_owned()));
+        out.push(Action::Tell(Notice::RespawnEnded(self.current, result)));
+        answer(requests, outcome, out);
     }
 
     pub(super) fn stop_respawning(&mut self) -> Option<Respawn> {

@@ -9,8 +9,9 @@ use super::ids::{GenerationId, RequestId, SlotId, WorkerId};
 use super::manager::Manager;
 use super::notice::{Notice, Outcome, WorkerNotice};
 use super::respawn::Respawn;
-use super::spec::Policy;
+use super::spec::{Policy, Strategy};
 use super::time::Mono;
+use super::worker::Worker;
 use super::{Action, Generation};
 
 /// How long reading the service file, or preparing what it defines, may take.
@@ -34,7 +35,13 @@ pub(super) enum Change {
 pub(super) struct Upgrade {
     pub(super) to: GenerationId,
     pub(super) phase: Phase,
-    requests: Vec<RequestId>,
+    /// The earlier generation that it goes back to; `None`: it is what the service file defines.
+    pub(super) earlier: Option<GenerationId>,
+    pub(super) requests: Vec<RequestId>,
+    /// Those who asked for a rollback while it was under way.
+    pub(super) undo: Vec<RequestId>,
+    /// The worker whose loss rolled it back.
+    pub(super) culprit: Option<WorkerId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,7 +106,7 @@ impl Manager {
         }
     }
 
-    fn upgrade_mut(&mut self) -> Option<&mut Upgrade> {
+    pub(super) fn upgrade_mut(&mut self) -> Option<&mut Upgrade> {
         match &mut self.change {
             Some(Change::Upgrade(upgrade)) => Some(upgrade),
             Some(Change::Respawn(_)) | None => None,
@@ -137,22 +144,37 @@ impl Manager {
             return;
         }
         if let Some(requests) = self.waiting.upgrade.take() {
-            if let Some(respawn) = self.stop_respawning() {
-                let why = "an upgrade goes first".into();
-                out.push(Action::Tell(Notice::RespawnEnded(self.current, Err(why))));
-                self.want_respawn(respawn);
-            }
-            let to = self.next_generation;
-            self.next_generation = to.next();
-            let phase = Phase::Checking { step: CheckStep::File, until: now + CHECK_TIMEOUT };
-            self.change = Some(Change::Upgrade(Upgrade { to, phase, requests }));
-            out.push(Action::Tell(Notice::UpgradeBegan(to)));
-            out.push(Action::ReadFile(to));
+            self.begin_upgrade(now, None, requests, out);
         } else if self.change.is_none()
             && let Some(respawn) = self.waiting.respawn.take()
         {
             self.begin_respawn(respawn, out);
         }
+    }
+
+    /// Begins an upgrade to what the service file defines, or to what an earlier generation was.
+    pub(super) fn begin_upgrade(
+        &mut self,
+        now: Mono,
+        earlier: Option<GenerationId>,
+        requests: Vec<RequestId>,
+        out: &mut Vec<Action>,
+    ) {
+        if let Some(respawn) = self.stop_respawning() {
+            let why = "an upgrade goes first".into();
+            out.push(Action::Tell(Notice::RespawnEnded(self.current, Err(why))));
+            self.want_respawn(respawn);
+        }
+        let to = self.next_generation;
+        self.next_generation = to.next();
+        let (step, notice, action) = match earlier {
+            None => (CheckStep::File, Notice::UpgradeBegan(to), Action::ReadFile(to)),
+            Some(id) => (CheckStep::Preparing, Notice::RollbackBegan(to, id), Action::Reuse(to, id)),
+        };
+        let phase = Phase::Checking { step, until: now + CHECK_TIMEOUT };
+        let upgrade = Upgrade { to, phase, earlier, requests, undo: Vec::new(), culprit: None };
+        self.change = Some(Change::Upgrade(upgrade));
+        out.extend([Action::Tell(notice), action]);
     }
 
     pub(super) fn file_read(
@@ -217,7 +239,7 @@ impl Manager {
         }
     }
 
-    fn refuse(&mut self, why: String, out: &mut Vec<Action>) {
+    pub(super) fn refuse(&mut self, why: String, out: &mut Vec<Action>) {
         if let Some(upgrade) = self.upgrade() {
             out.push(Action::CancelPreparation(upgrade.to));
         }
@@ -236,17 +258,24 @@ impl Manager {
         foreign_kill: bool,
         out: &mut Vec<Action>,
     ) {
-        match self.upgrade_mut().map(|upgrade| &mut upgrade.phase) {
-            Some(Phase::Surging { spared, .. }) if foreign_kill && *spared < SPARED_KILLS => {
+        let Some(upgrade) = self.upgrade_mut() else { return };
+        match &mut upgrade.phase {
+            Phase::Surging { spared, .. } if foreign_kill && *spared < SPARED_KILLS => {
                 *spared += 1;
                 out.push(Action::Tell(Notice::Worker(id, WorkerNotice::Spared)));
             }
-            _ => self.roll_back(now, reason, out),
+            Phase::Checking { .. }
+            | Phase::Surging { .. }
+            | Phase::Probation { .. }
+            | Phase::RollingBack { .. } => {
+                upgrade.culprit = Some(id);
+                self.roll_back(now, reason, out);
+            }
         }
     }
 
-    fn roll_back(&mut self, now: Mono, reason: String, out: &mut Vec<Action>) {
-        let give_up_at = now + self.time_to_restore();
+    pub(super) fn roll_back(&mut self, now: Mono, reason: String, out: &mut Vec<Action>) {
+        let give_up_at = now + self.time_to_restore() + self.time_to_wait_for_ends(now);
         let current = self.current;
         let Some(upgrade) = self.upgrade_mut() else { return };
         out.push(Action::Tell(Notice::RollingBack(upgrade.to, reason.clone())));
@@ -267,11 +296,20 @@ impl Manager {
             + KILL_GRACE
     }
 
+    /// Returns how long those that drain already may take, where the strategy has the old generation wait for them.
+    fn time_to_wait_for_ends(&self, now: Mono) -> Duration {
+        if self.rules().policy.strategy != Strategy::Recreate {
+            return Duration::ZERO;
+        }
+        let leaving = self.workers.values().filter(|worker| !worker.is_live());
+        leaving.filter_map(Worker::deadline).max().map_or(Duration::ZERO, |at| at - now)
+    }
+
     /// Goes on to the next phase where the facts allow it.
     pub(super) fn conclude(&mut self, now: Mono, out: &mut Vec<Action>) {
         let settled = self.is_settled();
         match &self.change {
-            Some(Change::Respawn(_)) if settled => self.end_respawn(&Ok(()), out),
+            Some(Change::Respawn(_)) if settled => self.end_respawn(&Outcome::Committed, out),
             Some(Change::Respawn(_)) | None => {}
             Some(Change::Upgrade(upgrade)) => match &upgrade.phase {
                 Phase::Checking { step, until } if *until <= now => {
@@ -304,7 +342,8 @@ impl Manager {
 
     fn commit(&mut self, out: &mut Vec<Action>) {
         if let Some(upgrade) = self.upgrade() {
-            self.current = upgrade.to;
+            let to = upgrade.to;
+            self.previous = Some(std::mem::replace(&mut self.current, to));
             self.served = true;
         }
         self.end_upgrade(Outcome::Committed, out);
@@ -318,6 +357,7 @@ impl Manager {
             self.drop_respawn_if_met(&outcome, out);
         }
         answer(upgrade.requests, &outcome, out);
+        answer(upgrade.undo, &undone(&outcome), out);
         out.push(Action::TellHook(upgrade.to, outcome.clone()));
         self.last_upgrade = Some((upgrade.to, outcome));
     }
@@ -329,11 +369,21 @@ impl Manager {
             out.push(Action::CancelPreparation(*to));
         }
         self.end_upgrade(outcome.clone(), out);
-        self.end_respawn(&Err(why.into()), out);
+        self.end_respawn(&outcome, out);
         let Waiting { upgrade, respawn } = std::mem::take(&mut self.waiting);
         for requests in upgrade.into_iter().chain(respawn.map(|respawn| respawn.requests)) {
             answer(requests, &outcome, out);
         }
+    }
+}
+
+/// What an upgrade's end is to whoever wanted it taken back.
+fn undone(outcome: &Outcome) -> Outcome {
+    match outcome {
+        Outcome::RolledBack(_) | Outcome::Refused(_) => Outcome::Committed,
+        // Only what can no longer be taken back is committed.
+        Outcome::Committed => Outcome::Refused("the upgrade was committed".into()),
+        Outcome::Superseded(why) => Outcome::Superseded(why.clone()),
     }
 }
 

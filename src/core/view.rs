@@ -1,12 +1,13 @@
 //! What the manager says of itself: the service as a person wants to see it.
 
 use super::Manager;
+use super::backoff::Backoff;
 use super::ids::{GenerationId, SlotId, WorkerId};
 use super::manager::Stop;
 use super::notice::{Outcome, workers};
 use super::time::Mono;
 use super::upgrade::{Change, Phase, Upgrade};
-use super::worker::Worker;
+use super::worker::{Worker, WorkerState};
 
 impl Manager {
     /// Whether the service has served: all workers of a generation were ready at a time.
@@ -22,6 +23,59 @@ impl Manager {
     /// The generation that serves.
     pub fn current(&self) -> GenerationId {
         self.current
+    }
+
+    /// The generation to which a rollback would go where no upgrade is under way.
+    pub fn previous(&self) -> Option<GenerationId> {
+        self.previous
+    }
+
+    /// How many workers a generation is to have.
+    pub fn strength(&self, generation: GenerationId) -> Option<u32> {
+        self.generations.get(&generation).map(|of| of.strength)
+    }
+
+    /// The generation that is being upgraded to.
+    pub fn upgrading_to(&self) -> Option<GenerationId> {
+        self.upgrade().map(|upgrade| upgrade.to)
+    }
+
+    /// The worker whose loss rolls the upgrade under way back.
+    pub fn culprit(&self) -> Option<WorkerId> {
+        self.upgrade().and_then(|upgrade| upgrade.culprit)
+    }
+
+    /// What the service is busy with, in a word of the glossary.
+    pub fn phase(&self) -> &'static str {
+        match (self.stop, &self.change) {
+            (Some(Stop::Draining), _) => "stopping",
+            (Some(Stop::Ended), _) => "stopped",
+            (None, None) if self.served => "serving",
+            (None, None) => "starting",
+            (None, Some(Change::Respawn(_))) => "respawning",
+            (None, Some(Change::Upgrade(upgrade))) => match upgrade.phase {
+                Phase::Checking { .. } => "checking",
+                Phase::Surging { .. } => "upgrading",
+                Phase::Probation { .. } => "probation",
+                Phase::RollingBack { .. } => "rolling-back",
+            },
+        }
+    }
+
+    /// To which generation the last upgrade was, and how it ended.
+    pub fn last_upgrade(&self) -> Option<(GenerationId, &Outcome)> {
+        self.last_upgrade.as_ref().map(|(to, outcome)| (*to, outcome))
+    }
+
+    /// The empty slots that wait after a death: until when, and after how many deaths in a row.
+    pub fn waiting_slots(&self) -> impl Iterator<Item = (GenerationId, SlotId, &Backoff)> {
+        let of = |id: &GenerationId| self.is_in_use(*id);
+        let slots = self.generations.iter().filter(move |(id, _)| of(id));
+        let slots = slots.flat_map(|(id, of)| of.backoff.iter().map(|(slot, backoff)| (*id, *slot, backoff)));
+        slots.filter(|(id, slot, backoff)| {
+            let fills = |w: &Worker| w.generation == *id && w.slot == *slot && w.is_live() && !w.outdated;
+            backoff.start_at() > self.now && !self.workers.values().any(fills)
+        })
     }
 
     /// Returns a worker that is not yet reaped.
@@ -104,6 +158,11 @@ impl Worker {
     /// Its place.
     pub fn slot(&self) -> SlotId {
         self.slot
+    }
+
+    /// Where it is in its life.
+    pub fn state(&self) -> WorkerState {
+        self.state
     }
 
     /// What it last said of itself (`STATUS=`); empty where nothing.

@@ -31,6 +31,7 @@ impl Daemon {
             Action::ReadFile(generation) => self.begin_check(generation),
             Action::RunHook(generation) => self.run_before(generation),
             Action::Prepare(generation) => self.prepare(generation),
+            Action::Reuse(generation, earlier) => self.reuse(generation, earlier),
             Action::CancelPreparation(generation) => self.cancel_preparation(generation),
             Action::Start { worker, generation, slot } => {
                 if let Err(error) = self.start(worker, generation, slot) {

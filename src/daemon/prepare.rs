@@ -139,6 +139,16 @@ impl Daemon {
         }
     }
 
+    /// Makes a generation of what an earlier one was made of, without a look at the file.
+    pub(super) fn reuse(&mut self, generation: GenerationId, earlier: GenerationId) {
+        let pinned = self.generations.get(&earlier).map(|of| &of.release);
+        let kept = self.kept.as_ref().filter(|(id, _)| *id == earlier).map(|(_, release)| release);
+        match pinned.or(kept).cloned() {
+            Some(release) => self.bind(generation, release),
+            None => self.refuse(generation, format!("generation {earlier} is not there; a bug of liveswap")),
+        }
+    }
+
     fn bind(&mut self, generation: GenerationId, release: Release) {
         self.candidate = None;
         let name = &self.generations[&self.manager.current()].release.spec.name;

@@ -33,6 +33,9 @@ impl Daemon {
             // A worker's copy would keep the registration alive beyond ours.
             let _ = self.poller.remove(&**listener);
         }
+        if self.manager.previous() == Some(generation) {
+            self.kept = Some((generation, of.release));
+        }
     }
 
     /// Looks at all sockets, mends what is wrong, and says who probably did it: `occasion` names a worker whose change of

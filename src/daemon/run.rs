@@ -74,6 +74,8 @@ pub struct Daemon {
     pub(super) heritage: Heritage,
     pub(super) sockets: Sockets,
     pub(super) generations: BTreeMap<GenerationId, Generation>,
+    /// What the generation before the current one was made of, where that one has gone: a rollback needs it.
+    pub(super) kept: Option<(GenerationId, Release)>,
     /// What may become the next generation.
     pub(super) candidate: Option<Candidate>,
     pub(super) processes: BTreeMap<WorkerId, Process>,
@@ -147,6 +149,7 @@ impl Daemon {
             runtime: start.runtime,
             heritage: start.heritage,
             sockets: start.sockets,
+            kept: None,
             candidate: None,
             processes: BTreeMap::new(),
             roles: BTreeMap::new(),

@@ -71,7 +71,9 @@ impl ServiceManager {
         match notice {
             Notice::Serving(_) => self.say(&[Upward::Ready, Upward::Status(&status)]),
             // Before the first READY=1 there is nothing to be reloaded.
-            Notice::UpgradeBegan(_) if manager.has_served() => self.say(&[reload, Upward::Status(&status)]),
+            Notice::UpgradeBegan(_) | Notice::RollbackBegan(..) if manager.has_served() => {
+                self.say(&[reload, Upward::Status(&status)])
+            }
             // Whatever came of it: the service serves. There is no word for a reload that failed.
             Notice::UpgradeEnded(..) if manager.has_served() && !manager.is_stopping() => {
                 self.say(&[Upward::Ready, Upward::Status(&status)]);

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use liveswap::core::Event;
 use liveswap::core::ids::{GenerationId, RequestId, WorkerId};
 use liveswap::core::notice::{Exit, Outcome};
 use liveswap::core::spec::{Allowance, Policy, Readiness, Strategy};
 use liveswap::core::word::Word;
+use liveswap::core::{Event, Scale, Wish};
 
 use crate::story::{Behaviour, Story, policy, secs};
 
@@ -612,4 +612,167 @@ fn a_late_word_of_a_draining_worker_changes_nothing() {
     }
     assert_eq!(story.draining(), 1);
     assert_eq!(story.ready(2), 1);
+}
+
+#[test]
+fn a_rollback_goes_back_to_the_generation_before_as_a_new_one() {
+    let mut story = Story::with_workers(2);
+    story.upgrade();
+    story.hook = Some(secs(60));
+    let request = story.ask(Wish::Rollback);
+    story.expect_order(&[
+        "generation 2 committed",
+        "generation 3 checking: generation 1 once more",
+        "generation 3 starting",
+        "draining: replaced [2/0]",
+        "generation 3 committed",
+    ]);
+    assert_eq!(story.answer(request), Some(&Outcome::Committed), "its hook `before` does not run");
+    assert_eq!(story.reused, [GenerationId(1)]);
+    let again = story.ask(Wish::Rollback);
+    assert_eq!(story.answer(again), Some(&Outcome::Committed));
+    assert_eq!(story.reused, [GenerationId(1), GenerationId(2)], "and forth again");
+    assert_eq!(story.manager.status(), "generation 4: 2 of 2 ready");
+}
+
+#[test]
+fn without_a_generation_before_there_is_nothing_to_go_back_to() {
+    let mut story = Story::with_workers(1);
+    let request = story.ask(Wish::Rollback);
+    let why = "there is no generation before generation 1";
+    assert_eq!(story.answer(request), Some(&Outcome::Refused(why.into())));
+    story.release(2, Behaviour::Exits(1)).upgrade();
+    let request = story.ask(Wish::Rollback);
+    assert_eq!(story.answer(request), Some(&Outcome::Refused(why.into())), "one that failed is none");
+}
+
+#[test]
+fn a_rollback_that_fails_changes_nothing() {
+    let mut story = Story::with_workers(2);
+    story.upgrade();
+    let request = story.release(3, Behaviour::Exits(1)).ask(Wish::Rollback);
+    let outcome = story.answer(request).expect("an answer");
+    assert_eq!(outcome.word(), "rolled-back");
+    assert_eq!(story.ready(2), 2);
+}
+
+#[test]
+fn a_rollback_takes_back_the_upgrade_under_way() {
+    for probation in [0, 10] {
+        let mut story = Story::with_workers(2);
+        story.next.probation = secs(probation);
+        let behaviour = if probation == 0 { Behaviour::Silent } else { Behaviour::Good };
+        let upgrade = story.release(2, behaviour).upgrade();
+        let request = story.ask(Wish::Rollback);
+        assert_eq!(story.answer(request), Some(&Outcome::Committed));
+        let why = "a rollback was asked for";
+        assert_eq!(story.answer(upgrade), Some(&Outcome::RolledBack(why.into())));
+        assert_eq!((story.ready(1), story.ready(2)), (2, 0));
+    }
+}
+
+#[test]
+fn a_rollback_refuses_an_upgrade_that_is_being_checked() {
+    let mut story = Story::with_workers(1);
+    story.hook = Some(secs(60));
+    let upgrade = story.upgrade();
+    let request = story.ask(Wish::Rollback);
+    assert_eq!(story.answer(request), Some(&Outcome::Committed));
+    assert_eq!(story.answer(upgrade), Some(&Outcome::Refused("a rollback was asked for".into())));
+}
+
+#[test]
+fn two_who_want_to_go_back_want_the_same() {
+    let mut story = Story::with_workers(1);
+    story.upgrade();
+    story.release(3, Behaviour::Silent);
+    let requests = [story.ask(Wish::Rollback), story.ask(Wish::Rollback)];
+    story.event(Event::Said(story.worker_in(3, 0), Word::Ready));
+    for request in requests {
+        assert_eq!(story.answer(request), Some(&Outcome::Committed));
+    }
+    assert_eq!(story.reused, [GenerationId(1)]);
+}
+
+#[test]
+fn a_respawn_at_once_kills_and_is_answered_when_fresh_ones_serve() {
+    let mut story = Story::with_workers(2);
+    story.release(1, Behaviour::Silent);
+    let request = story.ask(Wish::RespawnNow);
+    story.expect_order(&["worker 1 gone: was killed by SIGKILL", "worker 2 gone: was killed by SIGKILL"]);
+    assert_eq!(story.answer(request), None);
+    for slot in 0..2 {
+        story.event(Event::Said(story.worker_in(1, slot), Word::Ready));
+    }
+    assert_eq!(story.answer(request), Some(&Outcome::Committed));
+    story.expect_never("Backoff").expect_never("starts again");
+}
+
+#[test]
+fn a_respawn_that_fails_says_so() {
+    let mut story = Story::with_workers(1);
+    let request = story.release(1, Behaviour::Exits(1)).ask(Wish::RespawnNow);
+    assert_eq!(story.answer(request).map(Outcome::word), Some("rolled-back"));
+}
+
+#[test]
+fn a_respawn_at_once_waits_for_an_upgrade() {
+    let mut story = Story::with_workers(2);
+    story.release(2, Behaviour::Silent).upgrade();
+    let request = story.ask(Wish::RespawnNow);
+    assert_eq!(story.ready(1), 2, "nobody is killed in an upgrade");
+    story.after(secs(30));
+    story.expect_order(&["generation 2 rolled back", "worker 1 gone: was killed by SIGKILL"]);
+    assert_eq!(story.answer(request), Some(&Outcome::Committed));
+}
+
+#[test]
+fn a_scale_is_answered_and_what_cannot_be_is_refused() {
+    let mut story = Story::with_workers(2);
+    let grown = story.ask(Wish::Scale(Scale::To(4)));
+    assert_eq!((story.answer(grown), story.ready(1)), (Some(&Outcome::Committed), 4));
+    story.ask(Wish::Scale(Scale::By(-3)));
+    assert_eq!(story.ready(1), 1);
+    for scale in [Scale::To(0), Scale::By(-1), Scale::To(4097), Scale::By(i32::MAX)] {
+        let request = story.ask(Wish::Scale(scale));
+        let why = story.answer(request).and_then(Outcome::reason).expect("a refusal");
+        assert!(why.starts_with("a service has 1 to 4096 workers"), "{why}");
+    }
+    assert_eq!(story.ready(1), 1);
+}
+
+#[test]
+fn a_stop_is_answered_when_it_is_over_and_a_second_does_not_hurry_it() {
+    let mut story = Story::with_workers(1);
+    story.release(1, Behaviour::Stubborn);
+    let first = story.ask(Wish::Stop);
+    let second = story.ask(Wish::Stop);
+    let upgrade = story.upgrade();
+    assert_eq!(story.answer(upgrade), Some(&Outcome::Superseded("the service stops".into())));
+    let scale = story.ask(Wish::Scale(Scale::To(2)));
+    assert_eq!(story.answer(scale).map(Outcome::word), Some("superseded"));
+    assert_eq!(story.answer(first), None);
+    story.expect_never("SIGKILL");
+    let kill = story.ask(Wish::Kill);
+    assert!(story.ended);
+    for request in [first, second, kill] {
+        assert_eq!(story.answer(request), Some(&Outcome::Committed));
+    }
+    let late = story.ask(Wish::Stop);
+    assert_eq!(story.answer(late), Some(&Outcome::Committed));
+}
+
+#[test]
+fn a_rollback_under_recreate_waits_for_what_drains_already() {
+    let mut story = Story::with_workers(1);
+    story.release(1, Behaviour::Stubborn).upgrade();
+    story.next.strategy = Strategy::Recreate;
+    story.next.drain_timeout = secs(1);
+    story.upgrade();
+    assert_eq!(story.ready(2) + story.ready(3), 0, "generation 1 has not ended");
+    let request = story.ask(Wish::Rollback);
+    story.after(secs(30));
+    assert_eq!(story.answer(request), None, "generation 2 is not back");
+    story.after(secs(30));
+    assert_eq!((story.answer(request), story.ready(2)), (Some(&Outcome::Committed), 1));
 }

@@ -8,7 +8,7 @@ use liveswap::core::notice::{Exit, Notice, Outcome, WorkerNotice};
 use liveswap::core::spec::{Allowance, Policy, Readiness, Strategy};
 use liveswap::core::time::Mono;
 use liveswap::core::word::Word;
-use liveswap::core::{Action, Event, Manager};
+use liveswap::core::{Action, Event, Manager, Wish};
 
 pub fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -55,6 +55,8 @@ pub struct Story {
     pub told: Vec<String>,
     pub answers: Vec<(RequestId, Outcome)>,
     pub forgotten: Vec<GenerationId>,
+    /// The earlier generations to which it went back.
+    pub reused: Vec<GenerationId>,
     pub ended: bool,
     inbox: Vec<Event>,
     requests: u64,
@@ -81,6 +83,7 @@ impl Story {
             told: Vec::new(),
             answers: Vec::new(),
             forgotten: Vec::new(),
+            reused: Vec::new(),
             ended: false,
             inbox: Vec::new(),
             requests: 0,
@@ -107,6 +110,22 @@ impl Story {
         let request = RequestId(self.requests);
         self.event(Event::Upgrade(Some(request)));
         request
+    }
+
+    /// Somebody asks for what no signal says.
+    pub fn ask(&mut self, wish: Wish) -> RequestId {
+        self.requests += 1;
+        let request = RequestId(self.requests);
+        self.event(Event::Asked(request, wish));
+        request
+    }
+
+    /// The answer to a request, which comes once.
+    pub fn answer(&self, request: RequestId) -> Option<&Outcome> {
+        let mut answers = self.answers.iter().filter(|(to, _)| *to == request);
+        let answer = answers.next().map(|(_, outcome)| outcome);
+        assert!(answers.next().is_none(), "{request} was answered twice: {:?}", self.answers);
+        answer
     }
 
     /// Hands an event in, and all that follows from it at the same moment.
@@ -198,6 +217,10 @@ impl Story {
                 None => Event::FileRead(id, self.hook),
             }),
             Action::RunHook(_) | Action::Probe(_) => {}
+            Action::Reuse(id, earlier) => {
+                self.reused.push(earlier);
+                self.inbox.push(Event::Prepared(id, self.next.clone()));
+            }
             Action::Prepare(id) => self.inbox.push(Event::Prepared(id, self.next.clone())),
             Action::Start { worker, .. } => match self.behaviour_of(worker) {
                 Behaviour::Good | Behaviour::Stubborn | Behaviour::Stuck => {

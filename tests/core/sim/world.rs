@@ -8,7 +8,7 @@ use liveswap::core::notice::{Exit, Outcome};
 use liveswap::core::spec::{Policy, Readiness};
 use liveswap::core::time::Mono;
 use liveswap::core::word::Word;
-use liveswap::core::{Action, Event, Manager};
+use liveswap::core::{Action, Event, Manager, Scale, Wish};
 
 use super::chance::Chance;
 use super::checker::{Checker, KILL_TAKES, PATIENCE, Verdict};
@@ -270,6 +270,7 @@ impl World {
                 self.answer_check(Event::HookEnded(id, result));
             }
             Action::Prepare(id) => self.prepare(id),
+            Action::Reuse(id, earlier) => self.reuse(id, earlier),
             Action::CancelPreparation(id) => self.cancel(id),
             Action::Start { worker, generation, .. } => self.start(worker, generation),
             Action::Probe(id) => self.probe(id),
@@ -283,10 +284,9 @@ impl World {
                 let time = self.chance.time(KILL_TAKES);
                 self.later(time, Coming::Event(Event::Exited(id, Exit::Signal(9, "SIGKILL".into()))));
             }
-            Action::Forget(id) => {
-                self.releases.remove(&id);
-            }
-            Action::RestoreSockets(_)
+            // Its release is kept, as somebody may want to go back to it.
+            Action::Forget(_)
+            | Action::RestoreSockets(_)
             | Action::TellHook(..)
             | Action::Answer(..)
             | Action::Tell(_)
@@ -317,6 +317,16 @@ impl World {
         self.note(|| format!("generation {id} is {release:?}: {policy:?}"));
         self.releases.insert(id, (release, policy.clone()));
         self.answer_check(Event::Prepared(id, policy));
+    }
+
+    fn reuse(&mut self, id: GenerationId, earlier: GenerationId) {
+        if self.fails(8) {
+            self.answer_check(Event::PreparationFailed(id, "address already in use".into()));
+            return;
+        }
+        let release = self.releases[&earlier].clone();
+        self.answer_check(Event::Prepared(id, release.1.clone()));
+        self.releases.insert(id, release);
     }
 
     /// A step of the checks ends soon, or late, or never.
@@ -492,6 +502,9 @@ impl World {
         let next = self.chance.time(most);
         self.later(next, Coming::Command);
         let request = self.chance.one_in(2).then(|| self.request());
+        if self.chance.one_in(6) {
+            return self.wish();
+        }
         match self.chance.below(40) {
             0..20 => self.handle(&Event::Upgrade(request)),
             20..27 => self.handle(&Event::Respawn(request)),
@@ -508,6 +521,21 @@ impl World {
             38 if self.plan.stops => self.handle(&Event::Kill),
             _ => self.handle(&Event::Tick),
         }
+    }
+
+    /// Somebody asks for what no signal says.
+    fn wish(&mut self) -> Verdict {
+        let request = self.request();
+        let ends = if self.plan.stops { 12 } else { 10 };
+        let wish = match self.chance.below(ends) {
+            0..6 => Wish::Rollback,
+            6..8 => Wish::RespawnNow,
+            8 => Wish::Scale(Scale::By(self.chance.pick(&[-9, -1, 0, i32::MIN, i32::MAX]))),
+            9 => Wish::Scale(Scale::To(self.chance.pick(&[0, 1, 2, 3, u32::MAX]))),
+            10 => Wish::Stop,
+            _ => Wish::Kill,
+        };
+        self.handle(&Event::Asked(request, wish))
     }
 
     /// The whole state of the core, in its own words.

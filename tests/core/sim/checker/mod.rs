@@ -14,7 +14,7 @@ use liveswap::core::notice::{Notice, Outcome};
 use liveswap::core::spec::{Policy, Readiness};
 use liveswap::core::time::Mono;
 use liveswap::core::word::Word;
-use liveswap::core::{Action, Event, Manager};
+use liveswap::core::{Action, Event, Manager, Wish};
 
 use crate::story::secs;
 
@@ -113,12 +113,16 @@ pub struct Checker {
     /// Prepared, and neither forgotten nor given up: the shell holds sockets for them.
     generations: BTreeMap<GenerationId, Release>,
     current: GenerationId,
+    previous: Option<GenerationId>,
     upgrade: Option<Course>,
     respawning: bool,
     /// The workers that the respawn under way, or just given up, is to replace.
     stale: BTreeSet<WorkerId>,
     /// The workers that the respawn to come is to replace.
     stale_to_come: BTreeSet<WorkerId>,
+    /// The respawn under way is to kill those that it replaces; the one to come is.
+    kills: bool,
+    kills_to_come: bool,
     requests: BTreeMap<RequestId, Asked>,
     last_worker: WorkerId,
     last_begun: GenerationId,
@@ -145,10 +149,13 @@ impl Checker {
             workers: BTreeMap::new(),
             generations: BTreeMap::from([(first, Release { strength: policy.workers, policy })]),
             current: first,
+            previous: None,
             upgrade: None,
             respawning: false,
             stale: BTreeSet::new(),
             stale_to_come: BTreeSet::new(),
+            kills: false,
+            kills_to_come: false,
             requests: BTreeMap::new(),
             last_worker: WorkerId(0),
             last_begun: first,
@@ -222,20 +229,8 @@ impl Checker {
                 self.requests.insert(*request, asked);
             }
             Event::Scale(_) => self.disturb(),
-            Event::Stop | Event::Kill => {
-                let longest = self.generations.values().map(|release| release.policy.drain_timeout).max();
-                let time = if *event == Event::Kill { Duration::ZERO } else { longest.unwrap_or_default() };
-                let latest = now + time + KILL_TAKES;
-                let is_second = self.stop_by.is_some();
-                let latest = if is_second { now + KILL_TAKES } else { latest };
-                let asked_for = self.workers.values().filter_map(|worker| worker.deadline).max();
-                let latest = if *event == Event::Kill || is_second {
-                    latest
-                } else {
-                    latest.max(asked_for.map_or(Mono::ZERO, |at| at + KILL_TAKES))
-                };
-                self.stop_by = Some(latest.min(self.stop_by.unwrap_or(latest)));
-            }
+            Event::Asked(request, wish) => self.take_wish(now, *request, *wish, stale),
+            Event::Stop | Event::Kill => self.take_stop(now, *event == Event::Kill),
             Event::Prepared(generation, policy) => {
                 let release = Release { strength: policy.workers, policy: policy.clone() };
                 self.generations.insert(*generation, release);
@@ -266,11 +261,40 @@ impl Checker {
         }
     }
 
+    fn take_wish(&mut self, now: Mono, request: RequestId, wish: Wish, stale: BTreeSet<WorkerId>) {
+        let asked = Asked { after: self.last_begun, is_upgrade: false, stale, answered: None };
+        self.requests.insert(request, asked);
+        match wish {
+            // What it takes back is taken back for no fault of its own.
+            Wish::Rollback => {}
+            Wish::RespawnNow => self.kills_to_come = true,
+            Wish::Scale(_) => self.disturb(),
+            Wish::Stop if self.stop_by.is_some() => {}
+            Wish::Stop => self.take_stop(now, false),
+            Wish::Kill => self.take_stop(now, true),
+        }
+    }
+
+    fn take_stop(&mut self, now: Mono, at_once: bool) {
+        let longest = self.generations.values().map(|release| release.policy.drain_timeout).max();
+        let time = if at_once { Duration::ZERO } else { longest.unwrap_or_default() };
+        let latest = now + time + KILL_TAKES;
+        let is_second = self.stop_by.is_some();
+        let latest = if is_second { now + KILL_TAKES } else { latest };
+        let asked_for = self.workers.values().filter_map(|worker| worker.deadline).max();
+        let latest = if at_once || is_second {
+            latest
+        } else {
+            latest.max(asked_for.map_or(Mono::ZERO, |at| at + KILL_TAKES))
+        };
+        self.stop_by = Some(latest.min(self.stop_by.unwrap_or(latest)));
+    }
+
     /// The workers that are to be replaced because of this event.
     fn stale_by(&self, event: &Event) -> BTreeSet<WorkerId> {
         let is_stale = |worker: &Seen| match event {
             Event::Respawn(_) => worker.stage == Stage::Ready,
-            Event::SocketReplaced => worker.stage.is_live(),
+            Event::SocketReplaced | Event::Asked(_, Wish::RespawnNow) => worker.stage.is_live(),
             _ => false,
         };
         self.workers.iter().filter(|(_, worker)| is_stale(worker)).map(|(id, _)| *id).collect()
@@ -304,6 +328,10 @@ impl Checker {
         match action {
             Action::ReadFile(generation) | Action::RunHook(generation) | Action::Prepare(generation) => {
                 ensure!(self.phase_of(*generation) == Some(Phase::Checking), "nobody checks it");
+            }
+            Action::Reuse(generation, earlier) => {
+                ensure!(self.phase_of(*generation) == Some(Phase::Checking), "nobody checks it");
+                ensure!(Some(*earlier) == self.previous, "it is not the one that was committed before");
             }
             Action::CancelPreparation(generation) => {
                 ensure!(*generation != self.current, "it serves");

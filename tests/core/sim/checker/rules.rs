@@ -1,11 +1,11 @@
 //! The promises themselves: what each decision of the core must be justified by.
 
-use liveswap::core::Event;
 use liveswap::core::ids::{GenerationId, RequestId, SlotId, WorkerId};
 use liveswap::core::notice::{DrainReason, Exit, Notice, Outcome, WorkerNotice};
 use liveswap::core::spec::{Readiness, Strategy};
 use liveswap::core::time::Mono;
 use liveswap::core::word::Word;
+use liveswap::core::{Event, Wish};
 
 use super::{Checker, Course, PATIENCE, Phase, Seen, Stage, Verdict, ensure};
 
@@ -15,13 +15,14 @@ const SPARED: u32 = 3;
 impl Checker {
     pub(super) fn check_notice(&mut self, now: Mono, notice: &Notice) -> Verdict {
         match notice {
-            Notice::UpgradeBegan(to) => {
+            Notice::UpgradeBegan(to) | Notice::RollbackBegan(to, _) => {
                 ensure!(self.upgrade.is_none(), "another is under way");
                 ensure!(*to == self.last_begun.next(), "a number was left out or used again");
                 ensure!(self.stop_by.is_none(), "the service stops");
                 self.last_begun = *to;
                 // A respawn that was just given up is put off, no more.
                 self.stale_to_come.append(&mut self.stale);
+                self.kills_to_come |= std::mem::take(&mut self.kills);
                 let (phase, until) = (Phase::Checking, now + PATIENCE);
                 let old_has_an_excuse = !self.is_full(self.current);
                 self.upgrade =
@@ -49,6 +50,11 @@ impl Checker {
                 self.rest();
                 self.respawning = true;
                 self.stale = std::mem::take(&mut self.stale_to_come);
+                self.kills = std::mem::take(&mut self.kills_to_come);
+                if self.kills {
+                    // Fresh ones come at once.
+                    self.backoff.retain(|(of, _), _| of != generation);
+                }
                 for (id, worker) in &mut self.workers {
                     worker.outdated |= worker.stage.is_live() && self.stale.contains(id);
                 }
@@ -60,6 +66,7 @@ impl Checker {
                 }
                 self.respawning = false;
                 if result.is_ok() {
+                    self.kills = false;
                     self.stale.clear();
                 }
                 self.keep_one_a_slot();
@@ -262,9 +269,14 @@ impl Checker {
 
     pub(super) fn check_kill(&mut self, now: Mono, event: &Event, id: WorkerId) -> Verdict {
         let cut = self.cut;
+        let is_respawned = self.kills && self.respawning;
+        if self.workers.get(&id).is_some_and(|worker| worker.stage.is_live()) {
+            self.disturb();
+        }
         let worker = self.present(id)?;
         ensure!(worker.stage != Stage::Killing, "it was sent SIGKILL before");
-        if !matches!(event, Event::Stop | Event::Kill) {
+        let is_stop = matches!(event, Event::Stop | Event::Kill | Event::Asked(_, Wish::Kill));
+        if !is_stop && !(is_respawned && worker.outdated && worker.stage.is_live()) {
             ensure!(!worker.stage.is_live(), "it is live, and nobody asked for it");
             let overdue = worker.deadline.is_some_and(|at| at <= now);
             ensure!(overdue || cut == Some(worker.generation), "it has time left");
@@ -281,10 +293,11 @@ impl Checker {
         };
         match (outcome, course.phase) {
             (Outcome::Committed, Phase::Surging | Phase::Probation) => {
-                self.current = to;
+                self.previous = Some(std::mem::replace(&mut self.current, to));
                 self.served = true;
                 if !self.is_any_live(&self.stale_to_come) {
                     self.stale_to_come.clear();
+                    self.kills_to_come = false;
                 }
                 self.check_alone(to)?;
             }
