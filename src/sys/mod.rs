@@ -7,6 +7,7 @@ pub mod activation;
 pub mod backlog;
 mod child;
 pub mod clock;
+pub mod control_socket;
 mod cradle;
 pub mod fork;
 pub mod limits;

@@ -20,6 +20,8 @@ pub enum Interest {
     Read,
     /// Room to write.
     Write,
+    /// Nothing but errors and the hang-up.
+    Nothing,
     /// Nothing but the hang-up, or a shutdown: a listener watched so is not woken by its connections.
     Hangup,
 }
@@ -29,6 +31,7 @@ impl Interest {
         match self {
             Self::Read => EpollFlags::EPOLLIN,
             Self::Write => EpollFlags::EPOLLOUT,
+            Self::Nothing => EpollFlags::empty(),
             Self::Hangup => EpollFlags::EPOLLRDHUP,
         }
     }

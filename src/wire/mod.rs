@@ -1,4 +1,6 @@
-//! To come.
+//! Bytes to values and back: the protocols that are spoken with workers, the service manager and clients.
 
+pub mod control;
 pub mod lines;
 pub mod notify;
+pub mod status;

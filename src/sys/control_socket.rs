@@ -1,0 +1,208 @@
+#![expect(unsafe_code, reason = "SO_PEERGROUPS, and adopting what accept4(2) returns")]
+//! A UNIX socket by which people and programs speak to the manager, and who it is that speaks.
+//!
+//! The file is never more open than it is to be, not even for a moment: it is bound for the owner alone, then given to
+//! the group, then opened to it. The kernel tells who has connected, and who may speak is decided by that.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{SockFlag, accept4, getsockopt, sockopt};
+use nix::unistd::geteuid;
+
+use super::listener::{Address, Kind, create, listen};
+use super::socket_file::{Occupant, SocketFile, occupant, remove_stale};
+
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 128;
+
+/// The listening socket.
+#[derive(Debug)]
+pub struct ControlSocket {
+    socket: OwnedFd,
+    file: SocketFile,
+}
+
+/// Who is at the other end of a connection, as of its making (unix(7), `SO_PEERCRED` and `SO_PEERGROUPS`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The process.
+    pub pid: i32,
+    /// The effective user.
+    pub uid: u32,
+    /// The effective group and the supplementary ones.
+    pub groups: Vec<u32>,
+}
+
+impl Peer {
+    /// Whether it may speak: root, our own user, and members of `group`.
+    pub fn may_speak(&self, group: Option<u32>) -> bool {
+        self.uid == 0
+            || self.uid == geteuid().as_raw()
+            || group.is_some_and(|group| self.groups.contains(&group))
+    }
+}
+
+impl ControlSocket {
+    /// Binds the path, for the owner alone, over what a manager that is no more left there.
+    ///
+    /// # Errors
+    ///
+    /// Those of bind(2); EADDRINUSE where someone listens there, or something that is no socket stands there.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        match occupant(path)? {
+            Occupant::Nobody => {}
+            Occupant::Stale => remove_stale(path)?,
+            Occupant::Live | Occupant::NotASocket => return Err(Errno::EADDRINUSE.into()),
+        }
+        let socket = create(&Address::Path(path.to_owned()), Kind::Stream)?;
+        fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let file = SocketFile::bind(&socket, path, 0o600)?;
+        listen(&socket, BACKLOG)?;
+        Ok(Self { socket, file })
+    }
+
+    /// Opens the socket to a group, or to the owner alone again.
+    ///
+    /// # Errors
+    ///
+    /// Those of chown(2): EPERM where we are not of that group. The socket is then the owner's alone.
+    pub fn open_to(&self, group: Option<u32>) -> io::Result<()> {
+        self.file.set_mode(0o600)?;
+        let Some(group) = group else { return Ok(()) };
+        self.file.set_owner(geteuid().as_raw(), group)?;
+        self.file.set_mode(0o660)
+    }
+
+    /// Accepts a connection; `None` where none waits. It does not block.
+    ///
+    /// # Errors
+    ///
+    /// Those of accept4(2): EMFILE, ENFILE, ENOBUFS or ENOMEM where there is no room for another.
+    pub fn accept(&self) -> io::Result<Option<UnixStream>> {
+        match accept4(self.socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+            // SAFETY: the descriptor was made just now, for this alone.
+            Ok(fd) => Ok(Some(UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) }))),
+            // Whoever it was has gone again, or nobody was there.
+            Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes the file, so that nobody comes any more.
+    pub fn remove(&self) {
+        self.file.remove();
+    }
+}
+
+impl AsFd for ControlSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Returns who is at the other end.
+///
+/// # Errors
+///
+/// Those of getsockopt(2).
+pub fn peer(stream: &UnixStream) -> io::Result<Peer> {
+    let credentials = getsockopt(stream, sockopt::PeerCredentials)?;
+    let mut groups = vec![credentials.gid()];
+    groups.extend(peer_groups(stream)?);
+    Ok(Peer { pid: credentials.pid(), uid: credentials.uid(), groups })
+}
+
+fn peer_groups(stream: &UnixStream) -> io::Result<Vec<u32>> {
+    // Most have few; the kernel says how much room the others need (ERANGE).
+    let mut groups: Vec<u32> = vec![0; 64];
+    loop {
+        let room = groups.len() * size_of::<libc::gid_t>();
+        let mut length = libc::socklen_t::try_from(room).unwrap_or(libc::socklen_t::MAX);
+        // SAFETY: the buffer has `length` bytes, and the kernel writes no more than that.
+        let result = unsafe {
+            let buffer = groups.as_mut_ptr().cast();
+            let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERGROUPS);
+            libc::getsockopt(stream.as_raw_fd(), level, name, buffer, &raw mut length)
+        };
+        let needed = length as usize / size_of::<libc::gid_t>();
+        match Errno::result(result) {
+            Ok(_) => {
+                groups.truncate(needed);
+                return Ok(groups);
+            }
+            Err(Errno::ERANGE) if needed > groups.len() => groups.resize(needed, 0),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::{Read, Write};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use nix::unistd::{getegid, getgroups, getpid};
+
+    use super::*;
+
+    #[test]
+    fn the_kernel_tells_who_has_come() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let socket = ControlSocket::bind(&path).unwrap();
+        assert!(socket.accept().unwrap().is_none(), "nobody has come, and nobody waits");
+        let mut client = UnixStream::connect(&path).unwrap();
+        let mut served = socket.accept().unwrap().unwrap();
+        let peer = peer(&served).unwrap();
+        assert_eq!((peer.pid, peer.uid), (getpid().as_raw(), geteuid().as_raw()));
+        assert!(peer.groups.contains(&getegid().as_raw()));
+        assert!(getgroups().unwrap().iter().all(|group| peer.groups.contains(&group.as_raw())));
+        assert!(peer.may_speak(None));
+        client.write_all(b"x").unwrap();
+        let mut byte = [0; 2];
+        assert_eq!(served.read(&mut byte).unwrap(), 1);
+        assert_eq!(served.read(&mut byte).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn strangers_may_not_speak_and_members_may() {
+        let stranger = Peer { pid: 1, uid: 4_000_000, groups: vec![7, 9] };
+        assert!(!stranger.may_speak(None));
+        assert!(!stranger.may_speak(Some(8)));
+        assert!(stranger.may_speak(Some(9)));
+        assert!(Peer { uid: 0, ..stranger }.may_speak(None));
+    }
+
+    #[test]
+    fn the_file_is_as_open_as_it_is_to_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let socket = ControlSocket::bind(&path).unwrap();
+        let seen =
+            || fs::metadata(&path).map(|file| (file.permissions().mode() & 0o777, file.gid())).unwrap();
+        assert_eq!(seen().0, 0o600);
+        let group = getegid().as_raw();
+        socket.open_to(Some(group)).unwrap();
+        assert_eq!(seen(), (0o660, group));
+        socket.open_to(None).unwrap();
+        assert_eq!(seen().0, 0o600);
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_a_dead_manager_left_is_replaced_and_a_living_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let socket = ControlSocket::bind(&path).unwrap();
+        assert_eq!(ControlSocket::bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(socket);
+    }
+}

@@ -1,0 +1,461 @@
+//! The protocol of the control socket: a JSON object a line, in both directions (docs/control.md).
+//!
+//! A request is answered by exactly one [`Reply`], which echoes its `cmd` and, where it has one, its `id`. After `events`
+//! there are also lines with `event` instead of `cmd`. Unknown fields are ignored by either side.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use crate::core::Scale;
+use crate::core::notice::{Loudness, Notice, Outcome};
+
+/// The version of the protocol: it grows when something in it no longer means what it meant.
+pub const VERSION: u32 = 1;
+
+/// The longest line of a client, in bytes, the newline not counted.
+pub const MAX_LINE: usize = 64 * 1024;
+
+/// The longest text of a message to the workers, in bytes: with its newline it is taken whole or not at all (pipe(7),
+/// `PIPE_BUF`).
+pub const MAX_MESSAGE: usize = 4095;
+
+/// The `value` of a reply where all went well.
+pub const OK: &str = "OK";
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What the client calls it: echoed.
+    pub id: Option<Value>,
+    /// What it is.
+    pub command: Command,
+    /// Whether the answer comes at the end; otherwise as soon as it is begun.
+    pub wait: bool,
+}
+
+/// What can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Reads the service file again, and changes to what it defines.
+    Upgrade,
+    /// Goes back to the generation before.
+    Rollback,
+    /// Fresh workers of the same generation; at once: the present ones are killed.
+    Respawn {
+        /// Without a drain.
+        now: bool,
+    },
+    /// The end; at once: without a drain.
+    Stop {
+        /// Without a drain.
+        now: bool,
+    },
+    /// More or fewer workers.
+    Scale(Scale),
+    /// A line of text for every worker.
+    Message(String),
+    /// How things stand.
+    Status,
+    /// What happens from now on.
+    Events,
+    /// Whether anybody is there, and who.
+    Ping,
+}
+
+/// A line that is no request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadRequest {
+    /// What the client calls it, as far as that could be read.
+    pub id: Option<Value>,
+    /// The `cmd`, as far as it could be read.
+    pub cmd: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl Command {
+    /// Its name on the wire and on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Upgrade => "upgrade",
+            Self::Rollback => "rollback",
+            Self::Respawn { .. } => "respawn",
+            Self::Stop { .. } => "stop",
+            Self::Scale(_) => "scale",
+            Self::Message(_) => "message",
+            Self::Status => "status",
+            Self::Events => "events",
+            Self::Ping => "ping",
+        }
+    }
+
+    fn read(cmd: &str, fields: &Map<String, Value>) -> Result<Self, String> {
+        let value = fields.get("value").unwrap_or(&Value::Null);
+        let now = || flag(fields, "now", false);
+        Ok(match cmd {
+            "upgrade" if value.as_str().is_some_and(|path| !path.is_empty()) => {
+                return Err(
+                    "`upgrade` takes no `value`: what to upgrade to stands in the service file".into()
+                );
+            }
+            "upgrade" => Self::Upgrade,
+            "rollback" => Self::Rollback,
+            "respawn" => Self::Respawn { now: now()? },
+            "stop" => Self::Stop { now: now()? },
+            "scale" => Self::Scale(scale(value)?),
+            "message" => Self::Message(message(value)?),
+            "status" => Self::Status,
+            "events" => Self::Events,
+            "ping" | "version" => Self::Ping,
+            _ => return Err(format!("unknown cmd `{}`", crate::core::word::one_line(cmd))),
+        })
+    }
+}
+
+impl Request {
+    /// Makes a request that waits for its end.
+    pub fn new(command: Command) -> Self {
+        Self { id: None, command, wait: true }
+    }
+
+    /// Reads a line, without its newline.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub fn parse(line: &[u8]) -> Result<Self, BadRequest> {
+        let bad = |reason: String| BadRequest { id: None, cmd: String::new(), reason };
+        let fields: Map<String, Value> = serde_json::from_slice(line).map_err(|error| {
+            bad(format!("a line must be a JSON object like {{\"cmd\":\"status\"}}: {error}"))
+        })?;
+        let id = fields.get("id").filter(|id| id.is_string() || id.is_number()).cloned();
+        let Some(cmd) = fields.get("cmd").and_then(Value::as_str) else {
+            return Err(BadRequest { id, ..bad("the object must have a text `cmd`".into()) });
+        };
+        let read =
+            Command::read(cmd, &fields).and_then(|command| Ok((command, flag(&fields, "wait", true)?)));
+        match read {
+            Ok((command, wait)) => Ok(Self { id, command, wait }),
+            Err(reason) => Err(BadRequest { id, cmd: cmd.to_owned(), reason }),
+        }
+    }
+
+    /// Writes the line, without its newline.
+    pub fn to_line(&self) -> String {
+        let mut fields = Map::from_iter([("cmd".to_owned(), Value::from(self.command.name()))]);
+        let mut set = |name: &str, value: Value| drop(fields.insert(name.to_owned(), value));
+        match &self.command {
+            Command::Respawn { now } | Command::Stop { now } if *now => set("now", true.into()),
+            Command::Scale(Scale::To(count)) => set("value", (*count).into()),
+            Command::Scale(Scale::By(by)) => set("value", format!("{by:+}").into()),
+            Command::Message(text) => set("value", text.as_str().into()),
+            Command::Upgrade
+            | Command::Rollback
+            | Command::Respawn { .. }
+            | Command::Stop { .. }
+            | Command::Status
+            | Command::Events
+            | Command::Ping => {}
+        }
+        if !self.wait {
+            set("wait", false.into());
+        }
+        if let Some(id) = &self.id {
+            set("id", id.clone());
+        }
+        Value::Object(fields).to_string()
+    }
+}
+
+fn flag(fields: &Map<String, Value>, name: &str, default: bool) -> Result<bool, String> {
+    match fields.get(name) {
+        None | Some(Value::Null) => Ok(default),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(_) => Err(format!("`{name}` must be true or false")),
+    }
+}
+
+fn scale(value: &Value) -> Result<Scale, String> {
+    let read = match value {
+        Value::Number(number) => number.as_u64().and_then(|count| count.try_into().ok()).map(Scale::To),
+        Value::String(text) => parse_scale(text),
+        _ => None,
+    };
+    read.ok_or_else(|| "`value` must be a number of workers, or like \"+1\" or \"-1\"".into())
+}
+
+/// Reads `4`, `+1` or `-1`.
+#[must_use]
+pub fn parse_scale(text: &str) -> Option<Scale> {
+    match text.as_bytes().first()? {
+        b'+' | b'-' => text.parse().ok().map(Scale::By),
+        _ => text.parse().ok().map(Scale::To),
+    }
+}
+
+fn message(value: &Value) -> Result<String, String> {
+    match value.as_str() {
+        None => Err("`value` must be the text of the message".into()),
+        Some(text) if text.contains(['\n', '\0']) => Err("a message is one line, without NUL".into()),
+        Some(text) if text.len() > MAX_MESSAGE => Err(format!("a message has at most {MAX_MESSAGE} bytes")),
+        Some(text) => Ok(text.to_owned()),
+    }
+}
+
+/// The answer to a request.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Reply {
+    /// What the client calls its request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<Value>,
+    /// The `cmd` of the request.
+    pub cmd: String,
+    /// [`OK`], or why not.
+    pub value: String,
+    /// Whether all went well.
+    pub ok: bool,
+    /// How it ended: `accepted` where nobody waited, or the word of the core's outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<String>,
+    /// Why it did not go well, without the outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The generation that serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// The worker whose loss made an upgrade fail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
+    /// [`VERSION`], in the answers to `ping`, `status` and `events`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    /// The manager's own version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
+    /// The service's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The manager's process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// How things stand: a `wire::status::Status`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Box<RawValue>>,
+}
+
+/// What is known of a worker whose loss made an upgrade fail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// Its number.
+    pub worker: u64,
+    /// Its place.
+    pub slot: u32,
+    /// Its process, which is no more.
+    pub pid: i32,
+    /// The last lines that it wrote to its standard error, where they came through the manager.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<Vec<String>>,
+}
+
+impl Reply {
+    /// Says that all went well.
+    pub fn ok(cmd: impl Into<String>) -> Self {
+        Self { cmd: cmd.into(), value: OK.into(), ok: true, ..Self::default() }
+    }
+
+    /// Says why not.
+    pub fn failed(cmd: impl Into<String>, reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        let outcome = Some("refused".into());
+        Self { cmd: cmd.into(), value: reason.clone(), reason: Some(reason), outcome, ..Self::default() }
+    }
+
+    /// Says how it ended.
+    pub fn of(cmd: impl Into<String>, outcome: &Outcome) -> Self {
+        let ok = outcome.reason().is_none();
+        Self {
+            cmd: cmd.into(),
+            value: if ok { OK.into() } else { outcome.to_string() },
+            ok,
+            outcome: Some(outcome.word().into()),
+            reason: outcome.reason().map(Into::into),
+            ..Self::default()
+        }
+    }
+}
+
+/// Something that happened, as `events` tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventLine {
+    /// The word for it.
+    pub event: String,
+    /// The generation that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// The worker that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<u64>,
+    /// The worker's place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u32>,
+    /// The worker's process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// How an upgrade ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<String>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Whether someone should look at it.
+    pub warning: bool,
+    /// The line of the log.
+    pub text: String,
+}
+
+impl EventLine {
+    /// Makes the line of a notice, whose `text` the log has; what is known of the worker is for the caller to add.
+    pub fn new(notice: &Notice, text: &str) -> Self {
+        let (outcome, reason) = match notice {
+            Notice::UpgradeEnded(_, outcome) => (Some(outcome.word()), outcome.reason()),
+            Notice::RollingBack(_, reason) => (None, Some(reason.as_str())),
+            Notice::RespawnEnded(_, result) => (None, result.as_ref().err().map(String::as_str)),
+            _ => (None, None),
+        };
+        let (worker, slot) = match notice {
+            Notice::Worker(worker, _) => (Some(worker.0), None),
+            Notice::Backoff(_, slot, _) => (None, Some(slot.0)),
+            _ => (None, None),
+        };
+        Self {
+            event: notice.word().into(),
+            generation: notice.generation().map(|id| id.0),
+            worker,
+            slot,
+            pid: None,
+            outcome: outcome.map(Into::into),
+            reason: reason.map(Into::into),
+            warning: notice.loudness() == Loudness::Warning,
+            text: text.into(),
+        }
+    }
+}
+
+/// A line from the manager.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// Something that happened.
+    Event(EventLine),
+    /// An answer.
+    Reply(Box<Reply>),
+}
+
+/// Writes a line, newline included.
+pub fn line(value: &impl Serialize) -> Vec<u8> {
+    // Only maps with keys that are no text, and types that refuse by themselves, cannot be written.
+    let mut line = serde_json::to_vec(value).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::core::ids::{GenerationId, SlotId, WorkerId};
+    use crate::core::notice::WorkerNotice;
+
+    fn reason(line: &str) -> String {
+        Request::parse(line.as_bytes()).unwrap_err().reason
+    }
+
+    #[test]
+    fn a_request_survives_the_wire() {
+        let commands = [
+            Command::Upgrade,
+            Command::Rollback,
+            Command::Respawn { now: false },
+            Command::Respawn { now: true },
+            Command::Stop { now: true },
+            Command::Scale(Scale::To(4)),
+            Command::Scale(Scale::By(-2)),
+            Command::Scale(Scale::By(1)),
+            Command::Message("π \" \\".into()),
+            Command::Status,
+            Command::Events,
+            Command::Ping,
+        ];
+        for command in commands {
+            for (id, wait) in [(None, true), (Some(Value::from("a")), false), (Some(Value::from(7)), true)] {
+                let request = Request { id, command: command.clone(), wait };
+                assert_eq!(Request::parse(request.to_line().as_bytes()), Ok(request));
+            }
+        }
+    }
+
+    #[test]
+    fn what_others_write_is_understood() {
+        let parse = |line: &str| Request::parse(line.as_bytes()).map(|request| request.command);
+        assert_eq!(parse(r#"{"cmd":"upgrade","value":""}"#), Ok(Command::Upgrade));
+        assert_eq!(parse("{\"value\":null, \"cmd\":\"upgrade\",\"later\":[1]}\r"), Ok(Command::Upgrade));
+        assert_eq!(parse(r#"{"cmd":"scale","value":"4"}"#), Ok(Command::Scale(Scale::To(4))));
+        assert_eq!(parse(r#"{"cmd":"version"}"#), Ok(Command::Ping));
+    }
+
+    #[test]
+    fn a_bad_line_is_told_what_is_wrong_and_keeps_its_id() {
+        assert!(reason("GET / HTTP/1.1\r").starts_with("a line must be a JSON object"));
+        assert!(reason("").starts_with("a line must be a JSON object"));
+        assert!(reason("[]").starts_with("a line must be a JSON object"));
+        assert!(reason(&"[".repeat(60_000)).starts_with("a line must be a JSON object"));
+        assert_eq!(reason("{}"), "the object must have a text `cmd`");
+        assert_eq!(reason(r#"{"cmd":7}"#), "the object must have a text `cmd`");
+        assert_eq!(reason(r#"{"cmd":"stop","now":1}"#), "`now` must be true or false");
+        assert!(reason(r#"{"cmd":"upgrade","value":"/srv/2.js"}"#).contains("service file"));
+        for value in ["-1", "1.5", "\"\"", "\"x\"", "\"+\"", "null", "99999999999"] {
+            let line = format!(r#"{{"cmd":"scale","value":{value}}}"#);
+            assert!(reason(&line).starts_with("`value` must be a number"), "{line}");
+        }
+        assert!(reason(r#"{"cmd":"message","value":"a\nb"}"#).contains("one line"));
+        assert!(reason(&format!(r#"{{"cmd":"message","value":"{}"}}"#, "x".repeat(4096))).contains("4095"));
+        let bad = Request::parse(br#"{"id":7,"cmd":"fly\u001b[2J"}"#).unwrap_err();
+        assert_eq!((bad.id, bad.cmd.as_str()), (Some(7.into()), "fly\u{1b}[2J"));
+        assert_eq!(bad.reason, "unknown cmd `fly\u{fffd}[2J`");
+    }
+
+    #[test]
+    fn replies_echo_the_cmd_as_they_always_did() {
+        let text = |reply: &Reply| String::from_utf8(line(reply)).unwrap();
+        assert_eq!(text(&Reply::ok("upgrade")), "{\"cmd\":\"upgrade\",\"value\":\"OK\",\"ok\":true}\n");
+        let outcome = Outcome::RolledBack("worker 3 exited".into());
+        assert_eq!(
+            text(&Reply::of("upgrade", &outcome)),
+            "{\"cmd\":\"upgrade\",\"value\":\"rolled back: worker 3 exited\",\"ok\":false,\
+             \"outcome\":\"rolled-back\",\"reason\":\"worker 3 exited\"}\n"
+        );
+    }
+
+    #[test]
+    fn events_and_replies_are_told_apart() {
+        let notice = Notice::Worker(WorkerId(3), WorkerNotice::Ready);
+        let written = line(&EventLine::new(&notice, "worker 3 ready"));
+        assert_eq!(
+            String::from_utf8_lossy(&written),
+            "{\"event\":\"worker-ready\",\"worker\":3,\"warning\":false,\"text\":\"worker 3 ready\"}\n"
+        );
+        assert!(
+            matches!(serde_json::from_slice(&written), Ok(Line::Event(event)) if event.worker == Some(3))
+        );
+        let reply = line(&Reply::ok("ping"));
+        assert!(matches!(serde_json::from_slice(&reply), Ok(Line::Reply(reply)) if reply.ok));
+        let pause = Notice::Backoff(GenerationId(2), SlotId(1), Duration::from_secs(1));
+        let event = EventLine::new(&pause, "");
+        assert_eq!((event.generation, event.slot), (Some(2), Some(1)));
+    }
+}

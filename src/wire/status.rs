@@ -1,0 +1,129 @@
+//! How things stand, as `status` tells it and as the first line of `events` does.
+//!
+//! Times are lengths in milliseconds, memory is in bytes; what is not known is left out.
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::core::time::Human;
+
+/// A service and its manager.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The service's name.
+    pub service: String,
+    /// The manager's process.
+    pub pid: u32,
+    /// How long the manager has run.
+    pub up_ms: u64,
+    /// `starting`, `serving`, `checking`, `upgrading`, `probation`, `rolling-back`, `respawning`, `stopping`, `stopped`.
+    pub phase: String,
+    /// All of it in a sentence.
+    pub summary: String,
+    /// The generation that serves.
+    pub generation: u64,
+    /// How long it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation_ms: Option<u64>,
+    /// The folder that it is pinned to.
+    pub directory: String,
+    /// How many workers it is to have.
+    pub wanted: u32,
+    /// How many of them are ready.
+    pub ready: u32,
+    /// The generation that is being upgraded to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrading_to: Option<u64>,
+    /// The generation to which a rollback would go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<u64>,
+    /// How the last upgrade ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_upgrade: Option<LastUpgrade>,
+    /// The worker processes, those that drain included.
+    pub workers: Vec<Worker>,
+    /// Empty slots that wait after a death.
+    pub waiting: Vec<WaitingSlot>,
+    /// The sockets of the generation that serves.
+    pub sockets: Vec<Socket>,
+}
+
+/// How the last upgrade ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastUpgrade {
+    /// The generation that it was to.
+    pub generation: u64,
+    /// `committed`, `rolled-back`, `refused`, `superseded`.
+    pub outcome: String,
+    /// Why it is not committed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How long ago.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ago_ms: Option<u64>,
+}
+
+/// A worker process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worker {
+    /// Its number, never given twice.
+    pub id: u64,
+    /// Its process; none while it is being started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// Whose code it runs.
+    pub generation: u64,
+    /// Its place.
+    pub slot: u32,
+    /// `starting`, `ready`, `draining`, `aborting`, `killing`.
+    pub state: String,
+    /// How long it has been in that state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_ms: Option<u64>,
+    /// How long it has run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
+    /// The resident memory of its process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// That of its process and all that descend from it, where there are any; what they share counts for each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree_memory: Option<u64>,
+    /// Its open connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u64>,
+    /// How many workers of its generation have died by themselves in its slot.
+    pub restarts: u64,
+    /// What it says of itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub says: String,
+    /// Why it drains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// When it is killed unless it has ended; of a starting one: when it has failed unless it is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+}
+
+/// An empty slot that waits after a death.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingSlot {
+    /// Whose.
+    pub generation: u64,
+    /// The place.
+    pub slot: u32,
+    /// How many of its workers have died in a row.
+    pub deaths: u32,
+    /// When its next worker starts.
+    pub starts_in_ms: u64,
+}
+
+/// A socket of the service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Socket {
+    /// Its name.
+    pub name: String,
+    /// Its address, as the service file writes it.
+    pub listen: String,
+    /// Whether a worker hurt it in a way that could not be repaired.
+    pub broken: bool,
+}
