@@ -3,8 +3,8 @@
 use std::panic;
 use std::process::{self, ExitCode};
 
-use clap::{Parser, Subcommand};
-use liveswap::cli::{check, demo, report, run};
+use clap::{CommandFactory, Parser, Subcommand};
+use liveswap::cli::{change, check, completions, demo, events, report, run, status, upgrade};
 use liveswap::daemon;
 
 /// Swaps the code of a running network service without losing a connection
@@ -21,6 +21,24 @@ enum Command {
     Run(run::RunArgs),
     /// Check service files
     Check(check::CheckArgs),
+    /// Upgrade a service: read its file again, and change to what it defines
+    Upgrade(upgrade::UpgradeArgs),
+    /// Go back to the generation before, or take back the upgrade under way
+    Rollback(upgrade::RollbackArgs),
+    /// Show how a service stands
+    Status(status::StatusArgs),
+    /// Replace every worker by a fresh one of the same generation
+    Respawn(change::RespawnArgs),
+    /// Set the number of workers
+    Scale(change::ScaleArgs),
+    /// Hand a line of text to every worker
+    Message(change::MessageArgs),
+    /// Show what happens, as it happens
+    Events(events::EventsArgs),
+    /// Drain all workers and end the manager
+    Stop(change::StopArgs),
+    /// Print completions for a shell
+    Completions(completions::CompletionsArgs),
     /// Show the main job on a built-in service: an upgrade under load, and a bad release
     Demo(demo::DemoArgs),
     /// The demo's worker
@@ -40,6 +58,15 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Upgrade(args) => upgrade::upgrade(&args),
+        Command::Rollback(args) => upgrade::rollback(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Respawn(args) => change::respawn(&args),
+        Command::Scale(args) => change::scale(&args),
+        Command::Message(args) => change::message(&args),
+        Command::Events(args) => events::run(&args),
+        Command::Stop(args) => change::stop(&args),
+        Command::Completions(args) => completions::print(&args, &mut Cli::command()),
         Command::Demo(args) => demo::run(args),
         Command::DemoWorker(args) => demo::worker(args),
     }

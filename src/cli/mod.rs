@@ -1,6 +1,13 @@
 //! The command line: one room a command family.
 
+pub mod change;
 pub mod check;
+pub mod completions;
+mod connection;
 pub mod demo;
+pub mod events;
 pub mod report;
 pub mod run;
+pub mod status;
+mod table;
+pub mod upgrade;

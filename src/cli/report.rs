@@ -14,8 +14,14 @@ pub enum Status {
     Done = 0,
     /// Refused, failed or rolled back.
     Failed = 1,
+    /// What was typed makes no sense.
+    Usage = 2,
     /// The service file is bad.
     BadFile = 3,
+    /// There is no such manager.
+    NoManager = 4,
+    /// Ended by Ctrl-C.
+    Interrupted = 130,
 }
 
 impl From<Status> for ExitCode {
@@ -40,6 +46,20 @@ pub fn print(error: &dyn Error, hint: Option<&str>) {
 /// Prints what is worth knowing and yet no error.
 pub fn print_warning(text: &str) {
     eprintln!("Warning: {text}");
+}
+
+/// Prints what a manager could not do: what, why, what else is known of it, and what to do next.
+pub fn print_failure(heading: &str, cause: Option<&str>, details: &[String], hint: Option<&str>) {
+    eprintln!("Error: {heading}");
+    if let Some(cause) = cause {
+        eprintln!("Caused by: {cause}");
+    }
+    for detail in details {
+        eprintln!("  {detail}");
+    }
+    if let Some(hint) = hint {
+        eprintln!("Hint: {hint}");
+    }
 }
 
 /// Prints a text that is laid out already, such as the problems of a service file.

@@ -65,6 +65,7 @@ pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> 
     let output = table.read("output", |value| values::choice(value, &outputs));
     let ignore_sigpipe = table.read("ignore_sigpipe", values::boolean);
     let listen_pid = table.read("listen_pid", values::boolean);
+    let messages = table.read("messages", values::boolean);
     table.require("command", r#"the shortest service file: [service] with command = ["./server"]"#);
     table.finish();
 
@@ -80,6 +81,7 @@ pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> 
         output: output.map_or(Output::Inherit, At::value),
         ignore_sigpipe: ignore_sigpipe.is_none_or(At::value),
         listen_pid: listen_pid.is_none_or(At::value),
+        messages: messages.is_some_and(At::value),
         drain_signal,
     };
     Service { name, process, workers, protocol }

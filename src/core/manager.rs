@@ -38,6 +38,8 @@ pub struct Manager {
     pub(super) served: bool,
     /// How the last upgrade ended.
     pub(super) last_upgrade: Option<(GenerationId, Outcome)>,
+    /// The worker whose loss rolled the latest upgrade back.
+    pub(super) culprit: Option<WorkerId>,
     /// Why the last worker that died by itself did; empty once all are ready again.
     pub(super) trouble: String,
     pub(super) next_worker: WorkerId,
@@ -68,6 +70,7 @@ impl Manager {
             awaiting_end: Vec::new(),
             served: false,
             last_upgrade: None,
+            culprit: None,
             trouble: String::new(),
             next_worker: WorkerId(1),
             next_generation: first.next(),

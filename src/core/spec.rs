@@ -75,6 +75,8 @@ pub struct ProcessSpec {
     pub ignore_sigpipe: bool,
     /// Whether `LISTEN_PID` is set; off for wrapper scripts that do not `exec`.
     pub listen_pid: bool,
+    /// Whether it takes messages, on an inherited pipe (`LIVESWAP_MESSAGE_FD`).
+    pub messages: bool,
     /// The number of the signal that asks a worker to drain.
     pub drain_signal: i32,
 }

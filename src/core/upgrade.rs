@@ -40,8 +40,6 @@ pub(super) struct Upgrade {
     pub(super) requests: Vec<RequestId>,
     /// Those who asked for a rollback while it was under way.
     pub(super) undo: Vec<RequestId>,
-    /// The worker whose loss rolled it back.
-    pub(super) culprit: Option<WorkerId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,7 +170,8 @@ impl Manager {
             Some(id) => (CheckStep::Preparing, Notice::RollbackBegan(to, id), Action::Reuse(to, id)),
         };
         let phase = Phase::Checking { step, until: now + CHECK_TIMEOUT };
-        let upgrade = Upgrade { to, phase, earlier, requests, undo: Vec::new(), culprit: None };
+        let upgrade = Upgrade { to, phase, earlier, requests, undo: Vec::new() };
+        self.culprit = None;
         self.change = Some(Change::Upgrade(upgrade));
         out.extend([Action::Tell(notice), action]);
     }
@@ -268,7 +267,7 @@ impl Manager {
             | Phase::Surging { .. }
             | Phase::Probation { .. }
             | Phase::RollingBack { .. } => {
-                upgrade.culprit = Some(id);
+                self.culprit = Some(id);
                 self.roll_back(now, reason, out);
             }
         }

@@ -40,9 +40,9 @@ impl Manager {
         self.upgrade().map(|upgrade| upgrade.to)
     }
 
-    /// The worker whose loss rolls the upgrade under way back.
+    /// The worker whose loss rolled the latest upgrade back.
     pub fn culprit(&self) -> Option<WorkerId> {
-        self.upgrade().and_then(|upgrade| upgrade.culprit)
+        self.culprit
     }
 
     /// What the service is busy with, in a word of the glossary.

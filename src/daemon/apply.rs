@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use tracing::{error, info, warn};
 
 use super::launch::{self, Equipment};
-use super::process::{Process, WorkerOutput};
+use super::process::{Process, Tail, WorkerOutput};
 use super::run::{Daemon, Role};
 use super::token::{Stream, Token};
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
@@ -16,7 +16,7 @@ use crate::core::notice::{Loudness, Notice, Outcome, WorkerNotice};
 use crate::core::spec::{Output, Protocol};
 use crate::core::{Action, Event};
 use crate::sys::notify_socket::NotifySocket;
-use crate::sys::output::output_pipe;
+use crate::sys::output::{message_pipe, output_pipe};
 use crate::sys::process;
 use crate::sys::spawn::{Spawned, spawn};
 use crate::sys::wait::Interest;
@@ -50,8 +50,7 @@ impl Daemon {
             Action::RestoreSockets(generation) => self.restore_sockets(generation),
             Action::Forget(generation) => self.let_go(generation),
             Action::TellHook(generation, outcome) => self.run_after(generation, &outcome),
-            // Requests come with the control socket; signals wait for no answer.
-            Action::Answer(..) => {}
+            Action::Answer(request, outcome) => self.answer(request, &outcome),
             Action::Tell(notice) => self.tell(&notice),
             Action::Exit => {
                 self.ended = true;
@@ -75,10 +74,12 @@ impl Daemon {
             Output::Inherit => None,
             Output::Prefix => Some((output_pipe()?, output_pipe()?)),
         };
+        let messages = spec.process.messages.then(message_pipe).transpose()?;
         let equipment = Equipment {
             sockets: of.sockets.listeners.iter().map(|listener| listener.as_fd()).collect(),
             notify: notify.as_ref().map(NotifySocket::path),
             watchdog: spec.policy.watchdog,
+            messages: messages.as_ref().map(|(theirs, _)| theirs.as_fd()),
             outputs: pipes.as_ref().map(|(out, err)| (out.1.as_fd(), err.1.as_fd())),
         };
         let place = of.place(generation, Some(slot));
@@ -97,9 +98,12 @@ impl Daemon {
             notify,
             start: Some(spawned),
             failure: None,
+            messages: messages.map(|(_, ours)| ours),
+            tail: Tail::default(),
             outputs: outputs.collect(),
         };
         self.roles.insert(process.pid, Role::Worker(worker));
+        self.history.started(worker, self.now());
         info!(
             worker = worker.0,
             generation = generation.0,
@@ -231,7 +235,7 @@ impl Daemon {
     }
 
     fn tell(&mut self, notice: &Notice) {
-        let clock = self.clock_micros();
+        let (clock, clock_now) = (self.clock_micros(), self.now());
         self.upward.tell(notice, &self.manager, clock);
         let text = match notice {
             Notice::Worker(worker, what) => match self.processes.get(worker) {
@@ -246,6 +250,8 @@ impl Daemon {
             self.looks_at_sockets = true;
             self.occasion = Some(*worker);
         }
+        self.history.note(notice, &self.manager, &self.processes, clock_now);
+        self.publish(notice, &text);
         match notice.loudness() {
             Loudness::Info => info!("{text}"),
             Loudness::Warning => warn!("{text}"),

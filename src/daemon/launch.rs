@@ -23,6 +23,12 @@ use crate::sys::strings::CStrings;
 /// The worker's number, as the log has it; no two workers of a manager ever have the same.
 pub const WORKER_VARIABLE: &str = "LIVESWAP_WORKER";
 
+/// Where a worker reads its messages, a line each.
+const MESSAGE_VARIABLE: &str = "LIVESWAP_MESSAGE_FD";
+
+/// The number of the first descriptor that a worker inherits (sd_listen_fds(3)).
+const FIRST_DESCRIPTOR: usize = 3;
+
 /// What the manager itself was started with, and passes on.
 #[derive(Debug)]
 pub struct Heritage {
@@ -150,6 +156,8 @@ pub struct Equipment<'a> {
     pub notify: Option<&'a Path>,
     /// Its watchdog's time-out.
     pub watchdog: Option<Duration>,
+    /// The read end of the pipe for its messages, under `messages = true`.
+    pub messages: Option<BorrowedFd<'a>>,
     /// The write ends of its output's pipes, under `output = "prefix"`.
     pub outputs: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
 }
@@ -181,9 +189,15 @@ pub fn worker<'a>(id: WorkerId, place: Place<'_>, equipment: &Equipment<'a>) -> 
             pid_variables.push(c"WATCHDOG_PID");
         }
     }
+    let mut descriptors = equipment.sockets.clone();
+    if let Some(messages) = equipment.messages {
+        // After those that LISTEN_FDS counts.
+        set(&mut environment, MESSAGE_VARIABLE, &(FIRST_DESCRIPTOR + descriptors.len()).to_string())?;
+        descriptors.push(messages);
+    }
     let launch = process(place, &spec.process.command, environment)?;
     let (stdout, stderr) = equipment.outputs.unzip();
-    Ok(Launch { pid_variables, descriptors: equipment.sockets.clone(), stdout, stderr, ..launch })
+    Ok(Launch { pid_variables, descriptors, stdout, stderr, ..launch })
 }
 
 /// Returns how a hook or a probe is started: as a worker's program would be, without its sockets.

@@ -8,11 +8,13 @@
 //! launch    release + place -> how a process is started    process   a worker's process
 //! sockets   the listeners, shared by generations           repair    mending what workers do to them
 //! upward    what we tell systemd                            runtime   the runtime directory
+//! control   the clients of the control socket
 //! log       the form of the log                             outlet    our outputs, never waited for
 //! ```
 
 mod apply;
 mod checker;
+mod control;
 mod launch;
 pub mod log;
 mod outlet;
@@ -22,7 +24,7 @@ mod reap;
 mod release;
 mod repair;
 mod run;
-mod runtime;
+pub mod runtime;
 pub mod sockets;
 mod token;
 mod upward;
@@ -32,6 +34,7 @@ use std::path::{Path, PathBuf};
 
 use tracing::info;
 
+use self::control::Control;
 use self::launch::Heritage;
 pub use self::release::Refusal;
 use self::release::Release;
@@ -108,11 +111,15 @@ pub fn run(file: PathBuf, color: bool) -> Result<(), ManagerError> {
     let heritage =
         Heritage::take(raise_descriptor_limit().map_err(io("raising the limit of open descriptors"))?);
     let upward = ServiceManager::from_environment();
+    let control = Control::bind(&runtime.control(), release.control_group);
+    let control = control.map_err(io("binding the control socket"))?;
     let prepared = prepare::prepare_sockets(&mut sockets, &release)?;
     info!("{} runs {} (pid {})", env!("CARGO_PKG_NAME"), summary(&release.spec), std::process::id());
-    let start = Start { file, release, prepared, sockets, runtime, heritage, upward };
+    let start = Start { file, release, prepared, sockets, runtime, heritage, upward, control };
     let mut daemon = Daemon::new(start).map_err(io("setting up the event loop"))?;
-    daemon.run().map_err(io("waiting for events"))
+    let ended = daemon.run().map_err(io("waiting for events"));
+    daemon.part();
+    ended
 }
 
 /// What there is to say of a service file that can be used.

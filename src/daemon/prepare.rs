@@ -221,9 +221,6 @@ impl Daemon {
 ///
 /// What failed; then nothing has changed.
 pub(super) fn prepare_sockets(sockets: &mut Sockets, release: &Release) -> Result<Prepared, SocketError> {
-    if release.spec.control.group.is_some() {
-        warn!("[control] group has no effect yet: there is no control socket in this version");
-    }
     let prepared = sockets.prepare(&plans(release))?;
     for warning in &prepared.warnings {
         warn!("{warning}");

@@ -1,5 +1,6 @@
 //! A worker's process as the shell knows it: its pid, its notify socket, its output.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,7 +11,7 @@ use tracing::debug;
 use super::outlet::{ERROR, OUTPUT};
 use super::token::Stream;
 use crate::core::ids::{GenerationId, SlotId};
-use crate::core::word::Word;
+use crate::core::word::{Word, one_line};
 use crate::sys::notify_socket::NotifySocket;
 use crate::sys::spawn::Spawned;
 use crate::wire::lines::{Line, Lines};
@@ -32,6 +33,10 @@ const READ_SIZE: usize = 16 * 1024;
 /// The longest line of output that is kept whole, in bytes.
 const MAX_LINE: usize = 8192;
 
+/// How many lines of a worker's standard error are kept, and how much of each, in bytes.
+const TAIL_LINES: usize = 20;
+const TAIL_LINE: usize = 400;
+
 /// A worker's process, until it is reaped.
 #[derive(Debug)]
 pub struct Process {
@@ -52,6 +57,10 @@ pub struct Process {
     pub start: Option<Spawned>,
     /// Why its program could not be executed.
     pub failure: Option<String>,
+    /// Where it is sent messages, under `messages = true`; writing never blocks.
+    pub messages: Option<OwnedFd>,
+    /// The end of its standard error, under `output = "prefix"`.
+    pub tail: Tail,
     /// Its standard output and error, under `output = "prefix"`.
     pub outputs: Vec<WorkerOutput>,
 }
@@ -65,6 +74,25 @@ pub struct WorkerOutput {
     pub pipe: File,
     lines: Lines,
     prefix: String,
+}
+
+/// The last lines of an output, for whoever asks why its worker failed.
+#[derive(Debug, Default)]
+pub struct Tail(VecDeque<String>);
+
+impl Tail {
+    fn push(&mut self, line: &[u8]) {
+        if self.0.len() == TAIL_LINES {
+            self.0.pop_front();
+        }
+        let end = line.len().min(TAIL_LINE);
+        self.0.push_back(one_line(&String::from_utf8_lossy(&line[..end])));
+    }
+
+    /// Returns the lines, oldest first.
+    pub fn lines(&self) -> Vec<String> {
+        self.0.iter().cloned().collect()
+    }
 }
 
 impl Process {
@@ -116,10 +144,11 @@ impl Process {
     /// Passes on what the worker wrote to `stream`; returns `false` once nothing more can come.
     pub fn pass_on(&mut self, stream: Stream) -> bool {
         let output = self.outputs.iter_mut().find(|output| output.stream == stream);
+        let tail = &mut self.tail;
         output.is_some_and(|output| {
-            let goes_on = output.pass_on();
+            let goes_on = output.pass_on(tail);
             if !goes_on {
-                output.finish();
+                output.finish(tail);
             }
             goes_on
         })
@@ -130,10 +159,10 @@ impl Process {
     pub fn finish_outputs(&mut self) {
         for output in &mut self.outputs {
             let mut reads_left = PIPE_READS;
-            while reads_left > 0 && output.pass_on() && output.has_more() {
+            while reads_left > 0 && output.pass_on(&mut self.tail) && output.has_more() {
                 reads_left -= 1;
             }
-            output.finish();
+            output.finish(&mut self.tail);
         }
         self.outputs.clear();
     }
@@ -145,7 +174,7 @@ impl WorkerOutput {
         Self { stream, pipe, lines: Lines::new(MAX_LINE), prefix }
     }
 
-    fn pass_on(&mut self) -> bool {
+    fn pass_on(&mut self, tail: &mut Tail) -> bool {
         let mut buffer = [0; READ_SIZE];
         match self.pipe.read(&mut buffer) {
             Ok(0) => return false,
@@ -155,7 +184,7 @@ impl WorkerOutput {
             }
         }
         while let Some(line) = self.lines.next_line() {
-            emit(self.stream, &self.prefix, &line);
+            emit(self.stream, &self.prefix, &line, tail);
         }
         true
     }
@@ -164,17 +193,20 @@ impl WorkerOutput {
         crate::sys::output::is_readable(self.pipe.as_fd()).unwrap_or(false)
     }
 
-    fn finish(&mut self) {
+    fn finish(&mut self, tail: &mut Tail) {
         if let Some(line) = self.lines.finish() {
-            emit(self.stream, &self.prefix, &line);
+            emit(self.stream, &self.prefix, &line, tail);
         }
     }
 }
 
-fn emit(stream: Stream, prefix: &str, line: &Line<'_>) {
+fn emit(stream: Stream, prefix: &str, line: &Line<'_>, tail: &mut Tail) {
     let text = [prefix.as_bytes(), line.bytes, b"\n"].concat();
     match stream {
         Stream::Out => OUTPUT.push_from_worker(&text),
-        Stream::Err => ERROR.push_from_worker(&text),
+        Stream::Err => {
+            tail.push(line.bytes);
+            ERROR.push_from_worker(&text);
+        }
     }
 }

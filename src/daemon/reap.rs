@@ -28,7 +28,13 @@ impl Daemon {
                     self.hooks_end.remove(&pid);
                     let goes_on = match role {
                         Some(Role::Worker(worker)) => self.kill_rest(worker, pid),
-                        Some(Role::Checker(_) | Role::Before(_) | Role::After(_) | Role::Probe(_)) => {
+                        Some(
+                            Role::Checker(_)
+                            | Role::Before(_)
+                            | Role::After(_)
+                            | Role::Probe(_)
+                            | Role::Survey,
+                        ) => {
                             kill_group(pid);
                             false
                         }
@@ -111,6 +117,7 @@ impl Daemon {
             Role::After(generation) if done => info!("generation {generation}: the hook `after` is done"),
             Role::After(generation) => warn!("generation {generation}: the hook `after` {how}"),
             Role::Probe(worker) => self.inbox.push_back(Event::Probed(worker, done)),
+            Role::Survey => self.surveyed(exit),
         }
     }
 

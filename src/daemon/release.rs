@@ -33,6 +33,8 @@ pub struct Release {
     pub credentials: Option<Credentials>,
     /// Who owns the UNIX paths, a pair for each socket of the specification.
     pub owners: Vec<Owner>,
+    /// The group that may use the control socket.
+    pub control_group: Option<u32>,
 }
 
 /// The numbers of an identity.
@@ -99,8 +101,10 @@ impl Release {
             look_up(&spec.process.identity, &mut environment).map_err(&mut note).unwrap_or_default();
         let owners = spec.sockets.iter().map(|socket| owner(socket).map_err(&mut note).unwrap_or_default());
         let owners = owners.collect();
+        let group = spec.control.group.as_deref().map(names::group_id).transpose();
+        let control_group = group.map_err(&mut note).unwrap_or_default().map(Into::into);
         if problems.is_empty() {
-            Ok(Self { spec, directory, environment, credentials, owners })
+            Ok(Self { spec, directory, environment, credentials, owners, control_group })
         } else {
             Err(Refusal::of(path, &problems))
         }

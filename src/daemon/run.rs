@@ -14,6 +14,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use tracing::{error, info, warn};
 
+use super::control::{Control, History};
 use super::launch::{Common, Heritage, Place};
 use super::outlet::{ERROR, OUTPUT, Outlet};
 use super::prepare::Candidate;
@@ -58,6 +59,7 @@ pub(super) enum Role {
     Before(GenerationId),
     After(GenerationId),
     Probe(WorkerId),
+    Survey,
 }
 
 /// The manager, with all that it has a hold of.
@@ -84,6 +86,8 @@ pub struct Daemon {
     /// Those of them that are probes and hooks.
     pub(super) helpers: BTreeMap<Pid, Spawned>,
     pub(super) upward: ServiceManager,
+    pub(super) control: Control,
+    pub(super) history: History,
     /// Events that are yet to be handed in.
     pub(super) inbox: VecDeque<Event>,
     /// What workers wait to be closed until all that they said was acted on (sd_notify_barrier(3)).
@@ -122,6 +126,8 @@ pub struct Start {
     pub heritage: Heritage,
     /// The way to the service manager.
     pub upward: ServiceManager,
+    /// The clients.
+    pub control: Control,
 }
 
 impl Daemon {
@@ -155,6 +161,8 @@ impl Daemon {
             roles: BTreeMap::new(),
             helpers: BTreeMap::new(),
             upward: start.upward,
+            control: start.control,
+            history: History::default(),
             inbox: VecDeque::from([Event::Tick]),
             barriers: Vec::new(),
             ended: false,
@@ -168,6 +176,7 @@ impl Daemon {
             blocked: Vec::new(),
         };
         daemon.watch_sockets();
+        daemon.poller.add(&daemon.control.socket, Token::Control.pack(), Interest::Read)?;
         Ok(daemon)
     }
 
@@ -187,6 +196,7 @@ impl Daemon {
             self.poller.wait(self.time_to_wait(tick_at), &mut ready)?;
             self.collect(&ready);
             self.end_late_hooks();
+            self.end_late_clients();
             self.kill_orphans();
             if tick_at.is_some_and(|at| at <= self.now()) {
                 self.inbox.push_back(Event::Tick);
@@ -227,6 +237,7 @@ impl Daemon {
             gone.map(|worker| self.processes.remove(&worker));
         }
         self.upward.sync(&self.manager, &self.dead_sockets(), self.now());
+        self.serve_clients();
         self.flush_outputs();
         self.barriers.clear();
     }
@@ -236,6 +247,7 @@ impl Daemon {
         deadlines
             .chain(self.hooks_end.values().copied())
             .chain(self.look_for_orphans_at)
+            .chain(self.control.next_deadline())
             .min()
             .map(|deadline| deadline - self.now())
     }
@@ -252,6 +264,9 @@ impl Daemon {
                 Token::Checker(generation) => self.read_check(generation),
                 Token::Sockets => self.mend_sockets(None),
                 Token::Outlet(_) => {} // Flushed in each turn.
+                Token::Control => self.admit(),
+                Token::Client(client) => self.attend(client),
+                Token::Survey => self.read_survey(),
                 Token::Signals => self.take_signals(),
             }
         }

@@ -12,7 +12,10 @@ use nix::unistd::{Uid, geteuid, getpid};
 /// The longest path of a runtime directory: of the 107 bytes of a socket's path, `/notify/` and a name take 40.
 const MAX_PATH: usize = 107 - 40;
 
-/// The directory for notify sockets and state; what we made in it is removed at the end.
+/// The name of the control socket in the runtime directory.
+pub const CONTROL: &str = "control.sock";
+
+/// The directory for sockets and state; what we made in it is removed at the end.
 #[derive(Debug)]
 pub struct RuntimeDirectory {
     path: PathBuf,
@@ -99,6 +102,12 @@ impl RuntimeDirectory {
         fs::set_permissions(self.notify(), Permissions::from_mode(0o711))
     }
 
+    /// Returns the path of the control socket.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.path.join(CONTROL)
+    }
+
     /// Returns the folder of the notify sockets.
     #[must_use]
     pub fn notify(&self) -> PathBuf {
@@ -131,9 +140,47 @@ pub fn locate(service: &str) -> PathBuf {
         .join(service)
 }
 
+/// A service's runtime directory with a control socket in it, whether anybody listens there or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The service's name, as the directory has it; `None` for a directory that was given to us.
+    pub service: Option<String>,
+    /// The path of its control socket.
+    pub socket: PathBuf,
+}
+
+/// Returns where managers may be that this user can speak to, most likely first.
+#[must_use]
+pub fn places() -> Vec<Place> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let given = variable("RUNTIME_DIRECTORY").map(|_| locate(""));
+    let given = given.map(|folder| Place { service: None, socket: folder.join(CONTROL) });
+    let own = [variable("XDG_RUNTIME_DIR").map(|base| base.join("liveswap")), Some(shared_folder(geteuid()))];
+    let bases = [Some(PathBuf::from("/run/liveswap"))].into_iter().chain(own).flatten();
+    // A stranger's folder in the world's could hold anything.
+    let bases = bases.filter(|base| {
+        let trusted = |uid: u32| uid == 0 || uid == geteuid().as_raw();
+        fs::symlink_metadata(base).is_ok_and(|base| base.is_dir() && trusted(base.uid()))
+    });
+    let mut found: Vec<_> = bases.flat_map(|base| folders(&base)).collect();
+    found.sort_by(|a, b| a.service.cmp(&b.service));
+    given.into_iter().chain(found).filter(|place| place.socket.exists()).collect()
+}
+
+fn folders(base: &Path) -> impl Iterator<Item = Place> + use<> {
+    fs::read_dir(base).into_iter().flatten().flatten().filter_map(|entry| {
+        let service = entry.file_name().into_string().ok()?;
+        Some(Place { service: Some(service), socket: entry.path().join(CONTROL) })
+    })
+}
+
+fn shared_folder(user: Uid) -> PathBuf {
+    std::env::temp_dir().join(format!("liveswap-{user}"))
+}
+
 /// A folder of our own in the world's; that it is not somebody else's is checked on its use.
 fn private_folder(user: Uid) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("liveswap-{user}"));
+    let folder = shared_folder(user);
     // Where it exists with another mode or owner, the folder in it cannot be made or is found to be foreign.
     let _ = DirBuilder::new().mode(0o700).create(&folder);
     folder

@@ -4,6 +4,10 @@ use std::fmt;
 
 use crate::core::ids::{GenerationId, WorkerId};
 
+/// A client of the control socket, numbered from 1 over the whole life of the manager.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClientId(pub u64);
+
 /// Whose descriptor is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Token {
@@ -21,6 +25,12 @@ pub enum Token {
     Sockets,
     /// One of our own outputs takes text again.
     Outlet(Stream),
+    /// Somebody comes to the control socket.
+    Control,
+    /// A client of the control socket has written, takes more, or has gone.
+    Client(ClientId),
+    /// The child that looks at the workers has written.
+    Survey,
 }
 
 /// One of the two outputs of a process.
@@ -58,6 +68,9 @@ impl Token {
             Self::Sockets => (6, 0),
             Self::Outlet(Stream::Out) => (7, 0),
             Self::Outlet(Stream::Err) => (7, 1),
+            Self::Control => (8, 0),
+            Self::Client(ClientId(id)) => (9, id),
+            Self::Survey => (10, 0),
         };
         debug_assert!(id < 1 << SHIFT, "more than 2^56 workers");
         kind << SHIFT | id
@@ -77,6 +90,9 @@ impl Token {
             6 => Self::Sockets,
             7 if id == 0 => Self::Outlet(Stream::Out),
             7 => Self::Outlet(Stream::Err),
+            8 => Self::Control,
+            9 => Self::Client(ClientId(id)),
+            10 => Self::Survey,
             _ => return None,
         })
     }
@@ -98,6 +114,9 @@ mod tests {
             Token::Sockets,
             Token::Outlet(Stream::Out),
             Token::Outlet(Stream::Err),
+            Token::Control,
+            Token::Client(ClientId(7)),
+            Token::Survey,
         ];
         for token in tokens {
             assert_eq!(Token::unpack(token.pack()), Some(token));

@@ -25,6 +25,31 @@ pub fn output_pipe() -> io::Result<(File, OwnedFd)> {
     Ok((ours.into(), theirs))
 }
 
+/// Makes a pipe for messages to a worker: the end that it reads, which blocks, as programs expect, and the end that we
+/// write to, which never does.
+///
+/// # Errors
+///
+/// Those of pipe2(2).
+pub fn message_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
+    fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((theirs, ours))
+}
+
+/// Writes a message of at most `PIPE_BUF` bytes into a pipe: whole or not at all (pipe(7)).
+///
+/// # Errors
+///
+/// `WouldBlock` where what was written before is not read, `BrokenPipe` where nobody will.
+pub fn write_message(pipe: impl AsFd, message: &[u8]) -> io::Result<()> {
+    if message.len() > PIPE_BUF {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    write(pipe, message)?;
+    Ok(())
+}
+
 /// A way to one of our own outputs that never blocks, whoever else writes there.
 ///
 /// `O_NONBLOCK` belongs to the open file description (open(2)), which we share with the workers and with whoever

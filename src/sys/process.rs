@@ -165,6 +165,11 @@ fn children_by_scan(parent: Pid) -> Vec<Pid> {
     processes().filter(is_child).collect()
 }
 
+/// Returns every process of the machine with its parent.
+pub(super) fn parents() -> impl Iterator<Item = (Pid, Pid)> {
+    processes().filter_map(|pid| Some((pid, Stat::of(pid)?.parent)))
+}
+
 fn processes() -> impl Iterator<Item = Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| parse_pid(entry.file_name().to_str()?))

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::core::Scale;
+pub use crate::core::Scale;
 use crate::core::notice::{Loudness, Notice, Outcome};
 
 /// The version of the protocol: it grows when something in it no longer means what it meant.
@@ -346,13 +346,31 @@ impl EventLine {
 }
 
 /// A line from the manager.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug)]
 pub enum Line {
     /// Something that happened.
     Event(EventLine),
     /// An answer.
     Reply(Box<Reply>),
+}
+
+impl Line {
+    /// Reads a line, without its newline.
+    ///
+    /// # Errors
+    ///
+    /// It is neither.
+    pub fn parse(line: &str) -> Result<Self, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Kind {
+            event: Option<serde::de::IgnoredAny>,
+        }
+        let kind: Kind = serde_json::from_str(line)?;
+        Ok(match kind.event {
+            Some(_) => Self::Event(serde_json::from_str(line)?),
+            None => Self::Reply(serde_json::from_str(line)?),
+        })
+    }
 }
 
 /// Writes a line, newline included.
@@ -444,16 +462,16 @@ mod tests {
     #[test]
     fn events_and_replies_are_told_apart() {
         let notice = Notice::Worker(WorkerId(3), WorkerNotice::Ready);
-        let written = line(&EventLine::new(&notice, "worker 3 ready"));
+        let written = String::from_utf8(line(&EventLine::new(&notice, "worker 3 ready"))).unwrap();
         assert_eq!(
-            String::from_utf8_lossy(&written),
+            written,
             "{\"event\":\"worker-ready\",\"worker\":3,\"warning\":false,\"text\":\"worker 3 ready\"}\n"
         );
-        assert!(
-            matches!(serde_json::from_slice(&written), Ok(Line::Event(event)) if event.worker == Some(3))
-        );
-        let reply = line(&Reply::ok("ping"));
-        assert!(matches!(serde_json::from_slice(&reply), Ok(Line::Reply(reply)) if reply.ok));
+        assert!(matches!(Line::parse(&written), Ok(Line::Event(event)) if event.worker == Some(3)));
+        let status = RawValue::from_string("{\"later\":1}".into()).ok();
+        let reply = String::from_utf8(line(&Reply { status, ..Reply::ok("status") })).unwrap();
+        let Ok(Line::Reply(reply)) = Line::parse(&reply) else { panic!("{reply}") };
+        assert_eq!(reply.status.map(|status| status.get().to_owned()), Some("{\"later\":1}".into()));
         let pause = Notice::Backoff(GenerationId(2), SlotId(1), Duration::from_secs(1));
         let event = EventLine::new(&pause, "");
         assert_eq!((event.generation, event.slot), (Some(2), Some(1)));

@@ -41,6 +41,7 @@ fn every_default_is_the_documented_one() {
             output: Output::Inherit,
             ignore_sigpipe: true,
             listen_pid: true,
+            messages: false,
             drain_signal: libc::SIGTERM,
         },
         sockets: Vec::new(),
@@ -87,6 +88,7 @@ fn the_example_of_a_web_service_means_what_it_says() {
             output: Output::Prefix,
             ignore_sigpipe: true,
             listen_pid: true,
+            messages: false,
             drain_signal: libc::SIGTERM,
         },
         sockets: vec![SocketSpec {
@@ -155,7 +157,7 @@ fn relative_paths_start_at_the_folder_of_the_file() {
 
 #[test]
 fn identities_are_names_or_numbers() {
-    let text = "user = 1000\ngroup = \"33\"\nsupplementary_groups = [\"adm\", 27]\numask = 0o027\nlisten_pid = false\nignore_sigpipe = false\nclear_environment = true";
+    let text = "user = 1000\ngroup = \"33\"\nsupplementary_groups = [\"adm\", 27]\numask = 0o027\nlisten_pid = false\nmessages = true\nignore_sigpipe = false\nclear_environment = true";
     let process = accept(&format!("{MINIMAL}{text}")).process;
     let expected = Identity {
         user: Some("1000".into()),
@@ -164,7 +166,7 @@ fn identities_are_names_or_numbers() {
         umask: Some(0o027),
     };
     assert_eq!(process.identity, expected);
-    assert!(!process.listen_pid && !process.ignore_sigpipe && process.clear_environment);
+    assert!(process.messages && !process.listen_pid && !process.ignore_sigpipe && process.clear_environment);
     let none = accept(&format!("{MINIMAL}supplementary_groups = []")).process.identity;
     assert_eq!(none.supplementary_groups, Some(Vec::new()));
 }

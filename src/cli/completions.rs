@@ -1,0 +1,25 @@
+//! `liveswap completions`: what a shell needs to complete the command line.
+
+use std::io::{Write, stdout};
+use std::process::ExitCode;
+
+use clap::{Args, Command};
+use clap_complete::{Shell, generate};
+
+use super::report::Status;
+
+/// Arguments of `liveswap completions`.
+#[derive(Args, Debug)]
+pub struct CompletionsArgs {
+    /// The shell
+    shell: Shell,
+}
+
+/// Prints the completions of `command` for a shell.
+pub fn print(args: &CompletionsArgs, command: &mut Command) -> ExitCode {
+    let mut text = Vec::new();
+    generate(args.shell, command, "liveswap", &mut text);
+    // Who does not read it has the exit status.
+    let _ = stdout().write_all(&text);
+    Status::Done.into()
+}

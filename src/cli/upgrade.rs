@@ -1,0 +1,189 @@
+//! `liveswap upgrade` and `liveswap rollback`: the exit status is the outcome.
+
+use std::collections::BTreeSet;
+use std::io::{Write, stdout};
+use std::process::{self, ExitCode};
+use std::thread;
+
+use clap::Args;
+use signal_hook::consts::SIGINT;
+use signal_hook::iterator::Signals;
+
+use super::connection::{Connection, ConnectionError};
+use super::report::{self, Status};
+use crate::wire::control::{Command, Evidence, Line, Reply, Request};
+use crate::wire::status;
+
+/// Arguments of `liveswap upgrade`.
+#[derive(Args, Debug)]
+pub struct UpgradeArgs {
+    /// The service; may be left out where one runs
+    name: Option<String>,
+    /// Return as soon as the upgrade has begun
+    #[arg(long, conflicts_with = "drained")]
+    no_wait: bool,
+    /// Return when the last worker of the old generations has gone
+    #[arg(long)]
+    drained: bool,
+    /// Print each event, and at last the answer, as a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `liveswap rollback`.
+#[derive(Args, Debug)]
+pub struct RollbackArgs {
+    /// The service; may be left out where one runs
+    name: Option<String>,
+    /// Return as soon as it has begun
+    #[arg(long)]
+    no_wait: bool,
+    /// Print each event, and at last the answer, as a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is asked for, and how it is shown.
+struct Change<'a> {
+    name: Option<&'a str>,
+    command: Command,
+    waits: bool,
+    drained: bool,
+    json: bool,
+}
+
+/// Upgrades a service; status 1 unless it is committed.
+pub fn upgrade(args: &UpgradeArgs) -> ExitCode {
+    let UpgradeArgs { name, no_wait, drained, json } = args;
+    let (waits, drained, json) = (!no_wait, *drained, *json);
+    Change { name: name.as_deref(), command: Command::Upgrade, waits, drained, json }.run()
+}
+
+/// Goes back to the generation before; status 1 unless it serves.
+pub fn rollback(args: &RollbackArgs) -> ExitCode {
+    let RollbackArgs { name, no_wait, json } = args;
+    let (waits, json) = (!no_wait, *json);
+    Change { name: name.as_deref(), command: Command::Rollback, waits, drained: false, json }.run()
+}
+
+impl Change<'_> {
+    fn run(self) -> ExitCode {
+        let outcome = Connection::open(self.name).and_then(|mut connection| {
+            let reply = self.follow(&mut connection)?;
+            Ok((connection.service, reply))
+        });
+        match outcome {
+            Err(error) => error.print(),
+            Ok((service, reply)) if reply.ok => {
+                if !self.json {
+                    say(&self.done(&service, &reply));
+                }
+                Status::Done.into()
+            }
+            Ok((service, reply)) => {
+                explain(&service, &reply);
+                Status::Failed.into()
+            }
+        }
+    }
+
+    /// Asks, shows what happens, and returns the answer.
+    fn follow(&self, connection: &mut Connection) -> Result<Reply, ConnectionError> {
+        if self.waits {
+            self.mention_interrupts(&connection.service);
+            connection.ask(&Request::new(Command::Events))?;
+        }
+        connection.ask(&Request { id: None, command: self.command.clone(), wait: self.waits })?;
+        let mut old = BTreeSet::new();
+        let mut answer: Option<Reply> = None;
+        loop {
+            let heard = connection.hear()?;
+            let is_snapshot = matches!(&heard.line, Line::Reply(reply) if reply.cmd == "events");
+            if self.json && !is_snapshot {
+                say(&heard.text);
+            }
+            match heard.line {
+                Line::Event(event) => {
+                    if !self.json {
+                        say(&event.text);
+                    }
+                    if event.event == "generation-gone" {
+                        event.generation.map(|id| old.remove(&id));
+                    }
+                }
+                Line::Reply(reply) if is_snapshot => old = generations(&reply),
+                Line::Reply(reply) if reply.cmd == self.command.name() || !reply.ok => answer = Some(*reply),
+                Line::Reply(_) => {}
+            }
+            if let Some(reply) = answer.take_if(|reply| !self.waits_on(reply, &old)) {
+                return Ok(reply);
+            }
+        }
+    }
+
+    /// Whether something is still waited for after the answer.
+    fn waits_on(&self, reply: &Reply, old: &BTreeSet<u64>) -> bool {
+        let is_old = |id: &u64| reply.generation.is_some_and(|new| *id < new);
+        self.drained && reply.ok && old.iter().any(is_old)
+    }
+
+    fn done(&self, service: &str, reply: &Reply) -> String {
+        let generation = reply.generation.map_or_else(String::new, |id| format!("; generation {id} serves"));
+        match reply.outcome.as_deref() {
+            Some("accepted") => format!("`{service}`: {} begun", self.command.name()),
+            _ if self.drained => format!("`{service}`: {} done{generation} alone", self.command.name()),
+            _ => format!("`{service}`: {} done{generation}", self.command.name()),
+        }
+    }
+
+    /// Has Ctrl-C end this command alone, and say so.
+    fn mention_interrupts(&self, service: &str) {
+        let Ok(mut signals) = Signals::new([SIGINT]) else { return };
+        let text = format!(
+            "the {} goes on without this command; `liveswap status {service}` shows it",
+            self.command.name()
+        );
+        thread::spawn(move || {
+            if signals.forever().next().is_some() {
+                eprintln!("\n{text}");
+                process::exit(Status::Interrupted as i32);
+            }
+        });
+    }
+}
+
+/// The generations that have workers before the change.
+fn generations(snapshot: &Reply) -> BTreeSet<u64> {
+    let status =
+        snapshot.status.as_ref().and_then(|text| serde_json::from_str::<status::Status>(text.get()).ok());
+    let Some(status) = status else { return BTreeSet::new() };
+    status.workers.iter().map(|worker| worker.generation).chain([status.generation]).collect()
+}
+
+/// Prints why something was not done.
+pub(super) fn explain(service: &str, reply: &Reply) {
+    let how = reply.outcome.as_deref().unwrap_or("refused").replace('-', " ");
+    let heading = format!("{} of `{service}` {how}", reply.cmd);
+    let details = reply.evidence.as_ref().map(details).unwrap_or_default();
+    let again = reply.generation.filter(|_| reply.cmd == "upgrade").map(|generation| {
+        format!("generation {generation} is still serving; fix the cause and run `liveswap upgrade {service}` again")
+    });
+    let cause = reply.reason.as_deref().unwrap_or(&reply.value);
+    report::print_failure(&heading, Some(cause), &details, reply.hint.as_deref().or(again.as_deref()));
+}
+
+fn details(evidence: &Evidence) -> Vec<String> {
+    match &evidence.stderr {
+        Some(lines) => lines.iter().map(|line| format!("stderr: {line}")).collect(),
+        None => vec![format!(
+            "what it wrote went where the manager's output goes; in the journal: `journalctl _PID={}` \
+             (`output = \"prefix\"` in [service] shows it here)",
+            evidence.pid
+        )],
+    }
+}
+
+/// Prints a line; who does not read it has the exit status.
+pub(super) fn say(line: &str) {
+    let _ = writeln!(stdout(), "{line}");
+}

@@ -1,0 +1,307 @@
+//! The clients of the control socket, in the loop with everything else.
+//!
+//! Nothing that a client does holds up the manager: every read and write is one that does not wait, a turn takes a
+//! bounded piece of a client's text, lines, clients, unanswered requests and unread answers are bounded, and the dead and
+//! the silent are let go. While no client is there, nothing here ever wakes the manager.
+//!
+//! ```text
+//! client   one connection: lines in, lines out             command   a request into an event, an outcome into a reply
+//! status   how things stand                                survey    the child that looks at the workers for it
+//! history  what happened when                              message   lines for the workers
+//! ```
+
+mod client;
+mod command;
+mod history;
+mod message;
+mod status;
+mod survey;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::mem;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use self::client::Client;
+pub(super) use self::history::History;
+use self::survey::Survey;
+use super::run::Daemon;
+use super::token::{ClientId, Token};
+use crate::core::ids::RequestId;
+use crate::core::time::Mono;
+use crate::sys::control_socket::{ControlSocket, Peer, peer};
+use crate::sys::wait::{Interest, Poller};
+use crate::wire::control::{Reply, line};
+
+/// The most clients at a time; beyond them the longest idle one makes way.
+const MAX_CLIENTS: usize = 64;
+
+/// How many are let in before others get their turn.
+const ADMITTED_A_TURN: usize = 16;
+
+/// How soon it is looked for newcomers again where there was no descriptor for one.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
+
+/// The control socket and all who have come.
+#[derive(Debug)]
+pub struct Control {
+    pub(super) socket: ControlSocket,
+    /// Who may come, beside the owner and root.
+    group: Option<u32>,
+    clients: BTreeMap<ClientId, Client>,
+    last_client: u64,
+    /// Whom the core's answers go to.
+    askers: BTreeMap<RequestId, Asker>,
+    last_request: u64,
+    /// When newcomers are looked for again, where there was no descriptor for one.
+    admits_at: Option<Mono>,
+    survey: Option<Survey>,
+    /// Those who asked since the survey under way began: theirs is the next.
+    next_survey: Vec<Asker>,
+}
+
+/// Who asked for something.
+#[derive(Clone, Debug)]
+struct Asker {
+    client: ClientId,
+    /// What the client calls it.
+    id: Option<serde_json::Value>,
+    cmd: &'static str,
+    /// Whether the answer comes at the end.
+    waits: bool,
+}
+
+impl Control {
+    /// Binds the control socket.
+    ///
+    /// # Errors
+    ///
+    /// Those of bind(2). That it cannot be opened to the group is a warning.
+    pub fn bind(path: &Path, group: Option<u32>) -> io::Result<Self> {
+        let mut control = Self {
+            socket: ControlSocket::bind(path)?,
+            group: None,
+            clients: BTreeMap::new(),
+            last_client: 0,
+            askers: BTreeMap::new(),
+            last_request: 0,
+            admits_at: None,
+            survey: None,
+            next_survey: Vec::new(),
+        };
+        control.open_to(group);
+        Ok(control)
+    }
+
+    /// Lets a group in from now on, or the owner and root alone.
+    pub(super) fn open_to(&mut self, group: Option<u32>) {
+        if self.group == group {
+            return;
+        }
+        self.group = group;
+        if let Err(error) = self.socket.open_to(group) {
+            warn!(
+                "the control socket cannot be opened to `[control] group`, and is the owner's alone: {error}"
+            );
+        }
+    }
+
+    /// Returns when [`Daemon::end_late_clients`] is due; `None` where nobody is there that could be late.
+    pub(super) fn next_deadline(&self) -> Option<Mono> {
+        let clients = self.clients.values().filter_map(Client::deadline);
+        clients.chain(self.admits_at).chain(self.survey.as_ref().map(Survey::deadline)).min()
+    }
+
+    fn reply(&mut self, to: Asker, reply: Reply) {
+        if let Some(client) = self.clients.get_mut(&to.client) {
+            client.asked = client.asked.saturating_sub(1);
+            client.say(&line(&Reply { id: to.id, ..reply }));
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.clients.len() >= MAX_CLIENTS
+    }
+
+    /// The client that has been idle for longest, where any is.
+    fn idlest(&self) -> Option<ClientId> {
+        let idle = self.clients.iter().filter(|(_, client)| client.is_idle());
+        idle.min_by_key(|(_, client)| client.heard_at).map(|(id, _)| *id)
+    }
+
+    fn turn_away(&self, poller: &Poller) {
+        let _ = poller.remove(&self.socket);
+        for client in self.clients.values() {
+            let _ = poller.remove(&client.stream);
+        }
+    }
+
+    /// Answers those who wait for a look at workers that are no more.
+    fn give_up_survey(&mut self) {
+        let under_way = self.survey.take().into_iter().flat_map(Survey::into_askers);
+        let askers: Vec<_> = under_way.chain(mem::take(&mut self.next_survey)).collect();
+        for asker in askers {
+            let reply = Reply::failed(asker.cmd, "the service has ended");
+            self.reply(asker, reply);
+        }
+    }
+
+    fn drop_client(&mut self, id: ClientId, poller: &Poller) {
+        if let Some(client) = self.clients.remove(&id) {
+            let _ = poller.remove(&client.stream);
+        }
+    }
+}
+
+impl Daemon {
+    /// Lets in who waits at the control socket.
+    pub(super) fn admit(&mut self) {
+        for _ in 0..ADMITTED_A_TURN {
+            match self.control.socket.accept() {
+                Ok(Some(stream)) => self.receive(stream),
+                Ok(None) => return,
+                Err(error) => {
+                    // Reported at once again as long as someone waits: look again when there may be room.
+                    warn!("the control socket cannot accept: {error}");
+                    let _ = self.poller.remove(&self.control.socket);
+                    self.control.admits_at = Some(self.now() + NO_ROOM_PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self, stream: UnixStream) {
+        let now = self.now();
+        let refusal = match peer(&stream) {
+            Ok(peer) if peer.may_speak(self.control.group) => None,
+            Ok(peer) => Some(refusal(&peer)),
+            Err(error) => Some(format!("cannot find out who speaks: {error}")),
+        };
+        let mut client = Client::new(stream, now);
+        if let Some(why) = refusal {
+            debug!("control: {why}");
+            client.part(&line(&Reply::failed("", why)));
+            return;
+        }
+        if self.control.is_full() {
+            match self.control.idlest() {
+                Some(idle) => self.let_client_go(idle, "others need the room, and this one was idle"),
+                None => {
+                    client
+                        .part(&line(&Reply::failed("", format!("there are {MAX_CLIENTS} clients already"))));
+                    return;
+                }
+            }
+        }
+        self.control.last_client += 1;
+        let id = ClientId(self.control.last_client);
+        if self.poller.add(&client.stream, Token::Client(id).pack(), Interest::Read).is_ok() {
+            self.control.clients.insert(id, client);
+        }
+    }
+
+    /// Tells a client why, and closes.
+    fn let_client_go(&mut self, id: ClientId, why: &str) {
+        if let Some(client) = self.control.clients.get_mut(&id) {
+            client.part(&line(&Reply::failed("", why)));
+        }
+        self.control.drop_client(id, &self.poller);
+    }
+
+    /// Takes what a client has written, as much as one may write before others get their turn.
+    pub(super) fn attend(&mut self, id: ClientId) {
+        let now = self.now();
+        let Some(client) = self.control.clients.get_mut(&id) else { return };
+        if client.has_gone() {
+            self.control.drop_client(id, &self.poller);
+            return;
+        }
+        for request in client.listen(now) {
+            self.take_request(id, request);
+        }
+    }
+
+    /// Brings to the clients what there is for them, at the end of a turn.
+    pub(super) fn serve_clients(&mut self) {
+        self.accept_for_those_who_do_not_wait();
+        // What is said at the end is said when all else has ended: then it is true. Nothing more is heard until then.
+        if self.ended {
+            self.control.turn_away(&self.poller);
+            return;
+        }
+        let now = self.now();
+        let mut gone = Vec::new();
+        for (id, client) in &mut self.control.clients {
+            client.flush(now);
+            let watched = client.watch().is_none_or(|interest| {
+                self.poller.modify(&client.stream, Token::Client(*id).pack(), interest).is_ok()
+            });
+            if client.is_over() || !watched {
+                gone.push(*id);
+            }
+        }
+        for id in gone {
+            self.control.drop_client(id, &self.poller);
+        }
+    }
+
+    /// Lets go of those who have kept silent for too long, and looks for newcomers where there was no room before.
+    pub(super) fn end_late_clients(&mut self) {
+        let now = self.now();
+        let is_due = |at: Option<Mono>| at.is_some_and(|at| at <= now);
+        let late: Vec<_> =
+            self.control.clients.iter().filter(|(_, client)| is_due(client.deadline())).collect();
+        let late: Vec<_> = late.into_iter().map(|(id, client)| (*id, client.why_late())).collect();
+        for (id, why) in late {
+            self.let_client_go(id, why);
+        }
+        if is_due(self.control.admits_at) {
+            self.control.admits_at = None;
+            let watched = self.poller.add(&self.control.socket, Token::Control.pack(), Interest::Read);
+            if watched.is_err() {
+                self.control.admits_at = Some(now + NO_ROOM_PAUSE);
+            }
+        }
+        self.end_late_survey(now);
+    }
+
+    /// Ends the manager's part: lets go of all that it held, and then tells those who wait that it is over.
+    pub fn part(self) {
+        self.control.socket.remove();
+        let mut control = self.into_control();
+        control.give_up_survey();
+        for client in control.clients.values_mut() {
+            client.flush(Mono::ZERO);
+        }
+    }
+
+    /// Drops everything else: sockets, the lock of the runtime directory.
+    fn into_control(self) -> Control {
+        self.control
+    }
+
+    /// Tells those who do not wait that what they asked for is under way, unless it has ended already.
+    fn accept_for_those_who_do_not_wait(&mut self) {
+        let askers = mem::take(&mut self.control.askers);
+        for (request, asker) in askers {
+            if asker.waits {
+                self.control.askers.insert(request, asker);
+            } else {
+                let reply = Reply { outcome: Some("accepted".into()), ..Reply::ok(asker.cmd) };
+                self.control.reply(asker, reply);
+            }
+        }
+    }
+}
+
+fn refusal(peer: &Peer) -> String {
+    format!(
+        "user {} may not speak to this manager: only its owner, root and members of the `[control] group` may",
+        peer.uid
+    )
+}

@@ -1,0 +1,265 @@
+//! One connection to the control socket: lines in, lines out, nothing waited for.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use crate::core::time::Mono;
+use crate::sys::wait::Interest;
+use crate::wire::control::{BadRequest, MAX_LINE, Request};
+use crate::wire::lines::Lines;
+
+/// How long a client may say nothing that is whole, or read nothing of what waits for it.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// How much is read of a client in a turn, in bytes.
+const READ_SIZE: usize = 16 * 1024;
+
+/// The most events that wait for a client which does not read them, in bytes.
+const MAX_EVENTS: usize = 256 * 1024;
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) stream: UnixStream,
+    lines: Lines,
+    output: VecDeque<u8>,
+    /// How many of its requests are not answered.
+    pub(super) asked: usize,
+    /// Whether it is told what happens.
+    pub(super) subscribed: bool,
+    /// When it last said something whole, or read something.
+    pub(super) heard_at: Mono,
+    /// It will say no more.
+    is_silent: bool,
+    /// It is closed as soon as it has read what waits.
+    parts: bool,
+    /// It cannot be spoken to.
+    is_lost: bool,
+    watched: Interest,
+}
+
+impl Client {
+    pub(super) fn new(stream: UnixStream, now: Mono) -> Self {
+        Self {
+            stream,
+            lines: Lines::new(MAX_LINE),
+            output: VecDeque::new(),
+            asked: 0,
+            subscribed: false,
+            heard_at: now,
+            is_silent: false,
+            parts: false,
+            is_lost: false,
+            watched: Interest::Read,
+        }
+    }
+
+    /// Whether the other end was closed: there is nobody to be answered. Asked when there was an event, and nothing
+    /// but that was waited for.
+    pub(super) fn has_gone(&self) -> bool {
+        self.is_lost || self.watched == Interest::Nothing
+    }
+
+    /// Takes what it has written by now, a bounded piece of it, and returns the requests in it.
+    pub(super) fn listen(&mut self, now: Mono) -> Vec<Result<Request, BadRequest>> {
+        let mut requests = Vec::new();
+        if self.watched != Interest::Read || self.parts {
+            return requests;
+        }
+        let mut buffer = [0; READ_SIZE];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => self.is_silent = true,
+            Ok(count) => self.lines.push(&buffer[..count]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => self.is_lost = true,
+        }
+        while let Some(line) = self.lines.next_line() {
+            if !line.ended {
+                let reason = format!("a line has at most {MAX_LINE} bytes");
+                requests.push(Err(BadRequest { id: None, cmd: String::new(), reason }));
+                self.parts = true;
+                break;
+            }
+            self.heard_at = now;
+            if !line.bytes.trim_ascii().is_empty() {
+                requests.push(Request::parse(line.bytes));
+            }
+        }
+        requests
+    }
+
+    /// Has it told something when there is room.
+    pub(super) fn say(&mut self, line: &[u8]) {
+        self.output.extend(line);
+    }
+
+    /// Has it told what happens; one that does not read it is lost.
+    pub(super) fn tell(&mut self, event: &[u8]) {
+        if self.output.len() + event.len() > MAX_EVENTS {
+            self.is_lost = true;
+        } else {
+            self.say(event);
+        }
+    }
+
+    /// Says a last line, as far as there is room for it now.
+    pub(super) fn part(&mut self, line: &[u8]) {
+        if self.output.is_empty() {
+            let _ = self.stream.write(line);
+        }
+        self.parts = true;
+    }
+
+    /// Writes what is taken.
+    pub(super) fn flush(&mut self, now: Mono) {
+        while !self.output.is_empty() && !self.is_lost {
+            match self.stream.write(self.output.as_slices().0) {
+                Ok(count) => {
+                    self.output.drain(..count);
+                    self.heard_at = now;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.is_lost = true,
+            }
+        }
+        self.output.shrink_to(4096);
+    }
+
+    /// Returns what it is to be watched for from now on, where that has changed. Who does not read is not heard.
+    pub(super) fn watch(&mut self) -> Option<Interest> {
+        let wanted = if !self.output.is_empty() {
+            Interest::Write
+        } else if self.is_silent {
+            Interest::Nothing
+        } else {
+            Interest::Read
+        };
+        let has_changed = wanted != self.watched;
+        self.watched = wanted;
+        has_changed.then_some(wanted)
+    }
+
+    /// Whether nobody has any more use for it.
+    pub(super) fn is_over(&self) -> bool {
+        let has_all = self.output.is_empty();
+        let wants_nothing = self.asked == 0 && !self.subscribed;
+        self.is_lost || has_all && (self.parts || self.is_silent && wants_nothing)
+    }
+
+    /// Whether it waits for nothing.
+    pub(super) fn is_idle(&self) -> bool {
+        self.asked == 0 && !self.subscribed
+    }
+
+    /// Returns when it has been silent, or has read nothing, for too long.
+    pub(super) fn deadline(&self) -> Option<Mono> {
+        (self.is_idle() || !self.output.is_empty()).then(|| self.heard_at + IDLE)
+    }
+
+    /// Says what it did not do in time.
+    pub(super) fn why_late(&self) -> &'static str {
+        if self.output.is_empty() { "idle for a minute" } else { "what waits was not read for a minute" }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufRead;
+
+    use super::*;
+
+    fn pair() -> (Client, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (Client::new(ours, Mono::ZERO), theirs)
+    }
+
+    #[test]
+    fn half_a_line_is_no_request_and_does_not_keep_it_alive() {
+        let (mut client, mut theirs) = pair();
+        theirs.write_all(b"{\"cmd\":").unwrap();
+        assert!(client.listen(Mono(5)).is_empty());
+        assert_eq!(client.deadline(), Some(Mono::ZERO + IDLE));
+        theirs.write_all(b"\"ping\"}\n\n").unwrap();
+        assert!(client.listen(Mono(7)).pop().unwrap().is_ok());
+        assert_eq!(client.deadline(), Some(Mono(7) + IDLE));
+        client.asked = 1;
+        assert_eq!(client.deadline(), None, "it waits for us");
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused_in_bounded_memory() {
+        let (mut client, theirs) = pair();
+        let writer = std::thread::spawn(move || {
+            let mut theirs = theirs;
+            // Its end may be closed before all is written.
+            let _ = theirs.write_all(&vec![b'x'; 10 << 20]);
+        });
+        let refused = loop {
+            let heard = client.listen(Mono::ZERO);
+            if let Some(request) = heard.into_iter().next() {
+                break request.unwrap_err();
+            }
+        };
+        assert!(refused.reason.contains("65536 bytes"));
+        assert!(client.listen(Mono::ZERO).is_empty(), "nothing more is read of it");
+        assert!(client.is_over());
+        drop(client);
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn who_does_not_read_events_is_lost() {
+        let (mut client, theirs) = pair();
+        client.subscribed = true;
+        let event = vec![b'x'; 1024];
+        for _ in 0..10_000 {
+            client.tell(&event);
+            client.flush(Mono::ZERO);
+        }
+        assert!(client.is_over());
+        assert!(client.output.len() <= MAX_EVENTS);
+        drop(theirs);
+    }
+
+    #[test]
+    fn who_does_not_read_is_not_heard_until_it_does() {
+        let (mut client, theirs) = pair();
+        client.say(&vec![b'x'; 4 << 20]);
+        client.say(b"\n");
+        client.flush(Mono(1));
+        assert_eq!(client.watch(), Some(Interest::Write));
+        assert!(client.deadline().is_some());
+        let mut reader = std::io::BufReader::new(theirs);
+        let reading = std::thread::spawn(move || {
+            let mut line = Vec::new();
+            reader.read_until(b'\n', &mut line).unwrap();
+            (line.len(), reader)
+        });
+        while !client.output.is_empty() {
+            client.flush(Mono(2));
+        }
+        assert_eq!(client.watch(), Some(Interest::Read));
+        assert_eq!(reading.join().unwrap().0, (4 << 20) + 1);
+    }
+
+    #[test]
+    fn who_shuts_its_mouth_still_hears_its_answer() {
+        let (mut client, mut theirs) = pair();
+        theirs.write_all(b"{\"cmd\":\"upgrade\"}\n").unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(client.listen(Mono::ZERO).len(), 1);
+        client.asked = 1;
+        assert!(client.listen(Mono::ZERO).is_empty());
+        assert_eq!(client.watch(), Some(Interest::Nothing));
+        assert!(!client.is_over());
+        client.asked = 0;
+        client.say(b"done\n");
+        assert!(!client.is_over());
+        client.flush(Mono::ZERO);
+        assert!(client.is_over());
+    }
+}

@@ -1,0 +1,129 @@
+//! A request into an event for the core, an outcome into a reply.
+
+use super::super::run::Daemon;
+use super::super::token::ClientId;
+use super::Asker;
+use crate::core::ids::RequestId;
+use crate::core::notice::{Notice, Outcome};
+use crate::core::{Event, Wish};
+use crate::wire::control::{BadRequest, Command, EventLine, Reply, Request, VERSION, line};
+
+/// How many requests of a client may wait for their answers.
+const MAX_ASKED: usize = 16;
+
+impl Daemon {
+    pub(super) fn take_request(&mut self, client: ClientId, request: Result<Request, BadRequest>) {
+        let Some(of) = self.control.clients.get_mut(&client) else { return };
+        of.asked += 1;
+        let too_many = of.asked > MAX_ASKED;
+        match request {
+            Err(BadRequest { id, cmd, reason }) => {
+                let asker = Asker { client, id, cmd: "", waits: true };
+                self.control.reply(asker, Reply::failed(cmd, reason));
+            }
+            Ok(Request { id, command, .. }) if too_many => {
+                let asker = Asker { client, id, cmd: command.name(), waits: true };
+                let why = format!("{MAX_ASKED} requests of this client wait for their answers already");
+                self.control.reply(asker, Reply::failed(command.name(), why));
+            }
+            Ok(Request { id, command, wait }) => {
+                let asker = Asker { client, id, cmd: command.name(), waits: wait };
+                self.obey(asker, command);
+            }
+        }
+    }
+
+    fn obey(&mut self, asker: Asker, command: Command) {
+        match command {
+            Command::Upgrade => self.ask(asker, |request| Event::Upgrade(Some(request))),
+            Command::Respawn { now: false } => self.ask(asker, |request| Event::Respawn(Some(request))),
+            Command::Respawn { now: true } => self.wish(asker, Wish::RespawnNow),
+            Command::Rollback => self.wish(asker, Wish::Rollback),
+            Command::Stop { now: false } => self.wish(asker, Wish::Stop),
+            Command::Stop { now: true } => self.wish(asker, Wish::Kill),
+            Command::Scale(scale) => self.wish(asker, Wish::Scale(scale)),
+            Command::Message(text) => {
+                let reply = self.send_message(&text);
+                self.control.reply(asker, reply);
+            }
+            Command::Status => self.ask_status(asker),
+            Command::Events => self.subscribe(asker),
+            Command::Ping => {
+                let reply = self.introduce(Reply::ok(asker.cmd));
+                self.control.reply(asker, reply);
+            }
+        }
+    }
+
+    fn wish(&mut self, asker: Asker, wish: Wish) {
+        self.ask(asker, |request| Event::Asked(request, wish));
+    }
+
+    fn ask(&mut self, asker: Asker, event: impl FnOnce(RequestId) -> Event) {
+        self.control.last_request += 1;
+        let request = RequestId(self.control.last_request);
+        self.control.askers.insert(request, asker);
+        self.inbox.push_back(event(request));
+    }
+
+    /// Brings the core's answer to whoever asked, where it is still there.
+    pub(in super::super) fn answer(&mut self, request: RequestId, outcome: &Outcome) {
+        let Some(asker) = self.control.askers.remove(&request) else { return };
+        let failed = matches!(outcome, Outcome::RolledBack(_));
+        let reply = Reply {
+            generation: Some(self.manager.current().0),
+            evidence: self.history.evidence.clone().filter(|_| failed),
+            ..Reply::of(asker.cmd, outcome)
+        };
+        self.control.reply(asker, reply);
+    }
+
+    fn subscribe(&mut self, asker: Asker) {
+        let is_new = self.control.clients.get_mut(&asker.client).is_some_and(|client| !client.subscribed);
+        let reply = if is_new {
+            self.introduce(Reply { status: self.status_text(), ..Reply::ok(asker.cmd) })
+        } else {
+            Reply::failed(asker.cmd, "this connection is told of events already")
+        };
+        let client = asker.client;
+        self.control.reply(asker, reply);
+        if let Some(client) = self.control.clients.get_mut(&client) {
+            client.subscribed = true;
+        }
+    }
+
+    /// Adds to a reply who it is that answers.
+    pub(super) fn introduce(&self, reply: Reply) -> Reply {
+        let service = self.generations.get(&self.manager.current()).map(|of| of.release.spec.name.clone());
+        Reply {
+            version: Some(VERSION),
+            program: Some(env!("CARGO_PKG_VERSION").into()),
+            pid: Some(std::process::id()),
+            service,
+            ..reply
+        }
+    }
+
+    /// Tells those who want to know what has happened.
+    pub(in super::super) fn publish(&mut self, notice: &Notice, text: &str) {
+        if let Notice::UpgradeEnded(_, Outcome::Committed) = notice {
+            let group = self.generations.get(&self.manager.current()).and_then(|of| of.release.control_group);
+            self.control.open_to(group);
+        }
+        if !self.control.clients.values().any(|client| client.subscribed) {
+            return;
+        }
+        let mut event = EventLine::new(notice, text);
+        if let Notice::Worker(worker, _) = notice
+            && let Some(process) = self.processes.get(worker)
+        {
+            event.generation = Some(process.generation.0);
+            event.slot = Some(process.slot.0);
+            event.pid = Some(process.pid.as_raw());
+        }
+        let event = line(&event);
+        for client in self.control.clients.values_mut().filter(|client| client.subscribed) {
+            client.tell(&event);
+        }
+    }
+}

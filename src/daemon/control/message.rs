@@ -1,0 +1,57 @@
+//! Lines of text for the workers, by the pipe that each inherits under `messages = true`.
+//!
+//! A line is written whole or not at all, and never waited for: a worker that does not read is named, and harms nobody.
+
+use std::io;
+
+use super::super::run::Daemon;
+use crate::core::ids::WorkerId;
+use crate::sys::output::write_message;
+use crate::wire::control::Reply;
+
+/// How many workers that were not reached are named.
+const NAMED: usize = 5;
+
+impl Daemon {
+    /// Hands a line to every worker that serves or is about to.
+    pub(super) fn send_message(&self, text: &str) -> Reply {
+        let line = format!("{text}\n");
+        let (mut reached, mut failures, mut is_taken) = (0_usize, Vec::new(), false);
+        for (worker, _) in self.manager.live_workers() {
+            match self.hand_over(worker, line.as_bytes()) {
+                Some(Ok(())) => reached += 1,
+                Some(Err(why)) => failures.push(why),
+                None => continue,
+            }
+            is_taken = true;
+        }
+        if !is_taken {
+            let hint =
+                "set `messages = true` in [service] and upgrade; workers then read LIVESWAP_MESSAGE_FD";
+            let reply = Reply::failed("message", "no worker of this service takes messages");
+            return Reply { hint: Some(hint.into()), ..reply };
+        }
+        if failures.is_empty() {
+            return Reply::ok("message");
+        }
+        let (count, all) = (failures.len(), failures.len() + reached);
+        let others = if count > NAMED { format!(" and {} others", count - NAMED) } else { String::new() };
+        failures.truncate(NAMED);
+        let why = format!("{count} of {all} workers were not handed it: {}{others}", failures.join("; "));
+        Reply::failed("message", why)
+    }
+
+    /// `None` for a worker without such a pipe.
+    fn hand_over(&self, worker: WorkerId, line: &[u8]) -> Option<Result<(), String>> {
+        let process = self.processes.get(&worker)?;
+        let handed = write_message(process.messages.as_ref()?, line);
+        Some(handed.map_err(|error| {
+            let why = match error.kind() {
+                io::ErrorKind::WouldBlock => "has not read its earlier messages".to_owned(),
+                io::ErrorKind::BrokenPipe => "has closed its LIVESWAP_MESSAGE_FD".to_owned(),
+                _ => error.to_string(),
+            };
+            format!("worker {worker} (slot {}) {why}", process.slot)
+        }))
+    }
+}

@@ -1,0 +1,109 @@
+//! How things stand, by what the core and the shell know without a look at anything else.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::super::run::Daemon;
+use crate::core::ids::WorkerId;
+use crate::core::time::Mono;
+use crate::core::{self, WorkerState};
+use crate::wire::status::{LastUpgrade, Socket, Status, WaitingSlot, Worker};
+
+impl Daemon {
+    /// Returns how things stand, as JSON; memory and connections that the kernel counts are missing.
+    pub(super) fn status_text(&self) -> Option<Box<RawValue>> {
+        to_raw_value(&self.status()).ok()
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let now = self.now();
+        let current = self.manager.current();
+        let release = self.generations.get(&current).map(|of| &of.release);
+        let is_ready = |worker: &core::Worker| worker.generation() == current && worker.is_ready();
+        let ready = self.manager.workers().filter(|(_, worker)| is_ready(worker)).count();
+        let mut workers: Vec<_> =
+            self.manager.workers().map(|(id, worker)| self.worker_status(id, worker, now)).collect();
+        workers.sort_by_key(|worker| (worker.slot, worker.generation, worker.id));
+        let ago = |at: Option<Mono>| at.map(|at| ms(now - at));
+        Status {
+            service: release.map_or_else(String::new, |release| release.spec.name.clone()),
+            pid: std::process::id(),
+            up_ms: ms(now - Mono::ZERO),
+            phase: self.manager.phase().into(),
+            summary: self.manager.status(),
+            generation: current.0,
+            generation_ms: ago(self.history.serves_since),
+            directory: release.map_or_else(String::new, |release| release.directory.display().to_string()),
+            wanted: self.manager.strength(current).unwrap_or_default(),
+            ready: u32::try_from(ready).unwrap_or(u32::MAX),
+            upgrading_to: self.manager.upgrading_to().map(|id| id.0),
+            previous: self.manager.previous().map(|id| id.0),
+            last_upgrade: self.manager.last_upgrade().map(|(to, outcome)| LastUpgrade {
+                generation: to.0,
+                outcome: outcome.word().into(),
+                reason: outcome.reason().map(Into::into),
+                ago_ms: ago(self.history.upgraded_at),
+            }),
+            workers,
+            waiting: self.waiting_slots(now),
+            sockets: self.socket_status(),
+        }
+    }
+
+    fn worker_status(&self, id: WorkerId, worker: &core::Worker, now: Mono) -> Worker {
+        let process = self.processes.get(&id);
+        let started = self.history.start_of(id);
+        let (state, since, deadline, why) = match worker.state() {
+            WorkerState::Starting { ready_by, .. } => ("starting", started, Some(ready_by), None),
+            WorkerState::Ready { since, .. } => ("ready", Some(since), None, None),
+            WorkerState::Draining { since, kill_at, why } => {
+                ("draining", Some(since), Some(kill_at), Some(why.to_string()))
+            }
+            WorkerState::Aborting { since, kill_at } => ("aborting", Some(since), Some(kill_at), None),
+            WorkerState::Killing => ("killing", None, None, None),
+        };
+        Worker {
+            id: id.0,
+            pid: process.map(|process| process.pid.as_raw()),
+            generation: worker.generation().0,
+            slot: worker.slot().0,
+            state: state.into(),
+            state_ms: since.map(|since| ms(now - since)),
+            age_ms: started.map(|started| ms(now - started)),
+            memory: None,
+            tree_memory: None,
+            connections: worker.connections(),
+            restarts: self.history.deaths_in(worker.generation(), worker.slot()),
+            says: worker.status().into(),
+            why,
+            deadline_ms: deadline.filter(|at| *at != Mono::NEVER).map(|at| ms(at - now)),
+        }
+    }
+
+    fn waiting_slots(&self, now: Mono) -> Vec<WaitingSlot> {
+        let slots = self.manager.waiting_slots();
+        let slot =
+            |(generation, slot, backoff): (core::ids::GenerationId, core::ids::SlotId, &core::Backoff)| {
+                let starts_in_ms = ms(backoff.start_at() - now);
+                WaitingSlot { generation: generation.0, slot: slot.0, deaths: backoff.deaths(), starts_in_ms }
+            };
+        slots.map(slot).collect()
+    }
+
+    fn socket_status(&self) -> Vec<Socket> {
+        let Some(of) = self.generations.get(&self.manager.current()) else { return Vec::new() };
+        let sockets = of.sockets.listeners.iter().map(|listener| {
+            let spec = &listener.plan().spec;
+            let broken =
+                self.beyond_repair.iter().any(|known| std::ptr::eq(known.as_ptr(), Rc::as_ptr(listener)));
+            Socket { name: spec.name.clone(), listen: spec.listen.clone(), broken }
+        });
+        sockets.collect()
+    }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,175 @@
+//! The forked child that looks at the workers: their memory, and the connections that they hold.
+//!
+//! /proc is slow where there are many processes, and a look into a process may wait for it. The manager never does: it
+//! has a child look, several who ask share a look that began after all of them asked, and where no look succeeds they
+//! hear what is known without one.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::time::Duration;
+
+use nix::unistd::Pid;
+use serde_json::value::RawValue;
+use tracing::warn;
+
+use super::super::run::{Daemon, Role};
+use super::super::token::Token;
+use super::Asker;
+use crate::core::spec::{SocketAddress, SocketKind};
+use crate::core::time::Mono;
+use crate::sys::fork::{ForkedWork, in_child};
+use crate::sys::listener::{Address, local_address};
+use crate::sys::process::kill_tree;
+use crate::sys::reaper::Exit;
+use crate::sys::wait::Interest;
+use crate::sys::{sock_diag, usage};
+use crate::wire::control::Reply;
+use crate::wire::status::Worker;
+
+/// How long a look may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A look under way.
+#[derive(Debug)]
+pub(super) struct Survey {
+    work: ForkedWork,
+    answer: Vec<u8>,
+    askers: Vec<Asker>,
+    until: Mono,
+}
+
+/// Whose connections the kernel can count.
+#[derive(Debug, Default)]
+struct Ports {
+    tcp: BTreeSet<u16>,
+    /// There are sockets of other kinds, whose connections only the worker itself knows.
+    others: bool,
+}
+
+impl Survey {
+    pub(super) fn deadline(&self) -> Mono {
+        self.until
+    }
+
+    pub(super) fn into_askers(self) -> Vec<Asker> {
+        self.askers
+    }
+}
+
+impl Daemon {
+    pub(super) fn ask_status(&mut self, asker: Asker) {
+        self.control.next_survey.push(asker);
+        if self.control.survey.is_none() {
+            self.begin_survey();
+        }
+    }
+
+    fn begin_survey(&mut self) {
+        let askers = std::mem::take(&mut self.control.next_survey);
+        if askers.is_empty() {
+            return;
+        }
+        match self.look() {
+            Ok(work) => {
+                self.roles.insert(work.pid, Role::Survey);
+                let until = self.now() + PATIENCE;
+                self.control.survey = Some(Survey { work, answer: Vec::new(), askers, until });
+            }
+            Err(error) => {
+                warn!("cannot look at the workers: {error}");
+                self.tell_status(askers, None);
+            }
+        }
+    }
+
+    fn look(&self) -> io::Result<ForkedWork> {
+        let ports = self.ports();
+        let mut status = self.status();
+        let work = in_child(move || {
+            look_at(&mut status.workers, &ports);
+            serde_json::to_vec(&status).unwrap_or_default()
+        })?;
+        self.poller.add(&work, Token::Survey.pack(), Interest::Read)?;
+        Ok(work)
+    }
+
+    fn ports(&self) -> Ports {
+        let mut ports = Ports::default();
+        for listener in self.generations.values().flat_map(|of| &of.sockets.listeners) {
+            let spec = &listener.plan().spec;
+            match (&spec.address, spec.kind) {
+                (SocketAddress::Inet(_), SocketKind::Stream) => {
+                    // The port of the file may be 0: the kernel knows which it became.
+                    if let Ok(Some(Address::Inet(address))) = local_address(&**listener) {
+                        ports.tcp.insert(address.port());
+                    }
+                }
+                (SocketAddress::Inet(_) | SocketAddress::Path(_) | SocketAddress::Abstract(_), _) => {
+                    ports.others = true;
+                }
+            }
+        }
+        ports
+    }
+
+    /// Takes what the child has written by now.
+    pub(in super::super) fn read_survey(&mut self) {
+        let Some(survey) = &mut self.control.survey else { return };
+        if survey.work.read(&mut survey.answer).unwrap_or(true) {
+            let _ = self.poller.remove(&survey.work);
+        }
+    }
+
+    /// Takes the child's end.
+    pub(in super::super) fn surveyed(&mut self, exit: Exit) {
+        self.read_survey();
+        // One that took too long was given up.
+        let Some(survey) = self.control.survey.take() else { return };
+        let text = String::from_utf8(survey.answer).ok().filter(|_| exit == Exit::Code(0));
+        self.tell_status(survey.askers, text.and_then(|text| RawValue::from_string(text).ok()));
+        self.begin_survey();
+    }
+
+    pub(super) fn end_late_survey(&mut self, now: Mono) {
+        let Some(survey) = self.control.survey.take_if(|survey| survey.until <= now) else { return };
+        let _ = self.poller.remove(&survey.work);
+        warn!("looking at the workers took more than {} s", PATIENCE.as_secs());
+        if self.roles.remove(&survey.work.pid).is_some()
+            && let Err(error) = kill_tree(survey.work.pid)
+        {
+            warn!("cannot kill process {}: {error}", survey.work.pid);
+        }
+        self.tell_status(survey.askers, None);
+        self.begin_survey();
+    }
+
+    fn tell_status(&mut self, askers: Vec<Asker>, seen: Option<Box<RawValue>>) {
+        let status = seen.or_else(|| self.status_text());
+        for asker in askers {
+            let reply = self.introduce(Reply { status: status.clone(), ..Reply::ok(asker.cmd) });
+            self.control.reply(asker, reply);
+        }
+    }
+}
+
+/// Adds what can be seen of the workers from outside. Runs in a child.
+fn look_at(workers: &mut [Worker], ports: &Ports) {
+    let roots: Vec<_> = workers.iter().filter_map(|worker| worker.pid).map(Pid::from_raw).collect();
+    let families = usage::families(&roots);
+    let connections = if ports.tcp.is_empty() { None } else { sock_diag::connections(&ports.tcp).ok() };
+    for worker in workers {
+        let Some(pid) = worker.pid.map(Pid::from_raw) else { continue };
+        let family = families.get(&pid).map_or(&[][..], Vec::as_slice);
+        worker.memory = usage::resident(pid);
+        if family.len() > 1 {
+            worker.tree_memory = Some(family.iter().filter_map(|pid| usage::resident(*pid)).sum());
+        }
+        // Where only the worker knows of some, its word goes before a count of the others.
+        if let Some(connections) =
+            connections.as_ref().filter(|_| !ports.others || worker.connections.is_none())
+        {
+            let held: BTreeSet<_> = family.iter().flat_map(|pid| usage::sockets(*pid)).collect();
+            worker.connections = u64::try_from(held.intersection(connections).count()).ok();
+        }
+    }
+}
