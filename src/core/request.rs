@@ -42,12 +42,11 @@ impl Manager {
             return;
         }
         let Some(upgrade) = self.upgrade_mut() else {
-            match self.previous {
-                Some(earlier) => self.begin_upgrade(now, Some(earlier), vec![request], out),
-                None => {
-                    let why = format!("there is no generation before generation {}", self.current);
-                    out.push(Action::Answer(request, Outcome::Refused(why)));
-                }
+            if let Some(earlier) = self.previous {
+                self.begin_upgrade(now, Some(earlier), vec![request], out);
+            } else {
+                let why = format!("there is no generation before generation {}", self.current);
+                out.push(Action::Answer(request, Outcome::Refused(why)));
             }
             return;
         };
@@ -68,14 +67,12 @@ impl Manager {
             return;
         }
         let wanted = self.scaled(scale);
-        let outcome = match wanted.iter().find(|(_, strength)| !(1..=MAX_WORKERS).contains(strength)) {
-            Some((_, strength)) => {
-                Outcome::Refused(format!("a service has 1 to {MAX_WORKERS} workers, not {strength}"))
-            }
-            None => {
-                self.set_strengths(wanted, out);
-                Outcome::Committed
-            }
+        let is_bad = |strength: &u32| !(1..=MAX_WORKERS).contains(strength);
+        let outcome = if let Some(strength) = wanted.iter().map(|(_, strength)| *strength).find(is_bad) {
+            Outcome::Refused(format!("a service has 1 to {MAX_WORKERS} workers, not {strength}"))
+        } else {
+            self.set_strengths(wanted, out);
+            Outcome::Committed
         };
         out.push(Action::Answer(request, outcome));
     }

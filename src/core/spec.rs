@@ -52,6 +52,7 @@ pub struct ServiceSpec {
 
 /// How a worker is started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a key of the service file")]
 pub struct ProcessSpec {
     /// The argument vector, never empty; `{generation}` and `{slot}` are not yet replaced.
     pub command: Vec<String>,

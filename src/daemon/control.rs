@@ -189,14 +189,12 @@ impl Daemon {
             return;
         }
         if self.control.is_full() {
-            match self.control.idlest() {
-                Some(idle) => self.let_client_go(idle, "others need the room, and this one was idle"),
-                None => {
-                    client
-                        .part(&line(&Reply::failed("", format!("there are {MAX_CLIENTS} clients already"))));
-                    return;
-                }
-            }
+            let Some(idle) = self.control.idlest() else {
+                let why = format!("there are {MAX_CLIENTS} clients already");
+                client.part(&line(&Reply::failed("", why)));
+                return;
+            };
+            self.let_client_go(idle, "others need the room, and this one was idle");
         }
         self.control.last_client += 1;
         let id = ClientId(self.control.last_client);

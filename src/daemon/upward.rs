@@ -72,7 +72,7 @@ impl ServiceManager {
             Notice::Serving(_) => self.say(&[Upward::Ready, Upward::Status(&status)]),
             // Before the first READY=1 there is nothing to be reloaded.
             Notice::UpgradeBegan(_) | Notice::RollbackBegan(..) if manager.has_served() => {
-                self.say(&[reload, Upward::Status(&status)])
+                self.say(&[reload, Upward::Status(&status)]);
             }
             // Whatever came of it: the service serves. There is no word for a reload that failed.
             Notice::UpgradeEnded(..) if manager.has_served() && !manager.is_stopping() => {

@@ -51,8 +51,9 @@ pub fn connections(ports: &BTreeSet<u16>) -> io::Result<BTreeSet<u32>> {
 /// Writes a `struct nlmsghdr` and a `struct inet_diag_req_v2` for the connections of one port.
 fn request(family: i32, port: u16) -> [u8; HEADER + REQUEST] {
     let mut request = [0; HEADER + REQUEST];
+    let length = u32::try_from(request.len()).unwrap_or_default();
     let mut put = |at: usize, bytes: &[u8]| request[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &(HEADER as u32 + REQUEST as u32).to_ne_bytes());
+    put(0, &length.to_ne_bytes());
     put(4, &BY_FAMILY.to_ne_bytes());
     put(6, &REQUEST_DUMP.to_ne_bytes());
     put(

@@ -4,6 +4,7 @@
 //! that ends in vain fails the test with what was awaited and the manager's whole log.
 
 pub mod client;
+pub mod control;
 pub mod log;
 pub mod manager;
 pub mod process;

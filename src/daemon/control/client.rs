@@ -31,13 +31,23 @@ pub(super) struct Client {
     pub(super) subscribed: bool,
     /// When it last said something whole, or read something.
     pub(super) heard_at: Mono,
-    /// It will say no more.
-    is_silent: bool,
-    /// It is closed as soon as it has read what waits.
-    parts: bool,
-    /// It cannot be spoken to.
-    is_lost: bool,
+    /// The most that may wait in its output when an event comes: so much beyond the answers to what it asked.
+    room: usize,
+    standing: Standing,
     watched: Interest,
+}
+
+/// How far the conversation has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It may say more.
+    Open,
+    /// It will say no more, and still hears what it asked for.
+    Silent,
+    /// It is not heard any more, and closed as soon as it has read what waits.
+    Parting,
+    /// It cannot be spoken to.
+    Lost,
 }
 
 impl Client {
@@ -49,9 +59,8 @@ impl Client {
             asked: 0,
             subscribed: false,
             heard_at: now,
-            is_silent: false,
-            parts: false,
-            is_lost: false,
+            room: MAX_EVENTS,
+            standing: Standing::Open,
             watched: Interest::Read,
         }
     }
@@ -59,27 +68,27 @@ impl Client {
     /// Whether the other end was closed: there is nobody to be answered. Asked when there was an event, and nothing
     /// but that was waited for.
     pub(super) fn has_gone(&self) -> bool {
-        self.is_lost || self.watched == Interest::Nothing
+        self.standing == Standing::Lost || self.watched == Interest::Nothing
     }
 
     /// Takes what it has written by now, a bounded piece of it, and returns the requests in it.
     pub(super) fn listen(&mut self, now: Mono) -> Vec<Result<Request, BadRequest>> {
         let mut requests = Vec::new();
-        if self.watched != Interest::Read || self.parts {
+        if self.watched != Interest::Read || self.standing != Standing::Open {
             return requests;
         }
         let mut buffer = [0; READ_SIZE];
         match self.stream.read(&mut buffer) {
-            Ok(0) => self.is_silent = true,
+            Ok(0) => self.standing = Standing::Silent,
             Ok(count) => self.lines.push(&buffer[..count]),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(_) => self.is_lost = true,
+            Err(_) => self.standing = Standing::Lost,
         }
         while let Some(line) = self.lines.next_line() {
             if !line.ended {
                 let reason = format!("a line has at most {MAX_LINE} bytes");
                 requests.push(Err(BadRequest { id: None, cmd: String::new(), reason }));
-                self.parts = true;
+                self.standing = Standing::Parting;
                 break;
             }
             self.heard_at = now;
@@ -90,17 +99,18 @@ impl Client {
         requests
     }
 
-    /// Has it told something when there is room.
+    /// Has it told what it asked for, when it takes it.
     pub(super) fn say(&mut self, line: &[u8]) {
         self.output.extend(line);
+        self.room = self.output.len() + MAX_EVENTS;
     }
 
     /// Has it told what happens; one that does not read it is lost.
     pub(super) fn tell(&mut self, event: &[u8]) {
-        if self.output.len() + event.len() > MAX_EVENTS {
-            self.is_lost = true;
+        if self.output.len() + event.len() > self.room {
+            self.standing = Standing::Lost;
         } else {
-            self.say(event);
+            self.output.extend(event);
         }
     }
 
@@ -109,12 +119,12 @@ impl Client {
         if self.output.is_empty() {
             let _ = self.stream.write(line);
         }
-        self.parts = true;
+        self.standing = Standing::Parting;
     }
 
     /// Writes what is taken.
     pub(super) fn flush(&mut self, now: Mono) {
-        while !self.output.is_empty() && !self.is_lost {
+        while !self.output.is_empty() && self.standing != Standing::Lost {
             match self.stream.write(self.output.as_slices().0) {
                 Ok(count) => {
                     self.output.drain(..count);
@@ -122,9 +132,10 @@ impl Client {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => self.is_lost = true,
+                Err(_) => self.standing = Standing::Lost,
             }
         }
+        self.room = MAX_EVENTS;
         self.output.shrink_to(4096);
     }
 
@@ -132,7 +143,7 @@ impl Client {
     pub(super) fn watch(&mut self) -> Option<Interest> {
         let wanted = if !self.output.is_empty() {
             Interest::Write
-        } else if self.is_silent {
+        } else if self.standing == Standing::Silent {
             Interest::Nothing
         } else {
             Interest::Read
@@ -146,7 +157,12 @@ impl Client {
     pub(super) fn is_over(&self) -> bool {
         let has_all = self.output.is_empty();
         let wants_nothing = self.asked == 0 && !self.subscribed;
-        self.is_lost || has_all && (self.parts || self.is_silent && wants_nothing)
+        match self.standing {
+            Standing::Open => false,
+            Standing::Silent => has_all && wants_nothing,
+            Standing::Parting => has_all,
+            Standing::Lost => true,
+        }
     }
 
     /// Whether it waits for nothing.
@@ -222,6 +238,15 @@ mod tests {
         }
         assert!(client.is_over());
         assert!(client.output.len() <= MAX_EVENTS);
+        drop(theirs);
+    }
+
+    #[test]
+    fn a_long_answer_leaves_room_for_events() {
+        let (mut client, theirs) = pair();
+        client.say(&vec![b'x'; 4 << 20]);
+        client.tell(b"event\n");
+        assert!(!client.is_over());
         drop(theirs);
     }
 

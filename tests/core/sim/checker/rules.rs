@@ -276,7 +276,8 @@ impl Checker {
         let worker = self.present(id)?;
         ensure!(worker.stage != Stage::Killing, "it was sent SIGKILL before");
         let is_stop = matches!(event, Event::Stop | Event::Kill | Event::Asked(_, Wish::Kill));
-        if !is_stop && !(is_respawned && worker.outdated && worker.stage.is_live()) {
+        let is_asked_for = is_stop || is_respawned && worker.outdated && worker.stage.is_live();
+        if !is_asked_for {
             ensure!(!worker.stage.is_live(), "it is live, and nobody asked for it");
             let overdue = worker.deadline.is_some_and(|at| at <= now);
             ensure!(overdue || cut == Some(worker.generation), "it has time left");

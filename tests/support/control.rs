@@ -1,0 +1,136 @@
+//! The control socket under test: a client of the protocol, and the commands of the program.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use super::PATIENCE;
+use super::manager::Manager;
+
+/// A client that speaks the protocol itself.
+pub struct Client {
+    stream: BufReader<UnixStream>,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Manager {
+    pub fn control_path(&self) -> PathBuf {
+        self.path("run/control.sock")
+    }
+
+    /// Connects to the control socket.
+    pub fn client(&self) -> Client {
+        let stream = UnixStream::connect(self.control_path()).expect("the control socket");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        Client { stream: BufReader::new(stream) }
+    }
+
+    /// Asks one thing on a connection of its own.
+    pub fn ask(&self, line: &str) -> Value {
+        let mut client = self.client();
+        client.say(line);
+        client.hear()
+    }
+
+    pub fn command<const N: usize>(&self, arguments: [&str; N]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_liveswap"));
+        command.args(arguments).current_dir(self.path("")).stdin(Stdio::null());
+        command.env("RUNTIME_DIRECTORY", self.path("run"));
+        command
+    }
+
+    /// Runs a command of the program to its end.
+    pub fn cli<const N: usize>(&self, arguments: [&str; N]) -> Ended {
+        Ended::of(self.begin(arguments))
+    }
+
+    /// Begins a command of the program.
+    pub fn begin<const N: usize>(&self, arguments: [&str; N]) -> Child {
+        let mut command = self.command(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program")
+    }
+
+    /// Rewrites the service file and upgrades by the command.
+    pub fn cli_upgrade(&self, text: impl std::fmt::Display) -> Ended {
+        self.rewrite(text);
+        self.cli(["upgrade"])
+    }
+}
+
+impl Ended {
+    pub fn of(child: Child) -> Self {
+        let output = child.wait_with_output().expect("its end");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self {
+            status: output.status.code().expect("an exit status"),
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        }
+    }
+
+    /// Asserts the status, and that standard error contains each of `words`.
+    pub fn assert<const N: usize>(&self, status: i32, words: [&str; N]) {
+        let said = words.iter().all(|word| self.stderr.contains(word));
+        assert!(self.status == status && said, "expected {status} and {words:?}: {self:#?}");
+    }
+}
+
+impl Client {
+    pub fn say(&mut self, line: &str) {
+        self.send(format!("{line}\n").as_bytes());
+    }
+
+    /// Writes bytes; that nobody takes them any more is no failure.
+    pub fn send(&mut self, bytes: &[u8]) {
+        let _ = self.stream.get_mut().write_all(bytes);
+    }
+
+    /// Waits for the next line.
+    pub fn hear(&mut self) -> Value {
+        self.try_hear().expect("a line before the end")
+    }
+
+    /// Waits for the next line, or the end of the connection.
+    pub fn try_hear(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        match self.stream.read_line(&mut line) {
+            Ok(0) => None,
+            Ok(_) => Some(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))),
+            // What we wrote was not read to its end.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
+            Err(error) => panic!("in vain awaited a line: {error}"),
+        }
+    }
+
+    /// Waits for an event of that name.
+    pub fn wait_event(&mut self, event: &str) -> Value {
+        loop {
+            let line = self.hear();
+            if line["event"] == event {
+                return line;
+            }
+        }
+    }
+
+    /// Will say no more.
+    pub fn fall_silent(&self) {
+        self.stream.get_ref().shutdown(Shutdown::Write).expect("shutdown");
+    }
+}
+
+/// Returns the lines of a file as they are now.
+pub fn lines_of(path: &std::path::Path) -> Vec<String> {
+    fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+}
