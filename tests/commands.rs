@@ -69,6 +69,9 @@ fn a_failure_shows_what_the_worker_wrote_last() {
     let ended = manager.cli_upgrade(broken.clone().set("service.output", "'prefix'"));
     ended.assert(1, ["exited with status 1", "stderr: Error: Cannot find module './db'"]);
     manager.cli_upgrade(broken).assert(1, ["journalctl _PID="]);
+    let missing = manager.cli_upgrade(Service::command(["./no-such-program"]));
+    missing.assert(1, ["could not be started"]);
+    assert!(!missing.stderr.contains("journalctl"), "it has written nothing: {missing:#?}");
     manager.stop();
 }
 

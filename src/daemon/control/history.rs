@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::super::process::Process;
 use crate::core::Manager;
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
-use crate::core::notice::{Notice, Outcome, WorkerNotice};
+use crate::core::notice::{Exit, Notice, Outcome, WorkerNotice};
 use crate::core::time::Mono;
 use crate::wire::control::Evidence;
 
@@ -19,6 +19,8 @@ pub(in super::super) struct History {
     pub(super) serves_since: Option<Mono>,
     /// When the last upgrade ended.
     pub(super) upgraded_at: Option<Mono>,
+    /// The last worker whose program never ran, and so wrote nothing.
+    never_ran: Option<WorkerId>,
     /// What is known of the worker whose loss made the latest upgrade fail.
     pub(super) evidence: Option<Evidence>,
 }
@@ -47,13 +49,16 @@ impl History {
             }
             Notice::UpgradeBegan(_) | Notice::RollbackBegan(..) => self.evidence = None,
             Notice::RollingBack(..) => {
-                let culprit = manager.culprit();
+                let culprit = manager.culprit().filter(|id| self.never_ran != Some(*id));
                 let process = culprit.and_then(|id| Some((id, processes.get(&id)?)));
                 self.evidence = process.map(|(id, process)| evidence(id, process));
             }
             Notice::GenerationGone(generation) => self.deaths.retain(|(of, _), _| of != generation),
-            Notice::Worker(id, WorkerNotice::Died(_)) => {
+            Notice::Worker(id, WorkerNotice::Died(exit)) => {
                 self.started.remove(id);
+                if matches!(exit, Exit::NotExecuted(_)) {
+                    self.never_ran = Some(*id);
+                }
                 if let Some(process) = processes.get(id) {
                     *self.deaths.entry((process.generation, process.slot)).or_default() += 1;
                 }
