@@ -85,11 +85,9 @@ impl Connection {
     pub fn open(name: Option<&str>) -> Result<Self, ConnectionError> {
         let mut found: Vec<Self> = Vec::new();
         let mut refused = None;
-        // A directory that was given may be any service's: only its manager knows.
-        let may_be =
-            |place: &Place| name.is_none() || place.service.is_none() || place.service.as_deref() == name;
-        for place in places().into_iter().filter(may_be) {
+        for place in places(name) {
             match Self::to(&place) {
+                // A directory that was given to us may be any service's: only its manager knows.
                 Ok(connection) if name.is_some_and(|name| name != connection.service) => {}
                 Ok(connection) if name.is_some() || place.service.is_none() => return Ok(connection),
                 Ok(connection) => found.push(connection),

@@ -66,7 +66,7 @@ pub fn run(args: &StatusArgs) -> ExitCode {
 
 /// Every manager that lets us speak.
 fn all() -> Vec<Connection> {
-    let names = places().into_iter().filter_map(|place| place.service);
+    let names = places(None).into_iter().filter_map(|place| place.service);
     names.filter_map(|name| Connection::open(Some(&name)).ok()).collect()
 }
 

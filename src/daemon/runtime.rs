@@ -149,9 +149,18 @@ pub struct Place {
     pub socket: PathBuf,
 }
 
-/// Returns where managers may be that this user can speak to, most likely first.
+impl Place {
+    fn of(service: String, base: &Path) -> Self {
+        let socket = base.join(&service).join(CONTROL);
+        Self { service: Some(service), socket }
+    }
+}
+
+/// Returns where the manager of `service` may be, or any manager, that this user can speak to; most likely first.
+///
+/// A named one is found in a folder that may be entered but not listed, as /run/liveswap is for all but root.
 #[must_use]
-pub fn places() -> Vec<Place> {
+pub fn places(service: Option<&str>) -> Vec<Place> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let given = variable("RUNTIME_DIRECTORY").map(|_| locate(""));
     let given = given.map(|folder| Place { service: None, socket: folder.join(CONTROL) });
@@ -162,16 +171,18 @@ pub fn places() -> Vec<Place> {
         let trusted = |uid: u32| uid == 0 || uid == geteuid().as_raw();
         fs::symlink_metadata(base).is_ok_and(|base| base.is_dir() && trusted(base.uid()))
     });
-    let mut found: Vec<_> = bases.flat_map(|base| folders(&base)).collect();
+    let mut found: Vec<_> = match service {
+        Some(name) => bases.map(|base| Place::of(name.to_owned(), &base)).collect(),
+        None => bases.flat_map(|base| folders(&base)).collect(),
+    };
     found.sort_by(|a, b| a.service.cmp(&b.service));
     given.into_iter().chain(found).filter(|place| place.socket.exists()).collect()
 }
 
 fn folders(base: &Path) -> impl Iterator<Item = Place> + use<> {
-    fs::read_dir(base).into_iter().flatten().flatten().filter_map(|entry| {
-        let service = entry.file_name().into_string().ok()?;
-        Some(Place { service: Some(service), socket: entry.path().join(CONTROL) })
-    })
+    let entries = fs::read_dir(base).into_iter().flatten().flatten();
+    let base = base.to_owned();
+    entries.filter_map(move |entry| Some(Place::of(entry.file_name().into_string().ok()?, &base)))
 }
 
 fn shared_folder(user: Uid) -> PathBuf {

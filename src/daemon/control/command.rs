@@ -69,7 +69,8 @@ impl Daemon {
     /// Brings the core's answer to whoever asked, where it is still there.
     pub(in super::super) fn answer(&mut self, request: RequestId, outcome: &Outcome) {
         let Some(asker) = self.control.askers.remove(&request) else { return };
-        let failed = matches!(outcome, Outcome::RolledBack(_));
+        // A respawn that fails has nothing to do with the latest upgrade.
+        let failed = matches!(outcome, Outcome::RolledBack(_)) && asker.cmd != "respawn";
         let reply = Reply {
             generation: Some(self.manager.current().0),
             evidence: self.history.evidence.clone().filter(|_| failed),
