@@ -32,7 +32,7 @@ impl Daemon {
             pid: std::process::id(),
             up_ms: ms(now - Mono::ZERO),
             phase: self.manager.phase().into(),
-            summary: self.manager.status(),
+            summary: self.manager.status() + &self.dead_sockets(),
             generation: current.0,
             generation_ms: ago(self.history.serves_since),
             directory: release.map_or_else(String::new, |release| release.directory.display().to_string()),
