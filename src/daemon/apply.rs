@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use tracing::{error, info, warn};
 
-use super::launch::{self, Equipment};
+use super::launch::{self, Common, Equipment, Place};
 use super::process::{Process, Tail, WorkerOutput};
 use super::run::{Daemon, Role};
 use super::token::{Stream, Token};
@@ -206,9 +206,13 @@ impl Daemon {
         let place =
             self.generations.get(&generation).or_else(|| self.generations.get(&self.manager.current()));
         let Some(of) = place.filter(|of| !of.release.spec.hooks.after.is_empty()) else { return };
-        let place = of.place(generation, None);
         let told = ("LIVESWAP_OUTCOME", outcome.word().to_owned());
-        let launch = launch::helper(place, &of.release.spec.hooks.after, &[told]);
+        // A refused generation was never made: its hook is the current one's, and hears of the refused one.
+        let common = Common::of(&of.release, generation, &self.heritage);
+        let launch = common.and_then(|common| {
+            let place = Place { release: &of.release, common: &common, generation, slot: None };
+            launch::helper(place, &of.release.spec.hooks.after, &[told])
+        });
         let ends_at = self.now() + of.release.spec.hooks.timeout;
         match launch.and_then(spawn) {
             Ok(hook) => {
