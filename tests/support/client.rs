@@ -3,6 +3,9 @@
 //! It counts as failed whatever a user would notice: a connection refused or reset, an answer truncated, wrong or
 //! late, an idle connection closed without notice. Only a close that the server announced by `Connection: close` is
 //! in order; a new connection follows it.
+//!
+//! Where tests kill workers, the client knows on which of them each request was lost ([`Load::start_attributed`]), so
+//! that those, and no others, can be forgiven ([`Report::forgive`]).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -47,12 +50,40 @@ pub struct Answer {
     pub pid: i32,
 }
 
+/// A request without a perfect answer.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// When it was noticed.
+    pub at: Instant,
+    /// The worker that had accepted the connection, where it had the time to say so.
+    pub by: Option<i32>,
+    target: String,
+    /// When, in which mode, and why.
+    text: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.by {
+            Some(pid) => write!(f, "on worker {pid}: {}", self.text),
+            None => write!(f, "{}", self.text),
+        }
+    }
+}
+
+/// A worker that a test has killed, or stopped for good.
+#[derive(Clone, Copy, Debug)]
+pub struct Killed {
+    pub pid: i32,
+    /// Just before it was.
+    pub at: Instant,
+}
+
 /// What a client has seen.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     pub answered: u64,
-    /// When, in which mode, and why.
-    pub failed: Vec<String>,
+    pub failed: Vec<Failure>,
     pub by_generation: BTreeMap<u64, u64>,
     pub by_release: BTreeMap<String, u64>,
     /// The slowest request since the last [`Load::mark`], those of [`Mode::Slow`] less their 200 ms.
@@ -64,6 +95,27 @@ impl Report {
     pub fn assert_spotless(&self) {
         assert!(self.failed.is_empty(), "{self}");
         assert!(self.answered > 0, "no request was sent");
+    }
+
+    /// Takes out the failures on connections that a killed worker had accepted.
+    ///
+    /// A worker names itself the moment that it has accepted, so a connection that broke without a name is its victim
+    /// only if it died between those two system calls: that is one connection for each kill and socket at most.
+    #[must_use]
+    pub fn forgive(mut self, killed: &[Killed]) -> Self {
+        let mut nameless = BTreeMap::new();
+        self.failed.retain(|failure| {
+            let before = |killed: &&Killed| killed.at <= failure.at;
+            match failure.by {
+                Some(pid) => !killed.iter().filter(before).any(|killed| killed.pid == pid),
+                None => {
+                    let count = nameless.entry(failure.target.clone()).or_insert(0);
+                    *count += 1;
+                    *count > killed.iter().filter(before).count()
+                }
+            }
+        });
+        self
     }
 }
 
@@ -83,6 +135,8 @@ pub struct Load {
 }
 
 struct Shared {
+    /// Whether the workers name themselves on every connection.
+    attributed: bool,
     stop: AtomicBool,
     started: Instant,
     report: Mutex<Report>,
@@ -97,7 +151,17 @@ impl Shared {
 impl Load {
     /// Starts one thread for each mode and target.
     pub fn start(targets: &[Target], modes: &[Mode]) -> Self {
+        Self::start_with(targets, modes, false)
+    }
+
+    /// As [`Load::start`], over test workers with `--greet`: each failure knows its worker.
+    pub fn start_attributed(targets: &[Target], modes: &[Mode]) -> Self {
+        Self::start_with(targets, modes, true)
+    }
+
+    fn start_with(targets: &[Target], modes: &[Mode], attributed: bool) -> Self {
         let shared = Arc::new(Shared {
+            attributed,
             stop: AtomicBool::new(false),
             started: Instant::now(),
             report: Mutex::new(Report::default()),
@@ -121,6 +185,11 @@ impl Load {
         };
         let aim = done() + count;
         super::eventually("more requests", || (done() >= aim).then_some(()));
+    }
+
+    /// Returns how many requests have failed by now.
+    pub fn failures(&self) -> usize {
+        self.shared.report().failed.len()
     }
 
     /// Waits for an answer of a generation.
@@ -148,14 +217,19 @@ impl Load {
 }
 
 fn send_until_stopped(shared: &Shared, target: &Target, mode: Mode) {
-    let mut connection = None;
+    let (mut connection, mut by) = (None, None);
     for number in 0_u64.. {
         if shared.stop.load(Ordering::SeqCst) {
             break;
         }
         let body = (number % 16 == 15 && mode != Mode::Slow).then_some(100_000);
         let begun = Instant::now();
-        let result = one_request(&mut connection, target, mode, body);
+        let open = connection.take().map_or_else(|| connect(target, shared.attributed, &mut by), Ok);
+        let result = open.and_then(|open| one_request(open, mode, body));
+        let result = result.map(|(answer, kept)| {
+            connection = kept;
+            answer
+        });
         let mut took = begun.elapsed();
         if mode == Mode::Slow {
             took = took.saturating_sub(Duration::from_millis(200));
@@ -172,10 +246,9 @@ fn send_until_stopped(shared: &Shared, target: &Target, mode: Mode) {
             }
             Err(error) => {
                 let at = shared.started.elapsed().as_secs_f64();
-                report
-                    .failed
-                    .push(format!("at {at:.3} s, {mode:?} over {target:?}, after {took:?}: {error}"));
-                connection = None;
+                let target = format!("{target:?}");
+                let text = format!("at {at:.3} s, {mode:?} over {target}, after {took:?}: {error}");
+                report.failed.push(Failure { at: Instant::now(), by, target, text });
             }
         }
         drop(report);
@@ -184,36 +257,43 @@ fn send_until_stopped(shared: &Shared, target: &Target, mode: Mode) {
     }
 }
 
+/// Opens a connection; `by` becomes the worker that has accepted it, where workers name themselves.
+fn connect(target: &Target, attributed: bool, by: &mut Option<i32>) -> io::Result<Connection> {
+    *by = None;
+    let mut connection = Connection::open(target)?;
+    if attributed {
+        *by = Some(connection.greeting()?);
+    }
+    Ok(connection)
+}
+
+/// Sends one request; returns the answer, if it is one, and the connection where it goes on.
 fn one_request(
-    kept: &mut Option<Connection>,
-    target: &Target,
+    mut connection: Connection,
     mode: Mode,
     body: Option<usize>,
-) -> io::Result<Option<Answer>> {
-    let mut connection = match kept.take() {
-        Some(connection) => connection,
-        None => Connection::open(target)?,
-    };
+) -> io::Result<(Option<Answer>, Option<Connection>)> {
     let path = match (body, mode) {
         (Some(length), _) => format!("/body?n={length}"),
         (None, Mode::Slow) => "/slow".to_owned(),
         (None, _) => "/".to_owned(),
     };
     let (content, closes) = connection.get(&path, mode == Mode::KeepAlive)?;
-    if closes {
+    let kept = if closes {
         connection.expect_end()?;
+        None
     } else if mode == Mode::KeepAlive {
-        *kept = Some(connection);
+        Some(connection)
     } else {
         return Err(wrong("the server ignored Connection: close".to_owned()));
-    }
+    };
     match body {
-        None => answer(&content).map(Some),
+        None => answer(&content).map(|answer| (Some(answer), kept)),
         Some(length)
             if content.len() == length
                 && content.iter().eq((0..=250).cycle().take(length).collect::<Vec<u8>>().iter()) =>
         {
-            Ok(None)
+            Ok((None, kept))
         }
         Some(length) => Err(wrong(format!("{} bytes instead of {length}, or others", content.len()))),
     }
@@ -225,7 +305,8 @@ fn one_request(
 ///
 /// Whatever makes the answer less than perfect.
 pub fn ask(target: &Target) -> io::Result<Answer> {
-    one_request(&mut None, target, Mode::Once, None).map(|answer| answer.expect("GET / has an answer"))
+    let (answer, _) = one_request(Connection::open(target)?, Mode::Once, None)?;
+    Ok(answer.expect("GET / has an answer"))
 }
 
 fn wrong(what: String) -> io::Error {
@@ -288,14 +369,7 @@ impl Connection {
         let connection = if keep_alive { "keep-alive" } else { "close" };
         let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: {connection}\r\n\r\n");
         self.stream.write_all(request.as_bytes()).map_err(|error| during("sending", &error))?;
-        let head_end = loop {
-            if let Some(place) = self.received.windows(4).position(|window| window == b"\r\n\r\n") {
-                break place + 4;
-            }
-            self.receive("the head")?;
-        };
-        let head: Vec<u8> = self.received.drain(..head_end).collect();
-        let head = String::from_utf8(head).map_err(|error| wrong(error.to_string()))?;
+        let head = self.head()?;
         let mut lines = head.split("\r\n");
         if lines.next() != Some("HTTP/1.1 200 OK") {
             return Err(wrong(format!("head {head:?}")));
@@ -315,6 +389,29 @@ impl Connection {
             return Err(wrong(format!("{} bytes beyond the answer", self.received.len())));
         }
         Ok((body, closes))
+    }
+
+    /// Reads the greeting of a test worker with `--greet`, which it sends as soon as it has accepted.
+    ///
+    /// # Errors
+    ///
+    /// Anything else than a greeting.
+    pub fn greeting(&mut self) -> io::Result<i32> {
+        let head = self.head()?;
+        let pid = head.strip_prefix("HTTP/1.1 103 Early Hints\r\nWorker: ").map(str::trim_end);
+        pid.and_then(|pid| pid.parse().ok()).ok_or_else(|| wrong(format!("no greeting: {head:?}")))
+    }
+
+    /// Reads up to the empty line that ends a head.
+    fn head(&mut self) -> io::Result<String> {
+        let end = loop {
+            if let Some(place) = self.received.windows(4).position(|window| window == b"\r\n\r\n") {
+                break place + 4;
+            }
+            self.receive("the head")?;
+        };
+        let head = self.received.drain(..end).collect();
+        String::from_utf8(head).map_err(|error| wrong(error.to_string()))
     }
 
     fn receive(&mut self, what: &str) -> io::Result<()> {

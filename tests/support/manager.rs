@@ -340,6 +340,17 @@ impl Manager {
         Process::all().into_iter().filter(|process| process.parent == self.pid()).collect()
     }
 
+    /// Returns the processes of this name that descend from the manager, whatever their environment.
+    pub fn descendants_named(&self, name: &str) -> Vec<i32> {
+        let all = Process::all();
+        let parent = |pid: i32| all.iter().find(|process| process.pid == pid).map(|process| process.parent);
+        let ours = |process: &&Process| {
+            let mut ancestors = std::iter::successors(Some(process.parent), |&pid| parent(pid));
+            process.command.first().is_some_and(|word| word == name) && ancestors.any(|pid| pid == self.pid())
+        };
+        all.iter().filter(ours).map(|process| process.pid).collect()
+    }
+
     /// Returns the workers, draining ones included, in the order of generation and slot.
     pub fn workers(&self) -> Vec<Worker> {
         let worker = |process: Process| {

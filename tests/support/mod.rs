@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod control;
+pub mod ground;
 pub mod log;
 pub mod manager;
 pub mod process;

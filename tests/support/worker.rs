@@ -66,6 +66,8 @@ struct Options {
     last_words: Option<String>,
     /// `--journal FILE`: a line for each of started, ready, draining, drained is appended to it.
     journal: Option<PathBuf>,
+    /// `--greet`: every connection is told at once who has accepted it, by an interim response (RFC 9110, 15.2).
+    greet: bool,
     /// `--slot K`.
     only_slot: Option<String>,
     quirks: Vec<Quirk>,
@@ -92,6 +94,8 @@ enum Quirk {
     LeaveSession,
     /// `--leave-daemon`: a process outlives the worker in a session of its own, and is not even its child.
     LeaveDaemon,
+    /// `--leave-stranger`: as `--leave-daemon`, and nothing in its environment tells whose it is.
+    LeaveStranger,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +136,7 @@ impl Options {
             barrier: false,
             last_words: None,
             journal: None,
+            greet: false,
             only_slot: None,
             quirks: Vec::new(),
             end: None,
@@ -150,6 +155,7 @@ impl Options {
                 "--barrier" => options.barrier = true,
                 "--last-words" => options.last_words = Some(value()),
                 "--journal" => options.journal = Some(PathBuf::from(value())),
+                "--greet" => options.greet = true,
                 "--slot" => options.only_slot = Some(value()),
                 "--never-ready" => options.quirks.push(Quirk::NeverReady),
                 "--exit" => options.end = Some(End::Exit(number(&value()))),
@@ -160,6 +166,7 @@ impl Options {
                 "--hurt-at-drain" => options.hurt_at_drain = Some(number(&value())),
                 "--leave-child" => options.quirks.push(Quirk::LeaveChild),
                 "--leave-daemon" => options.quirks.push(Quirk::LeaveDaemon),
+                "--leave-stranger" => options.quirks.push(Quirk::LeaveStranger),
                 "--leave-session" => options.quirks.push(Quirk::LeaveSession),
                 _ => fail(&format!("unknown flag {flag}")),
             }
@@ -434,6 +441,9 @@ fn leave_children(options: &Options) {
     if options.has(Quirk::LeaveDaemon) {
         leave(&["setsid", "--fork", "sleep", "1000"]);
     }
+    if options.has(Quirk::LeaveStranger) {
+        leave(&["setsid", "--fork", "env", "-i", "sleep", "1000"]);
+    }
 }
 
 fn ping_the_watchdog(worker: Arc<Worker>) {
@@ -518,7 +528,12 @@ fn accept_on(worker: &Arc<Worker>, socket: &Arc<OwnedFd>) -> JoinHandle<()> {
 fn accept(worker: &Arc<Worker>, listener: BorrowedFd<'_>) -> nix::Result<()> {
     let fd = socket::accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
     // SAFETY: accept4(2) has just made this descriptor for us.
-    let stream = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let mut stream = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    if worker.options.greet {
+        // Here and not in the thread: between this and accept4(2) nothing can be lost but this one connection.
+        let greeting = format!("HTTP/1.1 103 Early Hints\r\nWorker: {}\r\n\r\n", process::id());
+        let _ = stream.write_all(greeting.as_bytes());
+    }
     worker.connection_opened();
     let worker = Arc::clone(worker);
     thread::spawn(move || {
