@@ -240,3 +240,8 @@ fn no_survivor(quirk: &str) {
 fn a_daemon_of_a_worker_that_is_killed_does_not_outlive_the_deadline_by_a_second() {
     no_survivor("--leave-daemon");
 }
+
+#[test]
+fn a_daemon_without_its_worker_s_environment_does_not_outlive_the_deadline_by_a_second() {
+    no_survivor("--leave-stranger");
+}

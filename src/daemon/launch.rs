@@ -29,6 +29,9 @@ const MESSAGE_VARIABLE: &str = "LIVESWAP_MESSAGE_FD";
 /// The number of the first descriptor that a worker inherits (sd_listen_fds(3)).
 const FIRST_DESCRIPTOR: usize = 3;
 
+/// The service's name, which hooks and probes have too.
+pub const SERVICE_VARIABLE: &str = "LIVESWAP_SERVICE";
+
 /// What the manager itself was started with, and passes on.
 #[derive(Debug)]
 pub struct Heritage {
@@ -87,7 +90,7 @@ impl Common {
         for (name, value) in &variables {
             environment.push(&[name.as_bytes(), b"=", value.as_bytes()])?;
         }
-        set(&mut environment, "LIVESWAP_SERVICE", &release.spec.name)?;
+        set(&mut environment, SERVICE_VARIABLE, &release.spec.name)?;
         set(&mut environment, "LIVESWAP_GENERATION", &generation.to_string())?;
         let path = variables.remove(OsStr::new("PATH")).map(Cow::into_owned);
         Ok(Self { environment: Rc::new(environment), by_slot, path, limits: limits(release, heritage) })

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::unistd::{Pid, getpgid, getpid};
 use tracing::{error, info, warn};
 
-use super::launch::WORKER_VARIABLE;
+use super::launch::{SERVICE_VARIABLE, WORKER_VARIABLE};
 use super::process::LAST_WORDS;
 use super::run::{Daemon, Role};
 use crate::core::Event;
@@ -61,7 +61,8 @@ impl Daemon {
     }
 
     /// Kills what daemonised out of its worker's process group and has outlived the worker. It was left to us as a
-    /// subreaper, and its environment tells whose it was.
+    /// subreaper, and its environment tells whose it was; where it does not, the process goes with the last worker that
+    /// may have started it.
     ///
     /// Once for all that ended in the same moment: it takes a look at every child.
     pub(super) fn kill_orphans(&mut self) {
@@ -71,12 +72,28 @@ impl Daemon {
         self.look_for_orphans_at = None;
         for pid in process::own_children().into_iter().filter(|pid| !self.roles.contains_key(pid)) {
             let worker = process::variable(pid, WORKER_VARIABLE).and_then(|id| id.parse().ok()).map(WorkerId);
-            let Some(worker) = worker.filter(|worker| !self.is_running(*worker)) else { continue };
-            warn!("process {pid} has outlived worker {worker}, which started it; SIGKILL");
+            let whose = match worker {
+                Some(worker) if self.is_running(worker) => continue,
+                Some(worker) => format!("worker {worker}, which started it"),
+                None if self.may_be_needed(pid) => continue,
+                None => "all workers that may have started it".to_owned(),
+            };
+            warn!("process {pid} has outlived {whose}; SIGKILL");
             if let Err(error) = process::kill_tree(pid) {
                 warn!("cannot kill process {pid}: {error}");
             }
         }
+    }
+
+    /// Whether a process that no worker's name stands in may belong to something that runs: nobody is younger than his
+    /// descendants.
+    fn may_be_needed(&self, stranger: Pid) -> bool {
+        // PID 1 inherits what has nothing to do with the service, and a hook may leave behind what it likes.
+        let is_exempt = getpid() == Pid::from_raw(1)
+            || self.found_at_start.contains(&stranger)
+            || process::variable(stranger, SERVICE_VARIABLE).is_some();
+        let Some(born) = process::started(stranger).filter(|_| !is_exempt) else { return true };
+        self.roles.keys().any(|of| process::started(*of).is_none_or(|started| started <= born))
     }
 
     /// Kills what is left of a worker whose process has ended, while the zombie still holds its number; returns whether the

@@ -30,10 +30,10 @@ use crate::core::time::Mono;
 use crate::core::{Event, Manager};
 use crate::sys::clock::monotonic_micros;
 use crate::sys::output::Writer;
-use crate::sys::reaper;
 use crate::sys::signals::{ControllingTerminal, Signal, Signals};
 use crate::sys::spawn::{Report, Spawned};
 use crate::sys::wait::{Interest, Poller, Ready};
+use crate::sys::{process, reaper};
 
 /// A generation as the shell keeps it, for as long as the core has a use for it.
 #[derive(Debug)]
@@ -85,6 +85,8 @@ pub struct Daemon {
     pub(super) roles: BTreeMap<Pid, Role>,
     /// Those of them that are probes and hooks.
     pub(super) helpers: BTreeMap<Pid, Spawned>,
+    /// Children that we had before we started any, as whoever executed us left them.
+    pub(super) found_at_start: Vec<Pid>,
     pub(super) upward: ServiceManager,
     pub(super) control: Control,
     pub(super) history: History,
@@ -160,6 +162,7 @@ impl Daemon {
             processes: BTreeMap::new(),
             roles: BTreeMap::new(),
             helpers: BTreeMap::new(),
+            found_at_start: process::own_children(),
             upward: start.upward,
             control: start.control,
             history: History::default(),

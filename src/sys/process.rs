@@ -77,6 +77,13 @@ pub fn own_children() -> Vec<Pid> {
     children(getpid())
 }
 
+/// Returns when a process was started, in clock ticks since the boot; `None` where it has gone, or we may not look.
+///
+/// Nobody is younger than his descendants.
+pub fn started(pid: Pid) -> Option<u64> {
+    Stat::of(pid).map(|stat| stat.started)
+}
+
 /// Returns the value that a variable had when the process was executed; `None` where it had none, or we may not look.
 pub fn variable(pid: Pid, name: &str) -> Option<String> {
     let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
@@ -183,6 +190,7 @@ fn parse_pid(text: &str) -> Option<Pid> {
 struct Stat {
     parent: Pid,
     session: Pid,
+    started: u64,
 }
 
 impl Stat {
@@ -195,7 +203,8 @@ impl Stat {
         let mut fields = text.rsplit_once(") ")?.1.split(' ').skip(1);
         let parent = parse_pid(fields.next()?)?;
         let session = parse_pid(fields.nth(1)?)?;
-        Some(Self { parent, session })
+        let started = fields.nth(15)?.parse().ok()?;
+        Some(Self { parent, session, started })
     }
 }
 
@@ -295,8 +304,10 @@ mod tests {
 
     #[test]
     fn a_program_s_name_cannot_confuse_its_stat() {
-        let stat = Stat::parse("7 (a) R 1 (b) S 5 6 8 0 -1 4194560").unwrap();
+        let stat =
+            Stat::parse("7 (a) R 1 (b) S 5 6 8 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 9 9").unwrap();
         assert_eq!((stat.parent, stat.session), (Pid::from_raw(5), Pid::from_raw(8)));
+        assert_eq!(stat.started, 4711);
         assert!(Stat::parse("7 (a) S").is_none());
     }
 }
