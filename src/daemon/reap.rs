@@ -18,6 +18,9 @@ use crate::sys::{process, reaper};
 /// How long after an end it is looked for what outlived it: what the kernel hands on to us has arrived by then.
 const ORPHANS_SETTLE: Duration = Duration::from_millis(20);
 
+/// How long after a look that failed, for lack of descriptors for instance, the next one is taken.
+const ORPHANS_RETRY: Duration = Duration::from_secs(1);
+
 impl Daemon {
     /// Reaps every child that has ended: our own first heard to the end, strangers in silence.
     pub(super) fn reap_all(&mut self) {
@@ -69,8 +72,16 @@ impl Daemon {
         if self.look_for_orphans_at.is_none_or(|at| at > self.now()) {
             return;
         }
+        let children = match process::own_children() {
+            Ok(children) => children,
+            Err(error) => {
+                warn!("cannot look for what has outlived its worker: {error}; looking again in a second");
+                self.look_for_orphans_at = Some(self.now() + ORPHANS_RETRY);
+                return;
+            }
+        };
         self.look_for_orphans_at = None;
-        for pid in process::own_children().into_iter().filter(|pid| !self.roles.contains_key(pid)) {
+        for pid in children.into_iter().filter(|pid| !self.roles.contains_key(pid)) {
             let worker = process::variable(pid, WORKER_VARIABLE).and_then(|id| id.parse().ok()).map(WorkerId);
             let whose = match worker {
                 Some(worker) if self.is_running(worker) => continue,
@@ -104,7 +115,7 @@ impl Daemon {
         self.barriers
             .extend(process.listen(LAST_WORDS, |word| self.inbox.push_back(Event::Said(worker, word))));
         if let Some(heir) = process.heir.take().filter(|heir| *heir != ended)
-            && process::own_children().contains(&heir)
+            && process::own_children().is_ok_and(|children| children.contains(&heir))
             && !self.roles.contains_key(&heir)
         {
             info!("worker {worker} ({}) goes on as pid {heir}", process.name());

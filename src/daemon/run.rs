@@ -162,7 +162,7 @@ impl Daemon {
             processes: BTreeMap::new(),
             roles: BTreeMap::new(),
             helpers: BTreeMap::new(),
-            found_at_start: process::own_children(),
+            found_at_start: process::own_children()?,
             upward: start.upward,
             control: start.control,
             history: History::default(),

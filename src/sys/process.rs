@@ -73,7 +73,10 @@ pub fn descendants(root: Pid) -> BTreeSet<Pid> {
 }
 
 /// Returns our own children, reaped ones excluded.
-pub fn own_children() -> Vec<Pid> {
+///
+/// # Errors
+/// What keeps us from looking, such as `EMFILE`: then they may be there all the same.
+pub fn own_children() -> io::Result<Vec<Pid>> {
     children(getpid())
 }
 
@@ -130,7 +133,8 @@ fn freeze(pid: Pid) {
 fn add_children(tree: &mut BTreeSet<Pid>, found: impl Fn(Pid)) {
     let mut unlisted: Vec<Pid> = tree.iter().copied().collect();
     while let Some(parent) = unlisted.pop() {
-        for child in children(parent) {
+        // Of whom we cannot look at now, the children become ours at his end.
+        for child in children(parent).unwrap_or_default() {
             if tree.insert(child) {
                 found(child);
                 unlisted.push(child);
@@ -154,17 +158,26 @@ fn add_sessions(tree: &mut BTreeSet<Pid>, found: impl Fn(Pid)) {
 }
 
 /// Returns the children of all threads of a process; none for one that has gone.
-fn children(parent: Pid) -> Vec<Pid> {
-    let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else { return Vec::new() };
+fn children(parent: Pid) -> io::Result<Vec<Pid>> {
+    let threads = match fs::read_dir(format!("/proc/{parent}/task")) {
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        threads => threads?,
+    };
     let mut children = Vec::new();
     for thread in threads.flatten() {
         match fs::read_to_string(thread.path().join("children")) {
             Ok(list) => children.extend(list.split_whitespace().filter_map(parse_pid)),
             // A thread that has gone, or a kernel without CONFIG_PROC_CHILDREN.
-            Err(_) => return children_by_scan(parent),
+            Err(error) if is_gone(&error) => return Ok(children_by_scan(parent)),
+            Err(error) => return Err(error),
         }
     }
-    children
+    Ok(children)
+}
+
+/// Whether it is not there to be looked at (proc(5)): its folder has gone, or it ended while its file was open.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 fn children_by_scan(parent: Pid) -> Vec<Pid> {

@@ -106,14 +106,12 @@ impl Report {
         let mut nameless = BTreeMap::new();
         self.failed.retain(|failure| {
             let before = |killed: &&Killed| killed.at <= failure.at;
-            match failure.by {
-                Some(pid) => !killed.iter().filter(before).any(|killed| killed.pid == pid),
-                None => {
-                    let count = nameless.entry(failure.target.clone()).or_insert(0);
-                    *count += 1;
-                    *count > killed.iter().filter(before).count()
-                }
+            if let Some(pid) = failure.by {
+                return !killed.iter().filter(before).any(|killed| killed.pid == pid);
             }
+            let count = nameless.entry(failure.target.clone()).or_insert(0);
+            *count += 1;
+            *count > killed.iter().filter(before).count()
         });
         self
     }

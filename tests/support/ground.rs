@@ -29,6 +29,7 @@ impl Ground {
     pub fn new(starter: Starter, adjust: impl FnOnce(Service) -> Service) -> Self {
         let (address, path) = (loopback(), starter.path("web.sock"));
         let service = Service::worker()
+            .program(starter.worker_program().display())
             .workers(3)
             .listen(address)
             .listen(path.display())

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,6 +29,8 @@ pub struct Manager {
     pub log: Log,
     pub systemd: Systemd,
     mark: String,
+    /// The words that make a command run as its user, where that is not who the test is.
+    as_user: Vec<String>,
 }
 
 /// Where the log and the upward messages had got to at one moment.
@@ -72,6 +75,8 @@ pub struct Starter {
     wrapper: Vec<String>,
     flags: Vec<String>,
     log_is_read: bool,
+    /// Who the manager is, where that is not who the test is.
+    user: Option<u32>,
 }
 
 impl Default for Starter {
@@ -86,6 +91,7 @@ impl Default for Starter {
             wrapper: Vec::new(),
             flags: Vec::new(),
             log_is_read: true,
+            user: None,
         }
     }
 }
@@ -119,6 +125,29 @@ impl Starter {
         self
     }
 
+    /// Starts the manager as a user that nobody else is, who can reach nothing but the test's folder; takes root.
+    #[must_use]
+    pub fn as_a_user(mut self) -> Self {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        // Beyond all that systems give to people and services by themselves.
+        let user = 2_000_000 + 16 * process::id() + COUNTER.fetch_add(1, Ordering::Relaxed);
+        let copies = [PathBuf::from(env!("CARGO_BIN_EXE_liveswap")), super::worker_program()];
+        for program in copies {
+            let name = program.file_name().and_then(|name| name.to_str()).expect("a name");
+            fs::copy(&program, self.path(name)).expect("a copy");
+        }
+        let number = user.to_string();
+        let ids = [format!("--reuid={number}"), format!("--regid={number}")];
+        self.wrapper.extend(["setpriv".to_owned(), "--clear-groups".to_owned()].into_iter().chain(ids));
+        self.user = Some(user);
+        self
+    }
+
+    /// The worker's program, in a place where the manager can reach it.
+    pub fn worker_program(&self) -> PathBuf {
+        if self.user.is_some() { self.path("worker") } else { super::worker_program() }
+    }
+
     /// Adds a flag of `liveswap run`.
     #[must_use]
     pub fn flag(mut self, flag: &str) -> Self {
@@ -142,6 +171,13 @@ impl Starter {
         let systemd = Systemd::listen(&self.path("notify")).expect("the notify socket");
         fs::write(self.path("web.toml"), text.to_string()).expect("the service file");
 
+        if let Some(user) = self.user {
+            let entries = fs::read_dir(self.folder.path()).expect("the folder");
+            for path in entries.map(|entry| entry.expect("an entry").path()).chain([self.path("")]) {
+                chown(&path, Some(user), Some(user)).expect("chown");
+            }
+        }
+
         let mut command = self.command();
         for name in
             ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID", "RUST_LOG"]
@@ -162,7 +198,8 @@ impl Starter {
         } else {
             Log::collect(std::io::empty())
         };
-        Manager { child, folder: self.folder, log, systemd, mark }
+        let as_user = if self.user.is_some() { self.wrapper } else { Vec::new() };
+        Manager { child, folder: self.folder, log, systemd, mark, as_user }
     }
 
     /// The command, through a shell where descriptors have to get to their place: it moves those that come as its
@@ -170,7 +207,12 @@ impl Starter {
     fn command(&self) -> Command {
         let wrapper = self.wrapper.iter().map(String::as_str);
         let flags = self.flags.iter().map(String::as_str);
-        let words = wrapper.chain([env!("CARGO_BIN_EXE_liveswap"), "run"]).chain(flags).chain(["web.toml"]);
+        let copy = self.path("liveswap");
+        let program = match self.user {
+            Some(_) => copy.to_str().expect("a path in UTF-8"),
+            None => env!("CARGO_BIN_EXE_liveswap"),
+        };
+        let words = wrapper.chain([program, "run"]).chain(flags).chain(["web.toml"]);
         let words: Vec<_> = words.collect();
         let mut sockets =
             self.inherited.iter().map(|fd| Stdio::from(fd.try_clone().expect("a copy of a socket")));
@@ -265,6 +307,15 @@ impl Manager {
     /// Returns what has happened to workers since `place`.
     pub fn transitions(&self, place: Place) -> Vec<Transition> {
         self.log.since(place.log).iter().filter_map(|line| transition(line)).collect()
+    }
+
+    /// Waits until an upgrade has ended, or has begun to roll back.
+    pub fn wait_decision(&self, place: Place) {
+        let decided =
+            |line: &str| (line.contains(" rolling back: ") || verdict(line).is_some()).then_some(());
+        if self.log.wait(place.log, PATIENCE, decided).is_none() {
+            self.fail("in vain awaited in the log: a verdict, or a rollback");
+        }
     }
 
     /// Waits for the end of an upgrade at or after `place`: in the log and upward, RELOADING first, then READY.
@@ -393,6 +444,23 @@ impl Manager {
 
     pub fn open_descriptors(&self) -> usize {
         descriptors(self.pid()).len()
+    }
+
+    /// Sets a resource limit of the manager, as prlimit(1) writes it: `--nproc=1:`.
+    pub fn limit(&self, limit: &str) {
+        let pid = self.pid().to_string();
+        // By the manager's own user, whom that takes no privilege.
+        let wrapper = self.as_user.iter().map(String::as_str);
+        let words: Vec<&str> = wrapper.chain(["prlimit", "--pid", &pid, limit]).collect();
+        let status = Command::new(words[0]).args(&words[1..]).status().expect("prlimit");
+        assert!(status.success(), "prlimit {limit}: {status}");
+    }
+
+    /// Lets the manager open so many descriptors more, and not one beyond them.
+    pub fn limit_descriptors(&self, more: usize) {
+        let open = descriptors(self.pid());
+        let free = (0..).filter(|number| !open.contains_key(number)).nth(more).expect("numbers without end");
+        self.limit(&format!("--nofile={free}:"));
     }
 
     /// Returns the resident memory in KiB.

@@ -50,6 +50,16 @@ pub fn worker_program() -> PathBuf {
     program
 }
 
+/// Tells whether this is root, and says loudly what is skipped where it is not; CI skips nothing.
+pub fn is_root(what: &str) -> bool {
+    let root = nix::unistd::Uid::effective().is_root();
+    if !root {
+        assert!(std::env::var_os("CI").is_none(), "CI runs as root");
+        eprintln!("SKIPPED: {what} takes root");
+    }
+    root
+}
+
 /// Waits until `condition` gives a value; for what has no event of its own, such as a process of another parent.
 ///
 /// # Panics

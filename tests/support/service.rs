@@ -35,6 +35,21 @@ impl Service {
         }
     }
 
+    /// The same program, from another place.
+    #[must_use]
+    pub fn program(mut self, path: impl Display) -> Self {
+        self.program[0] = path.to_string();
+        self
+    }
+
+    /// The same program with the same arguments, executed by a shell after `script`.
+    #[must_use]
+    pub fn after(mut self, script: &str) -> Self {
+        let shell = ["sh", "-c", &format!("{script}; exec \"$0\" \"$@\"")].map(str::to_owned);
+        self.program.splice(0..0, shell);
+        self
+    }
+
     /// What the worker's answers name.
     #[must_use]
     pub fn release(mut self, release: impl Display) -> Self {
