@@ -209,53 +209,6 @@ fn the_last_words_of_a_worker_are_heard_before_its_end_is_announced() {
 }
 
 #[test]
-fn hostile_messages_harm_nothing_and_leak_nothing() {
-    let address = loopback();
-    let service = Service::worker().listen(address);
-    let manager = Manager::start(service.clone().release(1));
-    let worker = ready_worker(&manager);
-    let mouth = Mouth::of(&worker);
-    let descriptors = manager.open_descriptors();
-    let long = [b"STATUS=".as_slice(), &[b'x'; 8000]].concat();
-    let messages: [&[u8]; 14] = [
-        b"",
-        b"\0",
-        b"READY=1\0READY=1",
-        b"=",
-        b"\n\n\n",
-        b"STATUS=\xff\xfe",
-        b"STATUS=\x1b[2J\x07",
-        b"EXTEND_TIMEOUT_USEC=18446744073709551616",
-        b"WATCHDOG_USEC=-1",
-        b"MAINPID=1",
-        b"ERRNO=99999999999999999999",
-        b"FDSTORE=1\nFDNAME=x",
-        b"BARRIER=1\nREADY=1",
-        &long,
-    ];
-    let file = std::fs::File::open("/dev/null").expect("a file");
-    for round in 0..300 {
-        for message in messages {
-            mouth.say(message);
-        }
-        mouth.say_with(b"FDSTORE=1", &file, 1 + round % 253);
-        mouth.say_with(b"BARRIER=1", &file, 2);
-        mouth.say_with(b"BARRIER=1\nSTATUS=x", &file, 1);
-    }
-    mouth.barrier();
-    assert_eq!(manager.open_descriptors(), descriptors, "descriptors");
-    assert_eq!(manager.workers(), [worker], "a message has killed the worker");
-    assert!(
-        !manager.log.since(0).iter().any(|line| line.contains('\u{1b}')),
-        "a control character in the log"
-    );
-    manager.upgrade_committed(service.release(2));
-    manager.wait_workers(2, 1);
-    assert_eq!(ask(&Target::Tcp(address)).expect("an answer").release, "2");
-    manager.stop();
-}
-
-#[test]
 fn a_drain_that_is_reported_done_ends_before_its_deadline() {
     let address = loopback();
     // It ignores SIGTERM, so it would be killed after an hour; but it says that it is done.

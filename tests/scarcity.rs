@@ -174,7 +174,7 @@ fn where_no_process_can_be_forked_upgrades_are_refused_and_the_dead_are_replaced
     if !is_root("becoming a user whose processes are counted") {
         return;
     }
-    let mut ground = Ground::new(Starter::default().as_a_user(), |service| service);
+    let mut ground = Ground::new(Starter::default().of_a_user(), |service| service);
     ground.manager.limit("--nproc=1:");
     let outcome = ground.manager.upgrade(ground.service.clone().release("second"));
     assert_eq!(outcome.verdict, Verdict::Refused, "{outcome:?}");
@@ -194,7 +194,7 @@ fn where_forks_begin_to_fail_half_way_through_an_upgrade_it_rolls_back() {
     if !is_root("becoming a user whose processes are counted") {
         return;
     }
-    let ground = Ground::new(Starter::default().as_a_user(), |service| service);
+    let ground = Ground::new(Starter::default().of_a_user(), |service| service);
     let manager = &ground.manager;
     let open = descriptors(manager.pid()).len();
     // The first new worker still starts, and sees to it that nobody follows.

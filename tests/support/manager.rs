@@ -127,7 +127,7 @@ impl Starter {
 
     /// Starts the manager as a user that nobody else is, who can reach nothing but the test's folder; takes root.
     #[must_use]
-    pub fn as_a_user(mut self) -> Self {
+    pub fn of_a_user(mut self) -> Self {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         // Beyond all that systems give to people and services by themselves.
         let user = 2_000_000 + 16 * process::id() + COUNTER.fetch_add(1, Ordering::Relaxed);
