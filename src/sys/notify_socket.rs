@@ -165,25 +165,14 @@ impl Drop for NotifySocket {
 
 /// Takes ownership of all descriptors in the control messages, and reads the sender.
 ///
-/// The walk is our own, as the `CMSG_NXTHDR` of some C libraries passes over a last message that was cut short, and
-/// with it the descriptors that did arrive.
-///
 /// # Safety
 ///
 /// The bytes must be what recvmsg(2) wrote, and this must be called once for them: the descriptors in them then
 /// belong to us and to nobody else.
 unsafe fn take_control(control: &[u8]) -> (Vec<OwnedFd>, Option<Credentials>) {
     let (mut descriptors, mut sender) = (Vec::new(), None);
-    let mut rest = control;
-    while rest.len() >= HEADER {
-        // SAFETY: so many bytes are there; a cmsghdr is plain integers, and the read needs no alignment.
-        let header: libc::cmsghdr = unsafe { rest.as_ptr().cast::<libc::cmsghdr>().read_unaligned() };
-        let len = rest.len().min(header.cmsg_len as _);
-        if len < HEADER {
-            break;
-        }
-        let payload = &rest[HEADER..len];
-        match (header.cmsg_level, header.cmsg_type) {
+    for (level, kind, payload) in ControlMessages(control) {
+        match (level, kind) {
             (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
                 descriptors.reserve(payload.len() / size_of::<libc::c_int>());
                 for number in integers(payload) {
@@ -200,9 +189,30 @@ unsafe fn take_control(control: &[u8]) -> (Vec<OwnedFd>, Option<Credentials>) {
             }
             _ => {}
         }
-        rest = rest.get(aligned(len)..).unwrap_or_default();
     }
     (descriptors, sender)
+}
+
+/// Walks over control messages: the level, the type, and as much of the payload as arrived. Any bytes will do.
+///
+/// The walk is our own, as the `CMSG_NXTHDR` of some C libraries passes over a last message that was cut short, and
+/// with it the descriptors that did arrive.
+struct ControlMessages<'a>(&'a [u8]);
+
+impl<'a> Iterator for ControlMessages<'a> {
+    type Item = (libc::c_int, libc::c_int, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.len() < HEADER {
+            return None;
+        }
+        // SAFETY: so many bytes are there; a cmsghdr is plain integers, and the read needs no alignment.
+        let header: libc::cmsghdr = unsafe { self.0.as_ptr().cast::<libc::cmsghdr>().read_unaligned() };
+        let len = self.0.len().min(header.cmsg_len as _);
+        let payload = self.0.get(HEADER..len)?;
+        self.0 = self.0.get(aligned(len)..).unwrap_or_default();
+        Some((header.cmsg_level, header.cmsg_type, payload))
+    }
 }
 
 /// Sees to it that closing this does not wait for a peer to take what is unsent: ours may be the last descriptor of a
@@ -309,6 +319,63 @@ mod tests {
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && said.contains("1 passed"), "{said}");
         None
+    }
+
+    /// What makes no system call, so that Miri can look at it.
+    mod memory {
+        use super::*;
+
+        /// A control message as the kernel lays it out (cmsg(3)), whose header says `len`.
+        fn message(len: usize, kind: libc::c_int, payload: &[i32]) -> Vec<u8> {
+            let mut bytes =
+                [len.to_ne_bytes().as_slice(), &libc::SOL_SOCKET.to_ne_bytes(), &kind.to_ne_bytes()].concat();
+            bytes.extend(payload.iter().flat_map(|number| number.to_ne_bytes()));
+            bytes.resize(aligned(bytes.len()), 0);
+            bytes
+        }
+
+        /// The payloads of all messages, wherever in memory they stand.
+        fn payloads(control: &[u8]) -> Vec<Vec<i32>> {
+            fn walk(control: &[u8]) -> Vec<Vec<i32>> {
+                ControlMessages(control).map(|(_, _, payload)| integers(payload).collect()).collect()
+            }
+            let found = walk(control);
+            for shift in 1..8 {
+                let moved = [&[0; 8][..shift], control].concat();
+                assert_eq!(walk(&moved[shift..]), found);
+            }
+            found
+        }
+
+        #[test]
+        fn what_arrived_of_a_message_that_was_cut_short_is_found_at_every_length() {
+            let rights = message(HEADER + 12, libc::SCM_RIGHTS, &[7, 8, 9]);
+            let whole = [rights.clone(), message(HEADER + 12, libc::SCM_CREDENTIALS, &[1, 2, 3])].concat();
+            for end in 0..=whole.len() {
+                let first = end.saturating_sub(HEADER).min(12) / 4;
+                let second = end.saturating_sub(rights.len() + HEADER).min(12) / 4;
+                let expected = [(HEADER, &[7, 8, 9][..first]), (rights.len() + HEADER, &[1, 2, 3][..second])];
+                let expected: Vec<_> = expected
+                    .into_iter()
+                    .filter(|(from, _)| end >= *from)
+                    .map(|(_, found)| found.to_vec())
+                    .collect();
+                assert_eq!(payloads(&whole[..end]), expected, "{end} bytes");
+            }
+        }
+
+        #[test]
+        fn a_length_that_is_a_lie_ends_the_walk_within_the_bytes() {
+            for len in [0, 1, HEADER - 1] {
+                assert_eq!(payloads(&message(len, libc::SCM_RIGHTS, &[7])), [[0; 0]; 0], "{len}");
+            }
+            for len in [HEADER + 5, HEADER + 8, HEADER + 9, 1 << 40, usize::MAX - 7, usize::MAX] {
+                let found = payloads(&message(len, libc::SCM_RIGHTS, &[7]));
+                // With the padding that is there.
+                assert!(found == [vec![7]] || found == [vec![7, 0]], "{len}: {found:?}");
+            }
+            assert_eq!(payloads(&message(HEADER, libc::SCM_RIGHTS, &[])), [[0; 0]]);
+        }
     }
 
     #[test]

@@ -477,7 +477,9 @@ mod tests {
     fn no_datagram_breaks_the_reader() {
         let mut state = 20_260_101;
         let (mut understood, mut dropped) = (0, 0);
-        for turn in 0..50_000 {
+        // Miri takes minutes for what is a moment elsewhere.
+        let turns = if cfg!(miri) { 200 } else { 50_000 };
+        for turn in 0..turns {
             let bytes = hostile(&mut state);
             let Ok(message) = parse(&bytes, below(&mut state, 3)) else {
                 dropped += 1;
@@ -496,7 +498,10 @@ mod tests {
                 );
             }
         }
-        assert!(understood > 5_000 && dropped > 5_000, "{understood} understood, {dropped} dropped");
+        assert!(
+            understood > turns / 10 && dropped > turns / 10,
+            "{understood} understood, {dropped} dropped"
+        );
     }
 
     #[test]
