@@ -182,7 +182,7 @@ fn an_old_worker_that_is_stopped_holds_no_upgrade_up_and_is_killed_at_the_deadli
     let place = ground.manager.place();
     ground.freeze(victim.pid);
     ground.manager.upgrade_committed(ground.service.clone().release("second"));
-    ground.manager.wait_log(place, [&format!("pid {})", victim.pid), "not finished after 2 s; SIGKILL"]);
+    ground.manager.wait_log(place, [&format!("pid {})", victim.pid), "not finished after 2", "s; SIGKILL"]);
     ground.manager.wait_workers(2, WORKERS);
     ground.assert_unharmed(3);
 }
@@ -223,7 +223,7 @@ fn no_survivor(quirk: &str) {
     ground.manager.signal(Signal::SIGHUP);
     let lives = |pid: &i32| Process::read(*pid).is_some_and(|process| !process.is_zombie());
     for pid in &old {
-        ground.manager.wait_log(place, [&format!("pid {pid})"), "not finished after 1 s; SIGKILL"]);
+        ground.manager.wait_log(place, [&format!("pid {pid})"), "not finished after 1", "s; SIGKILL"]);
     }
     let deadline = Instant::now() + Duration::from_secs(1);
     while let Some(survivor) = old.iter().chain(&left).find(|pid| lives(pid)) {

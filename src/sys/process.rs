@@ -80,11 +80,12 @@ pub fn own_children() -> io::Result<Vec<Pid>> {
     children(getpid())
 }
 
-/// Returns when a process was started, in clock ticks since the boot; `None` where it has gone, or we may not look.
+/// Returns when a process was started, in clock ticks since the boot; `None` where it has ended, reaped or not, or we may
+/// not look.
 ///
 /// Nobody is younger than his descendants.
 pub fn started(pid: Pid) -> Option<u64> {
-    Stat::of(pid).map(|stat| stat.started)
+    Stat::of(pid).filter(|stat| !stat.has_ended).map(|stat| stat.started)
 }
 
 /// Returns the value that a variable had when the process was executed; `None` where it had none, or we may not look.
@@ -201,6 +202,8 @@ fn parse_pid(text: &str) -> Option<Pid> {
 
 /// What `proc_pid_stat(5)` tells of a process.
 struct Stat {
+    /// It is a zombie.
+    has_ended: bool,
     parent: Pid,
     session: Pid,
     started: u64,
@@ -213,11 +216,12 @@ impl Stat {
 
     fn parse(text: &str) -> Option<Self> {
         // The program's name, in parentheses, may itself hold spaces and parentheses.
-        let mut fields = text.rsplit_once(") ")?.1.split(' ').skip(1);
+        let mut fields = text.rsplit_once(") ")?.1.split(' ');
+        let has_ended = matches!(fields.next()?, "Z" | "X");
         let parent = parse_pid(fields.next()?)?;
         let session = parse_pid(fields.nth(1)?)?;
         let started = fields.nth(15)?.parse().ok()?;
-        Some(Self { parent, session, started })
+        Some(Self { has_ended, parent, session, started })
     }
 }
 
