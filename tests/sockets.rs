@@ -154,6 +154,27 @@ fn a_unix_socket_that_a_worker_shuts_down_is_repaired() {
 }
 
 #[test]
+fn workers_of_a_socket_that_is_no_more_are_replaced_however_often_it_takes() {
+    let starter = Starter::default();
+    let (path, gate) = (starter.path("run/web.sock"), starter.path("gate"));
+    fs::write(&gate, "").expect("the gate");
+    let service = Service::worker().workers(2).listen(path.display());
+    let service =
+        service.after(&format!("test -e {} || exit 1", gate.display())).set("restart.max_delay", "'200ms'");
+    let mut manager = starter.start(service.release(1));
+    manager.wait_ready();
+    let place = manager.place();
+    fs::remove_file(&gate).expect("the gate");
+    fs::remove_dir_all(path.parent().expect("a folder")).expect("the socket's folder");
+    let first = manager.wait_log_to(place, ["respawn given up"]);
+    manager.wait_log_to(first, ["respawn given up"]);
+    fs::write(&gate, "").expect("the gate");
+    manager.wait_log(first, ["generation 1 respawned"]);
+    assert_eq!(release_at(&Target::Unix(path)), "1");
+    manager.stop();
+}
+
+#[test]
 fn a_unix_path_that_a_worker_unlinks_is_repaired() {
     let starter = Starter::default();
     let path = starter.path("web.sock");

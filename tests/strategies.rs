@@ -375,11 +375,25 @@ fn a_probe_decides_who_is_ready() {
     manager.wait_until("a probe at work", || {
         manager.workers().iter().any(|one| one.generation == 2).then_some(())
     });
+    manager.wait_log(place, ["generation 2, slot 0", "not ready yet: its probe exited with status 1"]);
     assert!(places(&manager.transitions(place), 2, Step::Ready).is_empty());
     fs::write(&gate, "").expect("the gate");
     assert_eq!(manager.wait_outcome(place).verdict, Verdict::Committed);
     manager.wait_workers(2, 2);
     manager.stop();
+}
+
+#[test]
+fn a_probe_that_is_not_there_is_named_in_the_log() {
+    let service = Service::command(["sleep", "1000"]).set("service.protocol", "'plain'");
+    let mut manager = Manager::start(service.clone());
+    let place = manager.place();
+    let probed = service.set("ready.when", "'probe'").set("ready.probe", "['no-such-probe']");
+    let outcome = manager.upgrade(probed.set("ready.timeout", "'1s'"));
+    assert_eq!(outcome.verdict, Verdict::RolledBack, "{outcome:?}");
+    manager.wait_log(place, ["its probe could not be started: executing: No such file or directory"]);
+    manager.signal(Signal::SIGTERM);
+    manager.wait_exit();
 }
 
 #[test]

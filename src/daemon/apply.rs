@@ -98,6 +98,7 @@ impl Daemon {
             notify,
             start: Some(spawned),
             failure: None,
+            failed_probe: None,
             messages: messages.map(|(_, ours)| ours),
             tail: Tail::default(),
             outputs: outputs.collect(),
@@ -254,6 +255,7 @@ impl Daemon {
             self.looks_at_sockets = true;
             self.occasion = Some(*worker);
         }
+        self.insist_on_replacement(notice);
         self.history.note(notice, &self.manager, &self.processes, clock_now);
         self.publish(notice, &text);
         match notice.loudness() {

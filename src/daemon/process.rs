@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::unistd::Pid;
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::outlet::{ERROR, OUTPUT};
 use super::token::Stream;
@@ -61,6 +61,8 @@ pub struct Process {
     pub messages: Option<OwnedFd>,
     /// The end of its standard error, under `output = "prefix"`.
     pub tail: Tail,
+    /// How its last probe failed.
+    pub failed_probe: Option<String>,
     /// Its standard output and error, under `output = "prefix"`.
     pub outputs: Vec<WorkerOutput>,
 }
@@ -134,6 +136,14 @@ impl Process {
     /// As [`Process::listen`], as much as one worker may say before others get their turn.
     pub fn listen_a_turn(&mut self, heard: impl FnMut(Word)) -> Vec<OwnedFd> {
         self.listen(MESSAGES_A_TURN, heard)
+    }
+
+    /// Tells how a probe failed, unless the one before it failed in the same way.
+    pub fn note_failed_probe(&mut self, how: String) {
+        if self.failed_probe.as_ref() != Some(&how) {
+            info!("{}: not ready yet: its probe {how}", self.name());
+            self.failed_probe = Some(how);
+        }
     }
 
     /// Returns how the log names it.

@@ -144,7 +144,12 @@ impl Daemon {
             }
             Role::After(generation) if done => info!("generation {generation}: the hook `after` is done"),
             Role::After(generation) => warn!("generation {generation}: the hook `after` {how}"),
-            Role::Probe(worker) => self.inbox.push_back(Event::Probed(worker, done)),
+            Role::Probe(worker) => {
+                if !done && let Some(process) = self.processes.get_mut(&worker) {
+                    process.note_failed_probe(how);
+                }
+                self.inbox.push_back(Event::Probed(worker, done));
+            }
             Role::Survey => self.surveyed(exit),
         }
     }

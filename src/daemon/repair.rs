@@ -9,6 +9,7 @@ use super::sockets::Listener;
 use super::token::Token;
 use crate::core::Event;
 use crate::core::ids::{GenerationId, WorkerId};
+use crate::core::notice::{Notice, Outcome};
 use crate::core::spec::SocketKind;
 use crate::sys::wait::Interest;
 
@@ -89,8 +90,23 @@ impl Daemon {
         let _ = self.poller.remove(&**dead);
         self.watch_sockets();
         info!("all workers are replaced, as those that run share the dead socket");
+        self.shares_dead_socket = true;
         self.inbox.push_back(Event::SocketReplaced);
         Ok(())
+    }
+
+    /// Has workers that share a dead socket replaced however often it takes: fresh ones that fail are no end of it. The
+    /// pause after their deaths is the pause before the next try.
+    pub(super) fn insist_on_replacement(&mut self, notice: &Notice) {
+        match notice {
+            Notice::RespawnEnded(_, Ok(())) | Notice::UpgradeEnded(_, Outcome::Committed) => {
+                self.shares_dead_socket = false;
+            }
+            Notice::RespawnEnded(_, Err(_)) if self.shares_dead_socket => {
+                self.inbox.push_back(Event::SocketReplaced);
+            }
+            _ => {}
+        }
     }
 
     /// Names the workers that may have hurt a socket; the kernel does not tell who did.

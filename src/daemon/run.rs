@@ -103,6 +103,8 @@ pub struct Daemon {
     pub(super) looks_at_sockets: bool,
     /// The worker whose change of state it was.
     pub(super) occasion: Option<WorkerId>,
+    /// Whether workers run that share a socket which is dead.
+    pub(super) shares_dead_socket: bool,
     /// Sockets that could not be repaired, which was said.
     pub(super) beyond_repair: Vec<Weak<Listener>>,
     output: Writer,
@@ -173,6 +175,7 @@ impl Daemon {
             look_for_orphans_at: None,
             looks_at_sockets: false,
             occasion: None,
+            shares_dead_socket: false,
             beyond_repair: Vec::new(),
             output: Writer::to(stdout())?,
             error: Writer::to(stderr())?,
