@@ -76,6 +76,16 @@ fn the_log_can_be_json() {
     let line = manager.wait_log(Place::START, ["started"]);
     let value: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!((&value["worker"], &value["generation"], &value["slot"]), (&1.into(), &1.into(), &0.into()));
+    let line = manager.wait_log(Place::START, ["worker 1", "ready"]);
+    let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&value["event"], &value["slot"]), (&"worker-ready".into(), &0.into()));
+    assert!(value["pid"].is_number() && value.get("reason").is_none(), "{line}");
+    manager.rewrite(Service::worker().release(2).args(["--exit", "3"]));
+    manager.signal(Signal::SIGHUP);
+    let line = manager.wait_log(Place::START, ["rolled-back"]);
+    let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&value["generation"], &value["outcome"]), (&2.into(), &"rolled-back".into()));
+    assert_eq!(value["reason"], "worker 2 (slot 0) exited with status 3 before it was ready");
     manager.stop();
 }
 

@@ -20,6 +20,7 @@ use crate::sys::output::{message_pipe, output_pipe};
 use crate::sys::process;
 use crate::sys::spawn::{Spawned, spawn};
 use crate::sys::wait::Interest;
+use crate::wire::control::EventLine;
 
 /// How long a hook `after` may outlast the service.
 const HOOK_GRACE: Duration = Duration::from_secs(5);
@@ -242,13 +243,7 @@ impl Daemon {
     fn tell(&mut self, notice: &Notice) {
         let (clock, clock_now) = (self.clock_micros(), self.now());
         self.upward.tell(notice, &self.manager, clock);
-        let text = match notice {
-            Notice::Worker(worker, what) => match self.processes.get(worker) {
-                Some(process) => format!("worker {worker} ({}) {what}", process.name()),
-                None => notice.to_string(),
-            },
-            _ => notice.to_string(),
-        };
+        let event = self.describe(notice);
         if let Notice::Worker(worker, WorkerNotice::Ready | WorkerNotice::Ended(_) | WorkerNotice::Died(_)) =
             notice
         {
@@ -257,10 +252,30 @@ impl Daemon {
         }
         self.insist_on_replacement(notice);
         self.history.note(notice, &self.manager, &self.processes, clock_now);
-        self.publish(notice, &text);
+        self.publish(notice, &event);
+        let EventLine { generation, worker, slot, pid, outcome, reason, text, .. } = &event;
         match notice.loudness() {
-            Loudness::Info => info!("{text}"),
-            Loudness::Warning => warn!("{text}"),
+            Loudness::Info => {
+                info!(event = event.event, generation, worker, slot, pid, outcome, reason, "{text}");
+            }
+            Loudness::Warning => {
+                warn!(event = event.event, generation, worker, slot, pid, outcome, reason, "{text}");
+            }
+        }
+    }
+
+    /// Tells of a transition with all that is known of whom it is about.
+    fn describe(&self, notice: &Notice) -> EventLine {
+        let Notice::Worker(worker, what) = notice else { return EventLine::new(notice, &notice.to_string()) };
+        let Some(process) = self.processes.get(worker) else {
+            return EventLine::new(notice, &notice.to_string());
+        };
+        let text = format!("worker {worker} ({}) {what}", process.name());
+        EventLine {
+            generation: Some(process.generation.0),
+            slot: Some(process.slot.0),
+            pid: Some(process.pid.as_raw()),
+            ..EventLine::new(notice, &text)
         }
     }
 }

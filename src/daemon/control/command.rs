@@ -106,7 +106,7 @@ impl Daemon {
     }
 
     /// Tells those who want to know what has happened.
-    pub(in super::super) fn publish(&mut self, notice: &Notice, text: &str) {
+    pub(in super::super) fn publish(&mut self, notice: &Notice, event: &EventLine) {
         if let Notice::UpgradeEnded(_, Outcome::Committed) = notice {
             let group = self.generations.get(&self.manager.current()).and_then(|of| of.release.control_group);
             self.control.open_to(group);
@@ -114,15 +114,7 @@ impl Daemon {
         if !self.control.clients.values().any(|client| client.subscribed) {
             return;
         }
-        let mut event = EventLine::new(notice, text);
-        if let Notice::Worker(worker, _) = notice
-            && let Some(process) = self.processes.get(worker)
-        {
-            event.generation = Some(process.generation.0);
-            event.slot = Some(process.slot.0);
-            event.pid = Some(process.pid.as_raw());
-        }
-        let event = line(&event);
+        let event = line(event);
         for client in self.control.clients.values_mut().filter(|client| client.subscribed) {
             client.tell(&event);
         }
