@@ -1,20 +1,47 @@
 //! `liveswap run`: the manager in the foreground.
 
-use std::path::PathBuf;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use tracing::Level;
 
 use super::report::{self, Status};
+use crate::config::flags::Flags;
 use crate::daemon::log::{self, LogFormat};
-use crate::daemon::{self, ManagerError};
+use crate::daemon::{self, ManagerError, Source};
+
+/// The flags that make a service.
+const WITHOUT_FILE: &str = "Without a file";
 
 /// Arguments of `liveswap run`.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
+#[command(override_usage = "liveswap run [OPTIONS] <FILE>
+       liveswap run [OPTIONS] [-l <ADDRESS>]... [-n <WORKERS>] -- <COMMAND>...")]
 pub struct RunArgs {
     /// The service file
-    file: PathBuf,
+    #[arg(
+        required_unless_present = "command",
+        conflicts_with_all = ["listen", "workers", "name", "protocol", "command"]
+    )]
+    file: Option<PathBuf>,
+    /// An address to listen on, such as 127.0.0.1:8080, '[::]:8080', ./web.sock or @web
+    #[arg(short, long, value_name = "ADDRESS", requires = "command", help_heading = WITHOUT_FILE)]
+    listen: Vec<String>,
+    /// How many workers, or "auto" for the CPUs; 1 unless given
+    #[arg(short = 'n', long, requires = "command", help_heading = WITHOUT_FILE)]
+    workers: Option<String>,
+    /// The service's name; that of the program, without its ending, unless given
+    #[arg(long, requires = "command", help_heading = WITHOUT_FILE)]
+    name: Option<String>,
+    /// "notify" where the command says READY=1, which is assumed, or "plain" where it says nothing
+    #[arg(long, requires = "command", help_heading = WITHOUT_FILE)]
+    protocol: Option<String>,
+    /// What a worker executes, in this folder
+    #[arg(last = true, help_heading = WITHOUT_FILE)]
+    command: Vec<String>,
     /// How the log is written
     #[arg(long, value_enum, default_value_t = Format::Auto)]
     log_format: Format,
@@ -71,14 +98,14 @@ impl From<Verbosity> for Level {
 /// Runs a service until it has ended.
 pub fn run(args: &RunArgs) -> ExitCode {
     log::init(args.log_format.into(), args.log_level.into());
-    let file = match std::path::absolute(&args.file) {
-        Ok(file) => file,
+    let source = match source(args) {
+        Ok(source) => source,
         Err(error) => {
             report::print(&error, None);
             return Status::Failed.into();
         }
     };
-    match daemon::run(file, log::wants_color()) {
+    match daemon::run(source, log::wants_color()) {
         Ok(()) => Status::Done.into(),
         Err(ManagerError::BadFile(refusal)) => {
             report::print_details(&refusal.details);
@@ -89,4 +116,22 @@ pub fn run(args: &RunArgs) -> ExitCode {
             Status::Failed.into()
         }
     }
+}
+
+fn source(args: &RunArgs) -> io::Result<Source> {
+    let RunArgs { name, listen, workers, protocol, command, .. } = args.clone();
+    Ok(match &args.file {
+        Some(file) => Source::File(std::path::absolute(file)?),
+        None => Source::Flags(Flags { name, listen, workers, protocol, command, directory: directory()? }),
+    })
+}
+
+/// Returns the folder that we are in by the name that the shell has for it: where that goes through a symbolic link, an
+/// upgrade is to follow it anew.
+fn directory() -> io::Result<PathBuf> {
+    let here = std::env::current_dir()?;
+    let named = std::env::var_os("PWD").map(PathBuf::from).filter(|named| named.is_absolute());
+    let place = |path: &Path| path.metadata().map(|folder| (folder.dev(), folder.ino()));
+    let same = |named: &PathBuf| place(named).is_ok_and(|named| place(&here).is_ok_and(|here| named == here));
+    Ok(named.filter(same).unwrap_or(here))
 }

@@ -15,11 +15,13 @@
 //! suggest      "did you mean"
 //! diagnostics  the problems, as people read them
 //! environment  the files of `environment_files`
+//! flags        a service without a file
 //! ```
 
 mod address;
 mod diagnostics;
 pub mod environment;
+pub mod flags;
 mod policy;
 mod reader;
 mod service;
@@ -63,12 +65,16 @@ impl Origin {
 ///
 /// All problems of the file, in its order.
 pub fn parse(text: &str, origin: &Origin) -> Result<ServiceSpec, Diagnostics> {
+    check(text, origin).map_err(|problems| Diagnostics::new(text, &origin.path, problems))
+}
+
+fn check(text: &str, origin: &Origin) -> Result<ServiceSpec, Vec<Problem>> {
     let Recovered { text: sound, problems, shadows } = syntax::recover(text);
     let (tree, _) = DeTable::parse_recoverable(&sound);
     let problems = Problems::new(problems, shadows);
     let spec = read(tree.get_ref(), origin, &problems);
     let list = problems.into_list();
-    if list.is_empty() { Ok(spec) } else { Err(Diagnostics::new(text, &origin.path, list)) }
+    if list.is_empty() { Ok(spec) } else { Err(list) }
 }
 
 /// Returns the text of a service file.

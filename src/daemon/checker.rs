@@ -3,12 +3,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::release::{Refusal, Release};
+use super::release::{Refusal, Release, Source};
 use crate::sys::fork::{ForkedWork, in_child};
 use crate::sys::reaper::Exit;
 
@@ -26,14 +25,14 @@ enum Answer {
 }
 
 impl Checker {
-    /// Begins to read the service file at the absolute `path`.
+    /// Begins to read the definition of a service.
     ///
     /// # Errors
     ///
     /// Those of fork(2).
-    pub fn start(path: &Path, color: bool) -> io::Result<Self> {
+    pub fn start(source: &Source, color: bool) -> io::Result<Self> {
         let work = in_child(|| {
-            let answer = match Release::read(path, color) {
+            let answer = match Release::read(source, color) {
                 Ok(release) => Answer::Sound(Box::new(release)),
                 Err(refusal) => Answer::Refused(refusal),
             };

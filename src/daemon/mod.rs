@@ -30,14 +30,14 @@ mod token;
 mod upward;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tracing::info;
 
 use self::control::Control;
 use self::launch::Heritage;
-pub use self::release::Refusal;
 use self::release::Release;
+pub use self::release::{Refusal, Source};
 use self::run::{Daemon, Start};
 use self::runtime::{RuntimeDirectory, RuntimeError};
 use self::sockets::{SocketError, Sockets};
@@ -97,15 +97,15 @@ pub fn hold_signals() {
     let _ = signals::block_early();
 }
 
-/// Runs the service of the file at the absolute path until it has ended.
+/// Runs a service until it has ended.
 ///
 /// # Errors
 ///
 /// What kept it from starting; nothing that happens later ends a manager early.
-pub fn run(file: PathBuf, color: bool) -> Result<(), ManagerError> {
+pub fn run(source: Source, color: bool) -> Result<(), ManagerError> {
     let io = |doing| move |source| ManagerError::Io { doing, source };
     let release =
-        prepare::first_release(&file, color).map_err(|refusal| ManagerError::BadFile(refusal.into()))?;
+        prepare::first_release(&source, color).map_err(|refusal| ManagerError::BadFile(refusal.into()))?;
     let mut sockets = Sockets::new(activation::take()?);
     let runtime = RuntimeDirectory::take(&release.spec.name)?;
     let heritage =
@@ -115,7 +115,7 @@ pub fn run(file: PathBuf, color: bool) -> Result<(), ManagerError> {
     let control = control.map_err(io("binding the control socket"))?;
     let prepared = prepare::prepare_sockets(&mut sockets, &release)?;
     info!("{} runs {} (pid {})", env!("CARGO_PKG_NAME"), summary(&release.spec), std::process::id());
-    let start = Start { file, release, prepared, sockets, runtime, heritage, upward, control };
+    let start = Start { source, release, prepared, sockets, runtime, heritage, upward, control };
     let mut daemon = Daemon::new(start).map_err(io("setting up the event loop"))?;
     let ended = daemon.run().map_err(io("waiting for events"));
     daemon.part();
@@ -137,7 +137,7 @@ pub struct Checked {
 ///
 /// All that is wrong with it.
 pub fn check(file: &Path, color: bool) -> Result<Checked, Refusal> {
-    let release = Release::read(file, color)?;
+    let release = Release::read(&Source::File(file.to_owned()), color)?;
     let failed = |error: io::Error| Refusal::new(format!("{}: {error}", file.display()));
     let heritage = Heritage::take(limits::own(Resource::Nofile).map_err(failed)?);
     let warnings = launch::missing_programs(&release, &heritage).map_err(failed)?;

@@ -1,6 +1,5 @@
 //! The way from a service file to a generation: read it, run its hook `before`, read it again, bind its sockets.
 
-use std::path::Path;
 use std::time::Duration;
 use std::{io, mem};
 
@@ -9,7 +8,7 @@ use tracing::{error, info, warn};
 
 use super::checker::Checker;
 use super::launch::{self, Common, Place};
-use super::release::{Refusal, Release, in_words};
+use super::release::{Refusal, Release, Source, in_words};
 use super::run::{Daemon, Generation, Role};
 use super::sockets::{Owner, Prepared, SocketError, SocketPlan, Sockets};
 use super::token::Token;
@@ -52,7 +51,7 @@ impl Daemon {
     }
 
     fn check(&mut self, generation: GenerationId, stage: fn(Checker) -> Stage) {
-        let checker = Checker::start(&self.file, false).and_then(|checker| {
+        let checker = Checker::start(&self.source, false).and_then(|checker| {
             self.poller.add(&checker, Token::Checker(generation).pack(), Interest::Read)?;
             Ok(checker)
         });
@@ -233,14 +232,14 @@ fn plans(release: &Release) -> Vec<SocketPlan> {
     release.spec.sockets.iter().zip(&release.owners).map(plan).collect()
 }
 
-/// Reads the service file for the first generation, and waits for it: there is nothing yet that this could harm.
+/// Reads the definition of the service for the first generation, and waits for it: there is nothing yet that this could harm.
 ///
 /// # Errors
 ///
 /// Everything that is wrong.
-pub(super) fn first_release(file: &Path, color: bool) -> Result<Release, Refusal> {
+pub(super) fn first_release(source: &Source, color: bool) -> Result<Release, Refusal> {
     let failed = |error: io::Error| Refusal::new(format!("cannot check the service file: {error}"));
-    let mut checker = Checker::start(file, color).map_err(failed)?;
+    let mut checker = Checker::start(source, color).map_err(failed)?;
     let exit = loop {
         match wait_readable(&checker, FIRST_CHECK) {
             Ok(true) if checker.read().map_err(failed)? => break reaper::wait_until_ended(checker.pid()),

@@ -4,6 +4,7 @@
 //! child ([`super::checker`]): a [`Release`] is plain data that travels through a pipe.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -13,12 +14,31 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use super::sockets::Owner;
+use crate::config::flags::{self, Flags};
 use crate::config::{self, Origin};
 use crate::core::spec::{Identity, ServiceSpec, SocketSpec};
 use crate::sys::names;
 
 /// The longest service file or environment file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
+
+/// Where a service is defined; it is read at every upgrade.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// In the service file at this absolute path.
+    File(PathBuf),
+    /// By what was typed, which stays as it is.
+    Flags(Flags),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Flags(_) => f.write_str(flags::COMMAND_LINE),
+        }
+    }
+}
 
 /// A service file as read, and all that it refers to as found at that moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,30 +82,32 @@ impl Refusal {
         Self { details: format!("Error: {summary}"), summary }
     }
 
-    /// Refuses a file for all that it refers to and that cannot be had.
-    fn of(file: &Path, problems: &[String]) -> Self {
-        let name = file.file_name().unwrap_or(file.as_os_str()).display().to_string();
+    /// Refuses a service for all that it refers to and that cannot be had.
+    fn of(source: &Source, problems: &[String]) -> Self {
+        let name = match source {
+            Source::File(path) => path.file_name().unwrap_or(path.as_os_str()).display().to_string(),
+            Source::Flags(_) => source.to_string(),
+        };
         let others = match problems.len() {
             0 | 1 => String::new(),
             count => format!(" (and {} more)", count - 1),
         };
         let summary = format!("{name}: {}{others}", problems.first().map_or("", String::as_str));
-        let details: Vec<_> =
-            problems.iter().map(|problem| format!("Error: {}: {problem}", file.display())).collect();
+        let details: Vec<_> = problems.iter().map(|problem| format!("Error: {source}: {problem}")).collect();
         Self { summary, details: details.join("\n") }
     }
 }
 
 impl Release {
-    /// Reads the service file at the absolute `path`, and looks up all that it refers to.
+    /// Reads the definition of a service, and looks up all that it refers to.
     ///
     /// May block; see the module.
     ///
     /// # Errors
     ///
-    /// All problems of the file at once, or else all that it refers to and that cannot be had.
-    pub fn read(path: &Path, color: bool) -> Result<Self, Refusal> {
-        let spec = read_spec(path, color)?;
+    /// All problems of the definition at once, or else all that it refers to and that cannot be had.
+    pub fn read(source: &Source, color: bool) -> Result<Self, Refusal> {
+        let spec = read_spec(source, color)?;
         let mut problems = Vec::new();
         let directory = enter(&spec.process.directory).map_err(|why| problems.push(why)).unwrap_or_default();
         let mut environment = BTreeMap::new();
@@ -106,7 +128,7 @@ impl Release {
         if problems.is_empty() {
             Ok(Self { spec, directory, environment, credentials, owners, control_group })
         } else {
-            Err(Refusal::of(path, &problems))
+            Err(Refusal::of(source, &problems))
         }
     }
 }
@@ -126,17 +148,23 @@ fn owner(socket: &SocketSpec) -> Result<Owner, names::NameError> {
     Ok(Owner { uid: uid.map(Into::into), gid: gid.map(Into::into) })
 }
 
-/// Reads and checks a service file alone, without what it refers to.
+/// Reads and checks the definition of a service alone, without what it refers to.
 ///
 /// # Errors
 ///
-/// All problems of the file at once.
-pub fn read_spec(path: &Path, color: bool) -> Result<ServiceSpec, Refusal> {
-    let bytes =
-        read_file(path).map_err(|error| Refusal::new(format!("cannot read {}: {error}", path.display())))?;
+/// All problems of the definition at once.
+pub fn read_spec(source: &Source, color: bool) -> Result<ServiceSpec, Refusal> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let origin = Origin { path: path.to_owned(), cpus: u32::try_from(cpus).unwrap_or(1) };
-    let spec = config::decode(&bytes, &origin).and_then(|text| config::parse(text, &origin));
+    let cpus = u32::try_from(cpus).unwrap_or(1);
+    let spec = match source {
+        Source::File(path) => {
+            let unread = |error| Refusal::new(format!("cannot read {}: {error}", path.display()));
+            let bytes = read_file(path).map_err(unread)?;
+            let origin = Origin { path: path.clone(), cpus };
+            config::decode(&bytes, &origin).and_then(|text| config::parse(text, &origin))
+        }
+        Source::Flags(given) => flags::parse(given, cpus),
+    };
     spec.map_err(|problems| Refusal { summary: problems.summary(), details: problems.render(color) })
 }
 
@@ -159,7 +187,7 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 fn read_environment(path: &Path, optional: bool) -> Result<Vec<(String, String)>, String> {
-    let refuse = |why: &dyn std::fmt::Display| format!("environment file {}: {why}", path.display());
+    let refuse = |why: &dyn fmt::Display| format!("environment file {}: {why}", path.display());
     let bytes = match read_file(path) {
         Err(error) if optional && error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         bytes => bytes.map_err(|error| refuse(&error))?,

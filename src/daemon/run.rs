@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, stderr, stdout};
 use std::mem;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::rc::Weak;
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use super::outlet::{ERROR, OUTPUT, Outlet};
 use super::prepare::Candidate;
 use super::process::Process;
 use super::reap;
-use super::release::Release;
+use super::release::{Release, Source};
 use super::runtime::RuntimeDirectory;
 use super::sockets::{Listener, Prepared, Sockets};
 use super::token::{Stream, Token};
@@ -71,7 +70,7 @@ pub struct Daemon {
     terminal: ControllingTerminal,
     /// `CLOCK_MONOTONIC` when we started, in microseconds: the core's zero.
     epoch: u64,
-    pub(super) file: PathBuf,
+    pub(super) source: Source,
     pub(super) runtime: RuntimeDirectory,
     pub(super) heritage: Heritage,
     pub(super) sockets: Sockets,
@@ -116,8 +115,8 @@ pub struct Daemon {
 /// What a daemon starts from.
 #[derive(Debug)]
 pub struct Start {
-    /// The absolute path of the service file.
-    pub file: PathBuf,
+    /// Where the service is defined.
+    pub source: Source,
     /// The first generation.
     pub release: Release,
     /// Its sockets, bound.
@@ -155,7 +154,7 @@ impl Daemon {
             signals,
             terminal: ControllingTerminal::observe(),
             epoch: monotonic_micros()?,
-            file: start.file,
+            source: start.source,
             runtime: start.runtime,
             heritage: start.heritage,
             sockets: start.sockets,

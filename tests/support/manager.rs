@@ -74,6 +74,8 @@ pub struct Starter {
     names: String,
     wrapper: Vec<String>,
     flags: Vec<String>,
+    /// What says where the service is defined.
+    source: Vec<String>,
     log_is_read: bool,
     /// Who the manager is, where that is not who the test is.
     user: Option<u32>,
@@ -90,6 +92,7 @@ impl Default for Starter {
             names: String::new(),
             wrapper: Vec::new(),
             flags: Vec::new(),
+            source: vec!["web.toml".to_owned()],
             log_is_read: true,
             user: None,
         }
@@ -155,6 +158,13 @@ impl Starter {
         self
     }
 
+    /// Has the service defined by these words instead of the service file.
+    #[must_use]
+    pub fn instead_of_file<const N: usize>(mut self, words: [&str; N]) -> Self {
+        self.source = words.map(str::to_owned).to_vec();
+        self
+    }
+
     /// Lets nobody read the manager's log; what waits for a line of it waits in vain.
     #[must_use]
     pub fn log_unread(mut self) -> Self {
@@ -212,7 +222,8 @@ impl Starter {
             Some(_) => copy.to_str().expect("a path in UTF-8"),
             None => env!("CARGO_BIN_EXE_liveswap"),
         };
-        let words = wrapper.chain([program, "run"]).chain(flags).chain(["web.toml"]);
+        let source = self.source.iter().map(String::as_str);
+        let words = wrapper.chain([program, "run"]).chain(flags).chain(source);
         let words: Vec<_> = words.collect();
         let mut sockets =
             self.inherited.iter().map(|fd| Stdio::from(fd.try_clone().expect("a copy of a socket")));
