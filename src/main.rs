@@ -4,7 +4,7 @@ use std::panic;
 use std::process::{self, ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
-use liveswap::cli::{change, check, completions, demo, events, report, run, status, upgrade};
+use liveswap::cli::{change, check, completions, demo, events, report, run, status, unit, upgrade};
 use liveswap::daemon;
 
 /// Swaps the code of a running network service without losing a connection
@@ -37,6 +37,8 @@ enum Command {
     Events(events::EventsArgs),
     /// Drain all workers and end the manager
     Stop(change::StopArgs),
+    /// Print a systemd unit that fits a service file
+    Unit(unit::UnitArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
     /// Show the main job on a built-in service: an upgrade under load, and a bad release
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         Command::Message(args) => change::message(&args),
         Command::Events(args) => events::run(&args),
         Command::Stop(args) => change::stop(&args),
+        Command::Unit(args) => unit::print(&args),
         Command::Completions(args) => completions::print(&args, &mut Cli::command()),
         Command::Demo(args) => demo::run(args),
         Command::DemoWorker(args) => demo::worker(args),

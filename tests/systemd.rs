@@ -81,6 +81,34 @@ fn under_systemd_252_the_drop_in_does_it() {
 }
 
 #[test]
+fn a_unit_made_for_a_file_runs_and_reloads_it() {
+    if outside("a_unit_made_for_a_file_runs_and_reloads_it", "257") {
+        return;
+    }
+    // No character that systemd reads something into gets in the way.
+    let folder = std::path::Path::new("/etc/liveswap/100% \"my\" $HOME\\n");
+    std::fs::create_dir_all(folder).expect("a folder");
+    let address = loopback();
+    let service = |release| service(address).release(release).set("drain.timeout", "'90500ms'");
+    let watched = service(1).set("watchdog.timeout", "'45s'").set("service.name", "'shop'");
+    let unit = Unit::made_for("shop", folder.join("web.toml"), &watched);
+    assert_eq!(unit.property("StatusText"), "generation 1: 4 of 4 ready");
+    for (property, value) in [
+        ("TimeoutStopUSec", "2min 1s"),
+        ("WatchdogUSec", "45s"),
+        ("RuntimeDirectory", "liveswap/shop"),
+        ("LimitNOFILE", "1048576"),
+    ] {
+        assert_eq!(unit.property(property), value, "{property}");
+    }
+    unit.write(&service(2).set("service.name", "'shop'"));
+    unit.systemctl("reload");
+    assert!(says(&unit, 2).is_some(), "{}", unit.journal());
+    unit.systemctl("stop");
+    assert_eq!(unit.property("Result"), "success", "{}", unit.journal());
+}
+
+#[test]
 fn a_release_that_was_rolled_back_shows_in_status_and_journal() {
     if outside("a_release_that_was_rolled_back_shows_in_status_and_journal", "257") {
         return;

@@ -10,4 +10,5 @@ pub mod report;
 pub mod run;
 pub mod status;
 mod table;
+pub mod unit;
 pub mod upgrade;

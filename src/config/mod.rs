@@ -39,6 +39,7 @@ use toml::de::DeTable;
 pub use self::diagnostics::{Diagnostics, Problem};
 use self::reader::{Problems, Table};
 use self::syntax::Recovered;
+pub use crate::core::spec;
 use crate::core::spec::{ControlSpec, Policy, ServiceSpec};
 
 /// Where a service file comes from, and what it may refer to without naming it.

@@ -37,7 +37,7 @@ use tracing::info;
 use self::control::Control;
 use self::launch::Heritage;
 use self::release::Release;
-pub use self::release::{Refusal, Source};
+pub use self::release::{Refusal, Source, read_spec};
 use self::run::{Daemon, Start};
 use self::runtime::{RuntimeDirectory, RuntimeError};
 use self::sockets::{SocketError, Sockets};

@@ -60,6 +60,23 @@ impl Unit {
         unit
     }
 
+    /// Installs the unit that `liveswap unit` makes for the file, and starts the service.
+    pub fn made_for(name: &str, file: PathBuf, service: &Service) -> Self {
+        let unit = Self { file, name: format!("{name}.service") };
+        unit.write(service);
+        let made = Command::new(env!("CARGO_BIN_EXE_liveswap")).arg("unit").arg(&unit.file).output();
+        let made = made.expect("liveswap unit");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let path = Path::new("/run/systemd/system").join(&unit.name);
+        fs::write(&path, made.stdout).expect("the unit");
+        let said = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&path).output();
+        let said = said.expect("systemd-analyze").stderr;
+        assert_eq!(String::from_utf8_lossy(&said), "", "what systemd-analyze finds");
+        systemctl(&["daemon-reload"]);
+        systemctl(&["start", &unit.name]);
+        unit
+    }
+
     /// Writes the service file anew.
     pub fn write(&self, service: &Service) {
         fs::write(&self.file, service.to_string()).expect("the service file");
