@@ -10,6 +10,7 @@ use signal_hook::consts::SIGINT;
 use signal_hook::iterator::Signals;
 
 use super::connection::{Connection, ConnectionError};
+use super::progress::Progress;
 use super::report::{self, Status};
 use crate::wire::control::{Command, Evidence, Line, Reply, Request};
 use crate::wire::status;
@@ -69,8 +70,13 @@ pub fn rollback(args: &RollbackArgs) -> ExitCode {
 impl Change<'_> {
     fn run(self) -> ExitCode {
         let outcome = Connection::open(self.name).and_then(|mut connection| {
-            let reply = self.follow(&mut connection)?;
-            Ok((connection.service, reply))
+            let looks_on = self.waits && !self.json;
+            let progress = looks_on.then(|| Progress::start(&connection.service)).flatten();
+            let reply = self.follow(&mut connection, progress.as_ref());
+            if let Some(progress) = progress {
+                progress.finish();
+            }
+            Ok((connection.service, reply?))
         });
         match outcome {
             Err(error) => error.print(),
@@ -88,7 +94,11 @@ impl Change<'_> {
     }
 
     /// Asks, shows what happens, and returns the answer.
-    fn follow(&self, connection: &mut Connection) -> Result<Reply, ConnectionError> {
+    fn follow(
+        &self,
+        connection: &mut Connection,
+        progress: Option<&Progress>,
+    ) -> Result<Reply, ConnectionError> {
         if self.waits {
             self.mention_interrupts(&connection.service);
             connection.ask(&Request::new(Command::Events))?;
@@ -104,8 +114,12 @@ impl Change<'_> {
             }
             match heard.line {
                 Line::Event(event) => {
-                    if !self.json {
-                        say(&event.text);
+                    match progress {
+                        _ if self.json => {}
+                        None => say(&event.text),
+                        // All else is in the picture.
+                        Some(progress) if event.warning => progress.say(&event.text),
+                        Some(_) => {}
                     }
                     if event.event == "generation-gone" {
                         event.generation.map(|id| old.remove(&id));

@@ -1,0 +1,242 @@
+//! What a person at a terminal sees of an upgrade: each slot with its old and its new worker, as they stand now.
+//!
+//! It is a picture of the status, fetched several times a second on a connection of its own, so that it agrees with
+//! `liveswap status` and nothing of it has to be concluded from events.
+
+use std::io::{IsTerminal, stdout};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::connection::Connection;
+use super::table::table;
+use crate::wire::control::Command;
+use crate::wire::status::{Human, Status, Worker};
+
+/// How often the picture is made anew.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// How many slots are shown; those in which something happens go first.
+const SLOTS_MAX: usize = 16;
+
+/// A picture on the terminal, until it is finished.
+#[derive(Debug)]
+pub struct Progress {
+    canvas: MultiProgress,
+    /// Dropped, it tells the painter to come to an end.
+    end: mpsc::Sender<()>,
+    painter: JoinHandle<()>,
+}
+
+impl Progress {
+    /// Begins to show a service; `None` where nobody looks, or its manager does not answer.
+    pub fn start(service: &str) -> Option<Self> {
+        let is_dumb = std::env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
+        if is_dumb || !stdout().is_terminal() {
+            return None;
+        }
+        let mut connection = Connection::open(Some(service)).ok()?;
+        let before = status(&mut connection)?.generation;
+        let canvas = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
+        let (end, ended) = mpsc::channel();
+        let mut picture = Picture { canvas: canvas.clone(), lines: Vec::new() };
+        let painter = thread::spawn(move || {
+            let mut is_last = false;
+            while let Some(status) = status(&mut connection) {
+                picture.paint(&lines(&status, before));
+                if is_last {
+                    break;
+                }
+                is_last = ended.recv_timeout(PAUSE) == Err(RecvTimeoutError::Disconnected);
+            }
+            picture.leave();
+        });
+        Some(Self { canvas, end, painter })
+    }
+
+    /// Prints a line above the picture.
+    pub fn say(&self, line: &str) {
+        // Who does not read it has the exit status.
+        let _ = self.canvas.println(line);
+    }
+
+    /// Leaves the picture as it is at the end.
+    pub fn finish(self) {
+        drop(self.end);
+        // It has nothing to return, and a bug in it has been told by the panic hook.
+        let _ = self.painter.join();
+    }
+}
+
+fn status(connection: &mut Connection) -> Option<Status> {
+    let reply = connection.ask_once(Command::Status).ok()?;
+    serde_json::from_str(reply.status?.get()).ok()
+}
+
+/// The lines on the terminal.
+struct Picture {
+    canvas: MultiProgress,
+    lines: Vec<ProgressBar>,
+}
+
+impl Picture {
+    fn paint(&mut self, lines: &[String]) {
+        while self.lines.len() > lines.len() {
+            if let Some(line) = self.lines.pop() {
+                line.finish_and_clear();
+                self.canvas.remove(&line);
+            }
+        }
+        while self.lines.len() < lines.len() {
+            let line = self.canvas.add(ProgressBar::no_length());
+            // The template has no key that could be misspelt, and cuts a line that is too long.
+            line.set_style(
+                ProgressStyle::with_template("{wide_msg}").unwrap_or(ProgressStyle::default_bar()),
+            );
+            self.lines.push(line);
+        }
+        for (line, text) in self.lines.iter().zip(lines) {
+            line.set_message(text.clone());
+        }
+    }
+
+    fn leave(self) {
+        self.lines.iter().for_each(ProgressBar::abandon);
+    }
+}
+
+/// Lays the status out: what goes on, then a line a slot. What is of a generation after `before` is new.
+fn lines(status: &Status, before: u64) -> Vec<String> {
+    let mut slots: Vec<u32> = status.workers.iter().map(|worker| worker.slot).collect();
+    slots.extend(status.waiting.iter().map(|slot| slot.slot));
+    slots.sort_unstable();
+    slots.dedup();
+    let of = |slot: u32| status.workers.iter().filter(move |worker| worker.slot == slot);
+    let is_busy = |slot: &u32| of(*slot).any(|worker| worker.state != "ready");
+    // Stable: within the two the order is that of the slots.
+    slots.sort_by_key(|slot| !is_busy(slot));
+    let more = slots.len().saturating_sub(SLOTS_MAX);
+    slots.truncate(SLOTS_MAX);
+    slots.sort_unstable();
+    let cell = |slot: u32, is_new: bool| {
+        let mut words: Vec<_> =
+            of(slot).filter(|worker| (worker.generation > before) == is_new).map(in_words).collect();
+        let waiting =
+            status.waiting.iter().filter(|at| at.slot == slot && (at.generation > before) == is_new);
+        words.extend(waiting.map(|at| format!("starts again in {}", human(at.starts_in_ms))));
+        words.join(" · ")
+    };
+    let rows: Vec<_> =
+        slots.iter().map(|slot| vec![slot.to_string(), cell(*slot, false), cell(*slot, true)]).collect();
+    let mut lines = vec![format!("{}: {}", status.service, status.summary)];
+    lines.extend(table(&["SLOT", "OLD", "NEW"], &rows).lines().map(|line| format!("  {line}")));
+    if more > 0 {
+        lines.push(format!("  and {more} slots more"));
+    }
+    lines
+}
+
+/// A worker in a few words.
+fn in_words(worker: &Worker) -> String {
+    let Worker { id, state, .. } = worker;
+    let since = worker.state_ms.filter(|ms| *ms >= 1000);
+    let since = since.map_or_else(String::new, |ms| format!(" for {}", human(ms)));
+    match state.as_str() {
+        "draining" => {
+            let left = match worker.connections {
+                Some(1) => ", 1 connection left".into(),
+                Some(count) => format!(", {count} connections left"),
+                None => String::new(),
+            };
+            let killed =
+                worker.deadline_ms.map_or_else(String::new, |ms| format!(", killed in {}", human(ms)));
+            format!("worker {id} draining{since}{left}{killed}")
+        }
+        "starting" => format!("worker {id} starting{since}"),
+        _ => format!("worker {id} {state}"),
+    }
+}
+
+/// In whole seconds, rounded up: what is told again and again should not flicker.
+fn human(ms: u64) -> String {
+    Human(Duration::from_secs(ms.div_ceil(1000))).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::status::WaitingSlot;
+
+    fn worker(id: u64, generation: u64, slot: u32, state: &str) -> Worker {
+        Worker {
+            id,
+            pid: None,
+            generation,
+            slot,
+            state: state.into(),
+            state_ms: Some(2_000),
+            age_ms: None,
+            memory: None,
+            tree_memory: None,
+            connections: (state == "draining").then_some(3),
+            restarts: 0,
+            says: String::new(),
+            why: None,
+            deadline_ms: (state == "draining").then_some(57_400),
+        }
+    }
+
+    fn picture(workers: Vec<Worker>, waiting: Vec<WaitingSlot>) -> String {
+        let status = Status {
+            service: "web".into(),
+            pid: 1,
+            up_ms: 0,
+            phase: "upgrading".into(),
+            summary: "generation 1: 3 of 3 ready; upgrading to generation 2".into(),
+            generation: 1,
+            generation_ms: None,
+            directory: "/".into(),
+            wanted: 3,
+            ready: 3,
+            upgrading_to: Some(2),
+            previous: None,
+            last_upgrade: None,
+            workers,
+            waiting,
+            sockets: Vec::new(),
+        };
+        lines(&status, 1).join("\n")
+    }
+
+    #[test]
+    fn each_slot_is_shown_with_its_old_and_its_new_worker() {
+        let workers = vec![
+            worker(1, 1, 0, "draining"),
+            worker(4, 2, 0, "ready"),
+            worker(2, 1, 1, "ready"),
+            worker(5, 2, 1, "starting"),
+        ];
+        let waiting = vec![WaitingSlot { generation: 1, slot: 2, deaths: 1, starts_in_ms: 1_400 }];
+        let expected = "\
+web: generation 1: 3 of 3 ready; upgrading to generation 2
+  SLOT  OLD                                                            NEW
+     0  worker 1 draining for 2 s, 3 connections left, killed in 58 s  worker 4 ready
+     1  worker 2 ready                                                 worker 5 starting for 2 s
+     2  starts again in 2 s";
+        assert_eq!(picture(workers, waiting), expected);
+    }
+
+    #[test]
+    fn of_many_slots_the_busy_ones_are_shown() {
+        let mut workers: Vec<_> = (0..40).map(|slot| worker(u64::from(slot), 1, slot, "ready")).collect();
+        workers.push(worker(41, 2, 39, "starting"));
+        let picture = picture(workers, Vec::new());
+        assert!(
+            picture.contains("worker 41 starting") && picture.ends_with("and 24 slots more"),
+            "{picture}"
+        );
+        assert_eq!(picture.lines().count(), SLOTS_MAX + 3);
+    }
+}
