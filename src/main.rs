@@ -4,12 +4,16 @@ use std::panic;
 use std::process::{self, ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
-use liveswap::cli::{change, check, completions, demo, events, report, run, status, unit, upgrade};
+use liveswap::cli::{change, check, completions, demo, events, man, report, run, status, unit, upgrade};
 use liveswap::daemon;
+
+/// What scripts go by.
+const EXIT_STATUS: &str = "\
+Exit status: 0 done; 1 refused, failed or rolled back; 2 wrong arguments; 3 bad service file; 4 no such manager; 70 a bug.";
 
 /// Swaps the code of a running network service without losing a connection
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version, about, after_help = EXIT_STATUS)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -41,6 +45,9 @@ enum Command {
     Unit(unit::UnitArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(man::ManArgs),
     /// Show the main job on a built-in service: an upgrade under load, and a bad release
     Demo(demo::DemoArgs),
     /// The demo's worker
@@ -70,6 +77,7 @@ fn main() -> ExitCode {
         Command::Stop(args) => change::stop(&args),
         Command::Unit(args) => unit::print(&args),
         Command::Completions(args) => completions::print(&args, &mut Cli::command()),
+        Command::Man(args) => man::write(&args, Cli::command()),
         Command::Demo(args) => demo::run(args),
         Command::DemoWorker(args) => demo::worker(args),
     }

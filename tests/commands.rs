@@ -341,3 +341,27 @@ fn shells_get_their_completions() {
         assert!(status.success() && text.contains("rollback"), "{shell}: {text}");
     }
 }
+
+#[test]
+fn each_command_has_a_manual_page() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = || Command::new(env!("CARGO_BIN_EXE_liveswap"));
+    let pages = folder.path().join("man/man1");
+    assert!(program().arg("man").arg(&pages).status().expect("the program").success());
+    let help = program().arg("--help").output().expect("the program").stdout;
+    let help = String::from_utf8(help).expect("UTF-8");
+    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let commands =
+        commands.take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next());
+    let mut wanted: Vec<_> =
+        commands.filter(|name| *name != "help").map(|name| format!("liveswap-{name}.1")).collect();
+    wanted.push("liveswap.1".into());
+    wanted.sort();
+    let entries = fs::read_dir(&pages).expect("the pages");
+    let mut found: Vec<_> =
+        entries.map(|entry| entry.expect("a page").file_name().into_string().expect("UTF-8")).collect();
+    found.sort();
+    assert_eq!(found, wanted);
+    let page = fs::read_to_string(pages.join("liveswap-upgrade.1")).expect("a page");
+    assert!(page.contains("\\-\\-no\\-wait"), "{page}");
+}

@@ -6,6 +6,7 @@ pub mod completions;
 mod connection;
 pub mod demo;
 pub mod events;
+pub mod man;
 mod progress;
 pub mod report;
 pub mod run;

@@ -16,10 +16,14 @@ use crate::daemon::{self, ManagerError, Source};
 /// The flags that make a service.
 const WITHOUT_FILE: &str = "Without a file";
 
+const SIGNALS: &str = "\
+Signals: SIGHUP upgrades. SIGTERM and SIGINT drain all workers and end the manager, the second time they kill; SIGQUIT kills \
+at once. SIGUSR1 replaces every worker by a fresh one. SIGTTIN and SIGTTOU set the number of workers one higher or lower.";
+
 /// Arguments of `liveswap run`.
 #[derive(Args, Clone, Debug)]
 #[command(override_usage = "liveswap run [OPTIONS] <FILE>
-       liveswap run [OPTIONS] [-l <ADDRESS>]... [-n <WORKERS>] -- <COMMAND>...")]
+       liveswap run [OPTIONS] [-l <ADDRESS>]... [-n <WORKERS>] -- <COMMAND>...", after_long_help = SIGNALS)]
 pub struct RunArgs {
     /// The service file
     #[arg(
@@ -39,7 +43,7 @@ pub struct RunArgs {
     /// "notify" where the command says READY=1, which is assumed, or "plain" where it says nothing
     #[arg(long, requires = "command", help_heading = WITHOUT_FILE)]
     protocol: Option<String>,
-    /// What a worker executes, in this folder
+    /// What a worker executes, in the current folder
     #[arg(last = true, help_heading = WITHOUT_FILE)]
     command: Vec<String>,
     /// How the log is written
