@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Args, ValueEnum};
 use tracing::Level;
 
@@ -22,15 +23,18 @@ at once. SIGUSR1 replaces every worker by a fresh one. SIGTTIN and SIGTTOU set t
 
 /// Arguments of `liveswap run`.
 #[derive(Args, Clone, Debug)]
-#[command(override_usage = "liveswap run [OPTIONS] <FILE>
+#[command(override_usage = "liveswap run [OPTIONS] [--watch <PATH>...] <FILE>
        liveswap run [OPTIONS] [-l <ADDRESS>]... [-n <WORKERS>] -- <COMMAND>...", after_long_help = SIGNALS)]
 pub struct RunArgs {
     /// The service file
     #[arg(
-        required_unless_present = "command",
+        required_unless_present_any = ["command", "watch"],
         conflicts_with_all = ["listen", "workers", "name", "protocol", "command"]
     )]
     file: Option<PathBuf>,
+    /// Upgrade whenever one of these files or folders changes, or the service file; hidden files and target/ do not count
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    watch: Vec<PathBuf>,
     /// An address to listen on, such as 127.0.0.1:8080, '[::]:8080', ./web.sock or @web
     #[arg(short, long, value_name = "ADDRESS", requires = "command", help_heading = WITHOUT_FILE)]
     listen: Vec<String>,
@@ -102,14 +106,14 @@ impl From<Verbosity> for Level {
 /// Runs a service until it has ended.
 pub fn run(args: &RunArgs) -> ExitCode {
     log::init(args.log_format.into(), args.log_level.into());
-    let source = match source(args) {
-        Ok(source) => source,
+    let (source, watched) = match source(args) {
+        Ok(found) => found,
         Err(error) => {
             report::print(&error, None);
             return Status::Failed.into();
         }
     };
-    match daemon::run(source, log::wants_color()) {
+    match daemon::run(source, &watched, log::wants_color()) {
         Ok(()) => Status::Done.into(),
         Err(ManagerError::BadFile(refusal)) => {
             report::print_details(&refusal.details);
@@ -122,12 +126,28 @@ pub fn run(args: &RunArgs) -> ExitCode {
     }
 }
 
-fn source(args: &RunArgs) -> io::Result<Source> {
-    let RunArgs { name, listen, workers, protocol, command, .. } = args.clone();
-    Ok(match &args.file {
+/// Returns where the service is defined, and what is watched.
+fn source(args: &RunArgs) -> io::Result<(Source, Vec<PathBuf>)> {
+    let RunArgs { mut file, mut watch, name, listen, workers, protocol, command, .. } = args.clone();
+    if file.is_none() && command.is_empty() {
+        // `--watch PATH… FILE`: who parses cannot know that the last one is not watched.
+        file = watch.pop();
+        if watch.is_empty() {
+            let mut usage = RunArgs::augment_args(clap::Command::new("run")).bin_name("liveswap run");
+            usage.error(ErrorKind::MissingRequiredArgument, "--watch needs a PATH before the FILE").exit();
+        }
+    }
+    let mut watched = watch.iter().map(std::path::absolute).collect::<io::Result<Vec<_>>>()?;
+    let source = match file {
         Some(file) => Source::File(std::path::absolute(file)?),
         None => Source::Flags(Flags { name, listen, workers, protocol, command, directory: directory()? }),
-    })
+    };
+    if let Source::File(file) = &source
+        && !watched.is_empty()
+    {
+        watched.push(file.clone());
+    }
+    Ok((source, watched))
 }
 
 /// Returns the folder that we are in by the name that the shell has for it: where that goes through a symbolic link, an

@@ -9,6 +9,7 @@
 //! sockets   the listeners, shared by generations           repair    mending what workers do to them
 //! upward    what we tell systemd                            runtime   the runtime directory
 //! control   the clients of the control socket
+//! watch     the child that asks for an upgrade when files change
 //! log       the form of the log                             outlet    our outputs, never waited for
 //! ```
 
@@ -28,9 +29,10 @@ pub mod runtime;
 pub mod sockets;
 mod token;
 mod upward;
+mod watch;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tracing::info;
 
@@ -60,6 +62,14 @@ pub enum ManagerError {
     /// A socket could not be bound.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// What is to be watched is not there.
+    #[error("cannot watch {}", path.display())]
+    Watch {
+        /// The path.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
     /// There is no runtime directory to be had.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
@@ -86,7 +96,7 @@ impl ManagerError {
                 Some("set RUNTIME_DIRECTORY to a shorter path, or give the service a shorter `name`".into())
             }
             Self::Runtime(_) => Some("set RUNTIME_DIRECTORY to a folder that this user may write to".into()),
-            Self::BadFile(_) | Self::Activation(_) | Self::Io { .. } => None,
+            Self::BadFile(_) | Self::Activation(_) | Self::Watch { .. } | Self::Io { .. } => None,
         }
     }
 }
@@ -97,16 +107,19 @@ pub fn hold_signals() {
     let _ = signals::block_early();
 }
 
-/// Runs a service until it has ended.
+/// Runs a service until it has ended; a change of one of the absolute `watched` paths, if any, is an upgrade.
 ///
 /// # Errors
 ///
 /// What kept it from starting; nothing that happens later ends a manager early.
-pub fn run(source: Source, color: bool) -> Result<(), ManagerError> {
+pub fn run(source: Source, watched: &[PathBuf], color: bool) -> Result<(), ManagerError> {
     let io = |doing| move |source| ManagerError::Io { doing, source };
     let release =
         prepare::first_release(&source, color).map_err(|refusal| ManagerError::BadFile(refusal.into()))?;
     let mut sockets = Sockets::new(activation::take()?);
+    for path in watched {
+        path.metadata().map_err(|source| ManagerError::Watch { path: path.clone(), source })?;
+    }
     let runtime = RuntimeDirectory::take(&release.spec.name)?;
     let heritage =
         Heritage::take(raise_descriptor_limit().map_err(io("raising the limit of open descriptors"))?);
@@ -116,6 +129,9 @@ pub fn run(source: Source, color: bool) -> Result<(), ManagerError> {
     let prepared = prepare::prepare_sockets(&mut sockets, &release)?;
     info!("{} runs {} (pid {})", env!("CARGO_PKG_NAME"), summary(&release.spec), std::process::id());
     let start = Start { source, release, prepared, sockets, runtime, heritage, upward, control };
+    if !watched.is_empty() {
+        watch::start(watched.to_vec()).map_err(io("starting to watch files"))?;
+    }
     let mut daemon = Daemon::new(start).map_err(io("setting up the event loop"))?;
     let ended = daemon.run().map_err(io("waiting for events"));
     daemon.part();

@@ -63,6 +63,11 @@ impl Outlet {
         std::mem::take(&mut self.lock().lost)
     }
 
+    /// Lets go of what waits.
+    pub fn discard(&self) {
+        self.lock().text.clear();
+    }
+
     /// Writes what `to` takes without waiting; returns whether nothing is left.
     pub fn flush(&self, to: &Writer) -> bool {
         let mut waiting = self.lock();

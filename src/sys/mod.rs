@@ -26,5 +26,6 @@ pub mod sock_diag;
 pub mod socket_file;
 pub mod spawn;
 pub mod strings;
+pub mod tree_watch;
 pub mod usage;
 pub mod wait;

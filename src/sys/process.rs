@@ -225,6 +225,15 @@ impl Stat {
     }
 }
 
+/// Has this process killed when its parent ends (PR_SET_PDEATHSIG(2const)).
+///
+/// # Errors
+/// Those of prctl(2), and ESRCH where `parent` has ended already.
+pub fn end_with_parent(parent: Pid) -> io::Result<()> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if nix::unistd::getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader, PipeReader, Read};
