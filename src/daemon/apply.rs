@@ -250,6 +250,9 @@ impl Daemon {
             self.looks_at_sockets = true;
             self.occasion = Some(*worker);
         }
+        if let Notice::Serving(_) = notice {
+            self.tidy_up_soon();
+        }
         self.insist_on_replacement(notice);
         self.history.note(notice, &self.manager, &self.processes, clock_now);
         self.publish(notice, &event);

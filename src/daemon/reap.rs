@@ -13,7 +13,7 @@ use crate::core::Event;
 use crate::core::ids::WorkerId;
 use crate::core::notice::Exit;
 use crate::sys::spawn::{Report, Spawned};
-use crate::sys::{process, reaper};
+use crate::sys::{memory, process, reaper};
 
 /// How long after an end it is looked for what outlived it: what the kernel hands on to us has arrived by then.
 const ORPHANS_SETTLE: Duration = Duration::from_millis(20);
@@ -47,7 +47,7 @@ impl Daemon {
                         error!("cannot reap process {pid}: {error}");
                         return;
                     }
-                    self.look_for_orphans_at.get_or_insert(self.now() + ORPHANS_SETTLE);
+                    self.tidy_up_soon();
                     let helper = self.helpers.remove(&pid);
                     if let Some(role) = role.filter(|_| !goes_on) {
                         let failure = helper.and_then(|mut helper| start_failure(&mut helper));
@@ -63,11 +63,17 @@ impl Daemon {
         }
     }
 
+    /// Has [`Daemon::kill_orphans`] called in a moment, when what goes on now is over.
+    pub(super) fn tidy_up_soon(&mut self) {
+        self.look_for_orphans_at.get_or_insert(self.now() + ORPHANS_SETTLE);
+    }
+
     /// Kills what daemonised out of its worker's process group and has outlived the worker. It was left to us as a
     /// subreaper, and its environment tells whose it was; where it does not, the process goes with the last worker that
     /// may have started it.
     ///
-    /// Once for all that ended in the same moment: it takes a look at every child.
+    /// Once for all that ended in the same moment: it takes a look at every child. Then it is quiet, so what memory that
+    /// moment took is given back.
     pub(super) fn kill_orphans(&mut self) {
         if self.look_for_orphans_at.is_none_or(|at| at > self.now()) {
             return;
@@ -94,6 +100,7 @@ impl Daemon {
                 warn!("cannot kill process {pid}: {error}");
             }
         }
+        memory::give_back();
     }
 
     /// Whether a process that no worker's name stands in may belong to something that runs: nobody is younger than his

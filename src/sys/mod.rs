@@ -12,6 +12,7 @@ mod cradle;
 pub mod fork;
 pub mod limits;
 pub mod listener;
+pub mod memory;
 pub mod names;
 pub mod notify_send;
 pub mod notify_socket;
