@@ -14,20 +14,20 @@ fn millis(millis: u64) -> Duration {
 /// A policy that `config` would let pass.
 pub fn policy(chance: &mut Chance) -> Policy {
     let workers = 1 + chance.below(6);
-    let ready_timeout = chance.pick(&[millis(500), secs(5), secs(30), secs(60)]);
-    let initial = chance.pick(&[millis(50), millis(100), secs(1), secs(5)]);
+    let ready_timeout = chance.pick(&[secs(30), millis(500), secs(5), secs(60)]);
+    let initial = chance.pick(&[millis(100), millis(50), secs(1), secs(5)]);
     Policy {
         workers,
         readiness: match chance.below(4) {
-            0 => Readiness::Settled(chance.pick(&[millis(10), ready_timeout / 2])),
-            1 => Readiness::Probe(chance.pick(&[ready_timeout / 40, ready_timeout / 5])),
-            _ => Readiness::Notify,
+            0 | 1 => Readiness::Notify,
+            2 => Readiness::Settled(chance.pick(&[millis(10), ready_timeout / 2])),
+            _ => Readiness::Probe(chance.pick(&[ready_timeout / 40, ready_timeout / 5])),
         },
         ready_timeout,
         strategy: strategy(chance, workers),
         probation: chance.pick(&[Duration::ZERO, Duration::ZERO, millis(100), secs(10), secs(120)]),
-        drain_timeout: chance.pick(&[millis(10), secs(1), secs(10), secs(60), secs(600)]),
-        max_generations: 1 + chance.below(4),
+        drain_timeout: chance.pick(&[secs(60), millis(10), secs(1), secs(10), secs(600)]),
+        max_generations: 4 - chance.below(4),
         restart_initial_delay: initial,
         restart_max_delay: initial.max(chance.pick(&[secs(2), secs(30)])),
         watchdog: chance.one_in(3).then(|| chance.pick(&[secs(5), secs(30)])),
@@ -36,23 +36,23 @@ pub fn policy(chance: &mut Chance) -> Policy {
 
 fn strategy(chance: &mut Chance, workers: u32) -> Strategy {
     match chance.below(8) {
-        0 => Strategy::Recreate,
-        1 | 2 => Strategy::BlueGreen,
-        _ => loop {
-            let max_surge = allowance(chance);
-            let max_unavailable = if chance.one_in(2) { Allowance::Count(0) } else { allowance(chance) };
-            if max_surge.of(workers) + max_unavailable.of(workers) > 0 {
-                break Strategy::Rolling { max_surge, max_unavailable };
-            }
-        },
+        0..5 => {
+            let (max_surge, max_unavailable) = (allowance(chance), allowance(chance));
+            // One of the two must be more than none.
+            let is_stuck = max_surge.of(workers) + max_unavailable.of(workers) == 0;
+            let max_surge = if is_stuck { Allowance::Count(1) } else { max_surge };
+            Strategy::Rolling { max_surge, max_unavailable }
+        }
+        5 | 6 => Strategy::BlueGreen,
+        _ => Strategy::Recreate,
     }
 }
 
 fn allowance(chance: &mut Chance) -> Allowance {
-    if chance.one_in(2) {
-        Allowance::Count(chance.below(4))
-    } else {
-        Allowance::Percent(chance.pick(&[0, 25, 25, 50, 100, 200]))
+    match chance.below(4) {
+        0 => Allowance::Count(0),
+        1 => Allowance::Count(chance.below(4)),
+        _ => Allowance::Percent(chance.pick(&[0, 25, 50, 100, 200])),
     }
 }
 

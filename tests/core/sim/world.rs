@@ -1,98 +1,106 @@
-//! A fake kernel with virtual time, and everything that can go wrong in one.
+//! A world of virtual time round the core: things come to happen, the core hears of them, and the checker looks on.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use liveswap::core::ids::{GenerationId, RequestId, WorkerId};
-use liveswap::core::notice::{Exit, Outcome};
-use liveswap::core::spec::{Policy, Readiness};
+use liveswap::core::notice::Outcome;
+use liveswap::core::spec::Policy;
 use liveswap::core::time::Mono;
 use liveswap::core::word::Word;
 use liveswap::core::{Action, Event, Manager, Scale, Wish};
 
-use super::chance::Chance;
-use super::checker::{Checker, KILL_TAKES, PATIENCE, Verdict};
-use super::release::{Fate, Release, policy};
+use super::chance::{Chance, Whose};
+use super::checker::{Checker, PATIENCE, Verdict};
+use super::kernel::Process;
+use super::release::{Release, policy};
 use crate::story::secs;
-
-/// The most that the kernel itself takes for anything.
-const SOON: Duration = Duration::from_millis(3);
 
 /// More events than this after the faults have stopped are a core that spins.
 const MANY_EVENTS: u64 = 100_000;
 
 /// Something that is going to happen.
-enum Coming {
+pub enum Coming {
     Event(Event),
+    /// Somebody who knows where says a word in a worker's name.
+    Forged(WorkerId, Word),
     /// A worker feeds its watchdog, and will again.
     Feed(WorkerId),
-    /// Somebody asks for something, and will again while the faults last.
-    Command,
+    /// Somebody asks for something, for the so manieth time.
+    Command(u64),
+    /// Something goes wrong beside the workers, for the so manieth time.
+    Mishap(u64),
 }
 
-/// A process of the fake kernel.
-struct Process {
-    fate: Fate,
-    policy: Policy,
-    boots_at: Mono,
-    feeds_every: Option<Duration>,
-    /// Chatters, and does not heed its drain signal in good order.
-    is_odd: bool,
-}
-
-/// What a seed is about.
-struct Plan {
+/// What a run is about.
+pub struct Plan {
     /// There is no fault of any worker: then the limits hold to the letter.
-    is_calm: bool,
+    pub is_calm: bool,
     /// A stop may come at any moment.
-    stops: bool,
+    pub stops: bool,
     /// Once the faults stop, workers of every release are good; otherwise those of new ones.
-    all_recover: bool,
+    pub all_recover: bool,
+}
+
+impl Plan {
+    fn new(chance: &mut Chance) -> Self {
+        Self { is_calm: chance.one_in(5), stops: chance.one_in(4), all_recover: !chance.one_in(2) }
+    }
 }
 
 pub struct World {
-    chance: Chance,
-    now: Mono,
+    pub chance: Chance,
+    pub now: Mono,
     /// The latest moment that the core has heard of.
     latest: Mono,
-    manager: Manager,
-    checker: Checker,
-    coming: BTreeMap<(Mono, u64), Coming>,
+    /// How long ago whoever brings the next event looked at the clock.
+    age: Duration,
+    pub manager: Manager,
+    pub checker: Checker,
+    pub coming: BTreeMap<(Mono, u64), Coming>,
     order: u64,
-    processes: BTreeMap<WorkerId, Process>,
-    releases: BTreeMap<GenerationId, (Release, Policy)>,
+    pub processes: BTreeMap<WorkerId, Process>,
+    pub newest_worker: WorkerId,
+    pub newest_generation: GenerationId,
+    pub releases: BTreeMap<GenerationId, (Release, Policy)>,
     /// Faults happen still.
-    faults: bool,
-    plan: Plan,
-    scaled: i32,
+    pub faults: bool,
+    pub plan: Plan,
+    pub no_fork_until: Mono,
+    pub scaled: i32,
     requests: u64,
+    steps: u64,
     pub events: u64,
     /// What happened, in words; kept where somebody is going to read it.
     pub trace: Option<Vec<String>>,
 }
 
 impl World {
-    pub fn new(seed: u64, traced: bool) -> Self {
-        let mut chance = Chance::new(seed);
-        let plan = Plan { is_calm: chance.one_in(5), stops: chance.one_in(4), all_recover: chance.one_in(2) };
+    pub fn new(mut chance: Chance, is_traced: bool) -> Self {
+        let plan = Plan::new(&mut chance);
         let release =
-            if plan.is_calm || chance.one_in(2) { Release::Good } else { Release::any(&mut chance) };
+            if plan.is_calm || !chance.one_in(2) { Release::Good } else { Release::any(&mut chance) };
         let policy = policy(&mut chance);
         let mut world = Self {
             now: Mono::ZERO,
             latest: Mono::ZERO,
+            age: Duration::ZERO,
             manager: Manager::new(policy.clone()),
             checker: Checker::new(policy.clone()),
             coming: BTreeMap::new(),
             order: 0,
             processes: BTreeMap::new(),
+            newest_worker: WorkerId(0),
+            newest_generation: GenerationId(1),
             releases: BTreeMap::new(),
             faults: true,
             plan,
+            no_fork_until: Mono::ZERO,
             scaled: 0,
             requests: 0,
+            steps: 0,
             events: 0,
-            trace: traced.then(Vec::new),
+            trace: is_traced.then(Vec::new),
             chance,
         };
         world.note(|| format!("generation 1 is {release:?}: {policy:?}"));
@@ -100,29 +108,37 @@ impl World {
         world
     }
 
-    /// Lives through the whole seed: a time of faults, a time without, and the end.
+    /// Lives through the whole run: a time of faults, a time without, and the end.
     pub fn live(&mut self) -> Verdict {
-        self.handle(&Event::Tick)?;
-        let next = self.chance.time(secs(60));
-        self.later(next, Coming::Command);
         let length = self.chance.pick(&[15, 40, 80, 200]);
-        while self.events < length && !self.checker.has_exited() {
-            self.step()?;
+        self.plan_next(Coming::Command(0));
+        if !self.plan.is_calm {
+            self.plan_next(Coming::Mishap(0));
         }
-        self.faults = false;
+        self.handle(&Event::Tick)?;
+        while self.events < length && !self.checker.has_exited() && self.step()? {}
+        (self.faults, self.age) = (false, Duration::ZERO);
         if !self.manager.is_stopping() {
             self.converge()?;
+            self.chance.turn_to(Whose::Run);
             let end = if self.chance.one_in(8) { Event::Kill } else { Event::Stop };
             self.handle(&end)?;
         }
         while !self.checker.has_exited() {
-            self.step()?;
+            if !self.step()? {
+                return Err("nothing is left to happen, and the service has not ended".into());
+            }
         }
-        for event in [Event::Stop, Event::Tick, Event::Scale(1), Event::Kill] {
+        for event in [Event::Stop, Event::Tick, Event::Scale(1), Event::SocketReplaced, Event::Kill] {
             self.handle(&event)?;
         }
-        let request = self.request();
-        self.handle(&Event::Upgrade(Some(request)))?;
+        let (upgrade, respawn) = (self.request(), self.request());
+        self.handle(&Event::Upgrade(Some(upgrade)))?;
+        self.handle(&Event::Respawn(Some(respawn)))?;
+        for wish in [Wish::Rollback, Wish::RespawnNow, Wish::Scale(Scale::To(2)), Wish::Stop, Wish::Kill] {
+            let request = self.request();
+            self.handle(&Event::Asked(request, wish))?;
+        }
         self.checker.check_answers()
     }
 
@@ -132,7 +148,8 @@ impl World {
         self.note(|| {
             format!("THE FAULTS STOP; {}", if all_recover { "all recover" } else { "new releases are good" })
         });
-        let last = if self.plan.all_recover && self.chance.one_in(2) {
+        self.chance.turn_to(Whose::Run);
+        let last = if self.plan.all_recover && !self.chance.one_in(2) {
             None
         } else {
             let request = self.request();
@@ -165,11 +182,10 @@ impl World {
 
     /// Lets the next thing happen; `false` where there is none.
     fn step(&mut self) -> Result<bool, String> {
-        if self.faults && !self.plan.is_calm && self.chance.one_in(300) {
-            let jump = self.chance.time(secs(900));
-            self.note(|| format!("THE CLOCK JUMPS by {jump:?}"));
-            self.now = self.now + jump;
-            self.checker.clock_jumped(jump);
+        self.steps += 1;
+        self.chance.turn_to(Whose::Clock(self.steps));
+        if self.faults {
+            self.disturb_clock();
         }
         let coming = self.coming.first_key_value().map(|((at, _), _)| *at);
         let due = match (coming, self.manager.next_deadline()) {
@@ -193,14 +209,32 @@ impl World {
         Ok(true)
     }
 
+    /// Now and then the clock makes a leap, as after a sleep of the machine, or an event comes with a moment of before.
+    fn disturb_clock(&mut self) {
+        match self.chance.below(300) {
+            289..299 => {
+                let most = self.chance.pick(&[secs(10), secs(3600)]);
+                self.age = self.chance.time(most);
+            }
+            299 if !self.plan.is_calm => {
+                let most = self.chance.pick(&[secs(900), secs(3 * 24 * 3600)]);
+                let leap = self.chance.time(most);
+                self.note(|| format!("THE CLOCK LEAPS by {leap:?}"));
+                self.now = self.now + leap;
+                self.checker.clock_jumped(leap);
+            }
+            _ => {}
+        }
+    }
+
     fn happen(&mut self, coming: Coming) -> Verdict {
         match coming {
             Coming::Event(event) => match &event {
-                Event::Executed(id) | Event::Said(id, _) if !self.processes.contains_key(id) => Ok(()),
-                Event::Exited(id, _) | Event::StartFailed(id, _) => {
-                    // Whoever ends first ends.
-                    if self.processes.remove(id).is_some() { self.handle(&event) } else { Ok(()) }
-                }
+                // Whoever ends first ends.
+                Event::Exited(id, _) | Event::StartFailed(id, _) => match self.processes.remove(id) {
+                    Some(_) => self.handle(&event),
+                    None => Ok(()),
+                },
                 _ => self.handle(&event),
             },
             Coming::Feed(id) => {
@@ -211,30 +245,34 @@ impl World {
                 self.later(every, Coming::Feed(id));
                 self.handle(&Event::Said(id, Word::Watchdog))
             }
-            Coming::Command => self.command(),
+            Coming::Forged(..) if !self.faults => Ok(()),
+            Coming::Forged(id, word) => self.handle(&Event::Said(id, word)),
+            Coming::Command(_) | Coming::Mishap(_) if !self.faults => Ok(()),
+            Coming::Command(number) => self.command(number),
+            Coming::Mishap(number) => self.mishap(number),
         }
     }
 
     /// Hands an event in and performs what follows.
-    fn handle(&mut self, event: &Event) -> Verdict {
+    pub fn handle(&mut self, event: &Event) -> Verdict {
         self.events += 1;
-        // Who brings an event may have looked at the clock a while ago.
-        let late = self.faults && *event != Event::Tick && self.chance.one_in(32);
-        let age = if late { self.chance.time(secs(10)) } else { Duration::ZERO };
+        let age = if *event == Event::Tick { Duration::ZERO } else { std::mem::take(&mut self.age) };
         let read = Mono(0) + self.now.since(Mono(0) + age);
         self.latest = self.latest.max(read);
         let mut actions = Vec::new();
         self.manager.handle(read, event.clone(), &mut actions);
         if let Some(trace) = &mut self.trace {
-            trace.push(format!("{:>7}.{:06} {event:?}", self.now.0 / 1_000_000, self.now.0 % 1_000_000));
+            trace.push(format!("{} {event:?}", moment(self.now)));
             trace.extend(actions.iter().map(|action| format!("{:18}{}", "", in_words(action))));
         }
         self.checker.observe(self.latest, event, &actions, &self.manager)?;
         self.checker.grant(age);
-        if self.chance.one_in(16) {
+        // Where the choices are given somebody looks for the first sign of a failure.
+        let (quiet, travel) = if self.chance.is_replay() { (1, 10) } else { (16, 200) };
+        if self.events.is_multiple_of(quiet) {
             self.check_quiet()?;
         }
-        if self.chance.one_in(200) {
+        if self.events.is_multiple_of(travel) {
             self.travel()?;
         }
         for action in &actions {
@@ -262,316 +300,35 @@ impl World {
         Ok(())
     }
 
-    fn perform(&mut self, action: &Action) {
-        match *action {
-            Action::ReadFile(id) => self.read_file(id),
-            Action::RunHook(id) => {
-                let result = if self.fails(6) { Err("exited with status 1".into()) } else { Ok(()) };
-                self.answer_check(Event::HookEnded(id, result));
-            }
-            Action::Prepare(id) => self.prepare(id),
-            Action::Reuse(id, earlier) => self.reuse(id, earlier),
-            Action::CancelPreparation(id) => self.cancel(id),
-            Action::Start { worker, generation, .. } => self.start(worker, generation),
-            Action::Probe(id) => self.probe(id),
-            Action::Drain(id) => self.drain(id),
-            Action::Abort(id) => {
-                if !self.fails(4) {
-                    self.soon(Event::Exited(id, Exit::Signal(6, "SIGABRT".into())));
-                }
-            }
-            Action::Kill(id) => {
-                let time = self.chance.time(KILL_TAKES);
-                self.later(time, Coming::Event(Event::Exited(id, Exit::Signal(9, "SIGKILL".into()))));
-            }
-            // Its release is kept, as somebody may want to go back to it.
-            Action::Forget(_)
-            | Action::RestoreSockets(_)
-            | Action::TellHook(..)
-            | Action::Answer(..)
-            | Action::Tell(_)
-            | Action::Exit => {}
-        }
-    }
-
-    fn read_file(&mut self, id: GenerationId) {
-        if self.fails(8) {
-            self.answer_check(Event::PreparationFailed(id, "web.toml:3:11: unknown key".into()));
-        } else {
-            let hook = self.chance.one_in(4).then(|| self.chance.pick(&[secs(1), secs(60)]));
-            self.answer_check(Event::FileRead(id, hook));
-        }
-    }
-
-    fn prepare(&mut self, id: GenerationId) {
-        if self.fails(8) {
-            self.answer_check(Event::PreparationFailed(id, "address already in use".into()));
-            return;
-        }
-        let release =
-            if self.faults && !self.plan.is_calm { Release::any(&mut self.chance) } else { Release::Good };
-        let policy = match self.releases.get(&self.manager.current()) {
-            Some((_, policy)) if self.chance.one_in(2) => policy.clone(),
-            _ => policy(&mut self.chance),
-        };
-        self.note(|| format!("generation {id} is {release:?}: {policy:?}"));
-        self.releases.insert(id, (release, policy.clone()));
-        self.answer_check(Event::Prepared(id, policy));
-    }
-
-    fn reuse(&mut self, id: GenerationId, earlier: GenerationId) {
-        if self.fails(8) {
-            self.answer_check(Event::PreparationFailed(id, "address already in use".into()));
-            return;
-        }
-        let release = self.releases[&earlier].clone();
-        self.answer_check(Event::Prepared(id, release.1.clone()));
-        self.releases.insert(id, release);
-    }
-
-    /// A step of the checks ends soon, or late, or never.
-    fn answer_check(&mut self, event: Event) {
-        if self.fails(12) {
-            return;
-        }
-        let most = if self.fails(6) { secs(90) } else { secs(1) / 2 };
-        let time = self.chance.time(most);
-        self.later(time, Coming::Event(event));
-    }
-
-    /// What was under way ends without an event, unless that event is already on its way.
-    fn cancel(&mut self, id: GenerationId) {
-        let race = self.faults && self.chance.one_in(3);
-        let of = |event: &Event| match event {
-            Event::FileRead(of, _)
-            | Event::HookEnded(of, _)
-            | Event::Prepared(of, _)
-            | Event::PreparationFailed(of, _) => *of == id,
-            _ => false,
-        };
-        if !race {
-            self.coming.retain(|_, coming| !matches!(coming, Coming::Event(event) if of(event)));
-        }
-    }
-
-    fn start(&mut self, id: WorkerId, generation: GenerationId) {
-        let (release, policy) = self.releases[&generation].clone();
-        let recovers = !self.faults && self.plan.all_recover;
-        let fate = if recovers { Fate::Good } else { release.fate(&mut self.chance) };
-        let is_odd = self.fails(3) || release != Release::Good && self.fails(2);
-        let boot = self.chance.time(policy.ready_timeout / 3);
-        let exec = self.chance.time(SOON);
-        let mut process = Process { fate, boots_at: self.now + boot, feeds_every: None, is_odd, policy };
-        match fate {
-            Fate::NotForked => self.after(exec, Event::StartFailed(id, "fork: EAGAIN".into())),
-            Fate::NotExecuted => {
-                self.after(exec, Event::Exited(id, Exit::NotExecuted("execve: ENOENT".into())));
-            }
-            _ => {
-                self.after(exec, Event::Executed(id));
-                process.feeds_every = process.policy.watchdog.map(|interval| interval / 2);
-                self.run(id, &mut process, exec, boot.max(exec));
-            }
-        }
-        if process.feeds_every.is_some() {
-            self.later(exec, Coming::Feed(id));
-        }
-        self.processes.insert(id, process);
-    }
-
-    /// Writes down what a worker that is executed is going to do.
-    fn run(&mut self, id: WorkerId, process: &mut Process, exec: Duration, boot: Duration) {
-        let limit = process.policy.ready_timeout;
-        let lives = boot + self.chance.time(secs(200));
-        if process.is_odd {
-            self.chatter(id, exec, lives, process);
-        }
-        let exits = |status| Event::Exited(id, Exit::Status(status));
-        match process.fate {
-            Fate::NotForked | Fate::NotExecuted => {}
-            Fate::Good => self.after(boot, Event::Said(id, Word::Ready)),
-            Fate::NeverReady => process.boots_at = Mono::NEVER,
-            Fate::SlowButAsks => {
-                process.boots_at = self.now + limit * 2;
-                self.after(limit / 2, Event::Said(id, Word::ExtendTimeout(limit * 2)));
-                self.after(limit * 2, Event::Said(id, Word::Ready));
-            }
-            Fate::DiesBooting => {
-                process.boots_at = Mono::NEVER;
-                let time = exec + self.chance.time(limit * 2);
-                self.after(time, exits(1));
-            }
-            Fate::DiesReady => {
-                self.after(boot, Event::Said(id, Word::Ready));
-                self.after(lives, exits(3));
-            }
-            Fate::Leaves => {
-                self.after(boot, Event::Said(id, Word::Ready));
-                self.after(lives, Event::Said(id, Word::Stopping));
-                if self.chance.one_in(2) {
-                    self.after(lives + SOON, exits(0));
-                }
-            }
-            Fate::Hangs => {
-                self.after(boot, Event::Said(id, Word::Ready));
-                process.feeds_every = None;
-            }
-            Fate::Triggers => {
-                self.after(boot, Event::Said(id, Word::Ready));
-                let time = exec + self.chance.time(lives);
-                self.after(time, Event::Said(id, Word::WatchdogTrigger));
-            }
-            Fate::KilledFromOutside => {
-                let time = exec + self.chance.time(lives);
-                self.after(boot, Event::Said(id, Word::Ready));
-                self.after(time, Event::Exited(id, Exit::Signal(9, "SIGKILL".into())));
-            }
-        }
-    }
-
-    /// Words that mean little, and some that mean something at the wrong moment.
-    fn chatter(&mut self, id: WorkerId, exec: Duration, lives: Duration, process: &mut Process) {
-        for _ in 0..self.chance.below(6) {
-            let word = match self.chance.below(9) {
-                0 => Word::Reloading,
-                1 => Word::status("busy"),
-                2 => Word::Errno(13),
-                3 => Word::ExitStatus(1),
-                4 => Word::Connections(self.chance.below(100).into()),
-                5 => Word::Watchdog,
-                6 => Word::Drained,
-                7 => Word::ExtendTimeout(self.chance.time(secs(30))),
-                _ => {
-                    let interval = self.chance.pick(&[Duration::ZERO, secs(5), secs(20)]);
-                    // It feeds as the shortest of its intervals needs, for it does not know which comes when.
-                    process.feeds_every = Some(process.feeds_every.unwrap_or(secs(2)).min(secs(2)));
-                    Word::WatchdogInterval(interval)
-                }
-            };
-            let time = exec + self.chance.time(lives);
-            self.after(time, Event::Said(id, word));
-        }
-    }
-
-    fn probe(&mut self, id: WorkerId) {
-        let Some(process) = self.processes.get(&id) else { return };
-        let (passes, pause) = match process.policy.readiness {
-            Readiness::Probe(pause) => (process.boots_at <= self.now, pause),
-            Readiness::Notify | Readiness::Settled(_) => unreachable!("nobody probes such a worker"),
-        };
-        if process.is_odd && self.fails(6) {
-            return;
-        }
-        let time = self.chance.time(pause);
-        self.after(time, Event::Probed(id, passes));
-    }
-
-    fn drain(&mut self, id: WorkerId) {
-        let Some(process) = self.processes.get(&id) else { return };
-        let (is_odd, limit) = (process.is_odd, process.policy.drain_timeout);
-        let time = self.chance.time(limit / 2);
-        if !is_odd {
-            self.after(time, Event::Exited(id, Exit::Status(0)));
-            return;
-        }
-        for _ in 0..self.chance.below(4) {
-            let word = match self.chance.below(6) {
-                0 => Word::Ready,
-                1 => Word::Stopping,
-                2 => Word::WatchdogTrigger,
-                3 => Word::Drained,
-                4 => Word::Connections(self.chance.below(9).into()),
-                _ => Word::ExtendTimeout(self.chance.time(limit) + SOON),
-            };
-            let time = self.chance.time(limit);
-            self.after(time, Event::Said(id, word));
-        }
-        match self.chance.below(3) {
-            // It does not heed the signal.
-            0 => {}
-            1 => self.after(time, Event::Exited(id, Exit::Status(143))),
-            _ => self.after(time, Event::Exited(id, Exit::Signal(15, "SIGTERM".into()))),
-        }
-    }
-
-    fn command(&mut self) -> Verdict {
-        if !self.faults {
-            return Ok(());
-        }
-        let most = self.chance.pick(&[secs(1) / 10, secs(30), secs(300)]);
-        let next = self.chance.time(most);
-        self.later(next, Coming::Command);
-        let request = self.chance.one_in(2).then(|| self.request());
-        if self.chance.one_in(6) {
-            return self.wish();
-        }
-        match self.chance.below(40) {
-            0..20 => self.handle(&Event::Upgrade(request)),
-            20..27 => self.handle(&Event::Respawn(request)),
-            27 => self.handle(&Event::SocketReplaced),
-            28..36 => {
-                let by = self.chance.pick(&[1, 1, -1, -1, -1, 3, -3]);
-                if self.scaled + by > 4 {
-                    return Ok(());
-                }
-                self.scaled += by;
-                self.handle(&Event::Scale(by))
-            }
-            36 | 37 if self.plan.stops => self.handle(&Event::Stop),
-            38 if self.plan.stops => self.handle(&Event::Kill),
-            _ => self.handle(&Event::Tick),
-        }
-    }
-
-    /// Somebody asks for what no signal says.
-    fn wish(&mut self) -> Verdict {
-        let request = self.request();
-        let ends = if self.plan.stops { 12 } else { 10 };
-        let wish = match self.chance.below(ends) {
-            0..6 => Wish::Rollback,
-            6..8 => Wish::RespawnNow,
-            8 => Wish::Scale(Scale::By(self.chance.pick(&[-9, -1, 0, i32::MIN, i32::MAX]))),
-            9 => Wish::Scale(Scale::To(self.chance.pick(&[0, 1, 2, 3, u32::MAX]))),
-            10 => Wish::Stop,
-            _ => Wish::Kill,
-        };
-        self.handle(&Event::Asked(request, wish))
-    }
-
     /// The whole state of the core, in its own words.
     pub fn state(&self) -> String {
         serde_json::to_string(&self.manager).unwrap_or_else(|error| error.to_string())
     }
 
-    fn request(&mut self) -> RequestId {
+    pub fn request(&mut self) -> RequestId {
         self.requests += 1;
         RequestId(self.requests)
     }
 
     /// Whether something goes wrong now, once in so many times.
-    fn fails(&mut self, in_times: u32) -> bool {
+    pub fn fails(&mut self, in_times: u32) -> bool {
         self.faults && !self.plan.is_calm && self.chance.one_in(in_times)
     }
 
-    fn soon(&mut self, event: Event) {
-        let time = self.chance.time(SOON);
-        self.after(time, event);
-    }
-
-    fn after(&mut self, time: Duration, event: Event) {
-        self.later(time, Coming::Event(event));
-    }
-
-    fn later(&mut self, time: Duration, coming: Coming) {
+    pub fn later(&mut self, time: Duration, coming: Coming) {
         self.order += 1;
         self.coming.insert((self.now + time, self.order), coming);
     }
 
-    fn note(&mut self, words: impl FnOnce() -> String) {
+    pub fn note(&mut self, words: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
             trace.push(words());
         }
     }
+}
+
+fn moment(at: Mono) -> String {
+    format!("{:>7}.{:06}", at.0 / 1_000_000, at.0 % 1_000_000)
 }
 
 fn in_words(action: &Action) -> String {

@@ -52,7 +52,7 @@ impl Stage {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Seen {
     generation: GenerationId,
     slot: SlotId,
@@ -65,11 +65,11 @@ struct Seen {
     outdated: bool,
     /// When it was asked to end.
     asked_at: Option<Mono>,
-    /// Was sent its drain signal.
+    /// Was sent its drain signal, or needs none.
     signalled: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Release {
     policy: Policy,
     strength: u32,
@@ -83,7 +83,7 @@ enum Phase {
     RollingBack,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Course {
     to: GenerationId,
     phase: Phase,
@@ -94,19 +94,39 @@ struct Course {
     has_failed: bool,
     /// How many new workers that were killed from outside were made good.
     spared: u32,
+    /// The slots that the old generation need not fill any more.
+    given_over: BTreeSet<SlotId>,
+    /// It goes back to an earlier generation.
+    goes_back: bool,
 }
 
-#[derive(Debug)]
+/// What somebody who waits for an answer wants, which tells what is a true one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Want {
+    /// An upgrade that has not begun.
+    Upgrade,
+    /// The upgrade under way.
+    ThatUpgrade,
+    /// That the upgrade under way does not come to be.
+    NotThatUpgrade,
+    Respawn,
+    /// What can be done at once.
+    Possible,
+    Impossible,
+    End,
+}
+
+#[derive(Clone, Debug)]
 struct Asked {
     /// The newest generation that had begun.
     after: GenerationId,
-    is_upgrade: bool,
+    want: Want,
     /// The workers that are to be replaced before it is done.
     stale: BTreeSet<WorkerId>,
     answered: Option<Outcome>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact that the others do not touch")]
 pub struct Checker {
     workers: BTreeMap<WorkerId, Seen>,
@@ -136,6 +156,12 @@ pub struct Checker {
     served: bool,
     /// Since the service was last at full strength with nothing under way, it lost no worker and was not scaled.
     undisturbed: bool,
+    /// The generation that the sockets are as it wants them.
+    sockets_of: GenerationId,
+    /// The strengths that the present event asks for, until they were told.
+    scaling: BTreeMap<GenerationId, u32>,
+    /// The generation whose preparation the present event ended.
+    cancelled: Option<GenerationId>,
     /// The generation whose end the present event forced.
     cut: Option<GenerationId>,
     /// The worker whose end is the present event, and whether it was live until then.
@@ -165,6 +191,9 @@ impl Checker {
             exited: false,
             served: false,
             undisturbed: false,
+            sockets_of: first,
+            scaling: BTreeMap::new(),
+            cancelled: None,
             cut: None,
             ending: None,
         }
@@ -172,11 +201,17 @@ impl Checker {
 
     /// Takes one event and what the core made of it.
     pub fn observe(&mut self, now: Mono, event: &Event, actions: &[Action], manager: &Manager) -> Verdict {
+        let newest = self.last_worker;
         self.take_event(now, event);
         for action in actions {
             self.take_action(now, event, action).map_err(|why| format!("{why}, at {action:?}"))?;
         }
-        self.check_state(now, event, manager)
+        if let Event::Said(id, Word::Ready) = event
+            && *id <= newest
+        {
+            self.check_heard(*id)?;
+        }
+        self.check_state(now, manager)
     }
 
     /// The clock jumped: nobody can be blamed for what was due meanwhile.
@@ -203,11 +238,17 @@ impl Checker {
 
     /// Checks that the service is as it is to be, all that was asked is answered, and nothing else is left.
     pub fn check_converged(&self) -> Verdict {
-        ensure!(self.upgrade.is_none() && !self.respawning, "something is still under way");
+        self.check_over()?;
         ensure!(self.is_full(self.current), "generation {} is not at full strength", self.current);
         let surplus = self.workers.iter().find(|(_, worker)| !self.is_wanted(worker));
         ensure!(surplus.is_none(), "worker {} is one too many", surplus.map_or(0, |(id, _)| id.0));
         ensure!(self.generations.len() == 1, "{} generations are there", self.generations.len());
+        Ok(())
+    }
+
+    /// Checks that nothing is under way and nobody waits for an answer.
+    pub fn check_over(&self) -> Verdict {
+        ensure!(self.upgrade.is_none() && !self.respawning, "something is still under way");
         self.check_answers()
     }
 
@@ -219,16 +260,18 @@ impl Checker {
     }
 
     fn take_event(&mut self, now: Mono, event: &Event) {
-        self.cut = None;
+        (self.cut, self.cancelled) = (None, None);
         let stale = self.stale_by(event);
         self.stale_to_come.extend(&stale);
         match event {
             Event::Upgrade(Some(request)) | Event::Respawn(Some(request)) => {
                 let is_upgrade = matches!(event, Event::Upgrade(_));
-                let asked = Asked { after: self.last_begun, is_upgrade, stale, answered: None };
-                self.requests.insert(*request, asked);
+                self.ask(*request, if is_upgrade { Want::Upgrade } else { Want::Respawn }, stale);
             }
-            Event::Scale(_) => self.disturb(),
+            Event::Scale(by) => {
+                self.disturb();
+                self.scaling = self.scaled_within_bounds(*by);
+            }
             Event::Asked(request, wish) => self.take_wish(now, *request, *wish, stale),
             Event::Stop | Event::Kill => self.take_stop(now, *event == Event::Kill),
             Event::Prepared(generation, policy) => {
@@ -261,18 +304,37 @@ impl Checker {
         }
     }
 
-    fn take_wish(&mut self, now: Mono, request: RequestId, wish: Wish, stale: BTreeSet<WorkerId>) {
-        let asked = Asked { after: self.last_begun, is_upgrade: false, stale, answered: None };
-        self.requests.insert(request, asked);
+    fn take_wish(&mut self, now: Mono, request: RequestId, wish: Wish, to_replace: BTreeSet<WorkerId>) {
+        let want = match wish {
+            Wish::Rollback => match &self.upgrade {
+                Some(upgrade) if upgrade.goes_back => Want::ThatUpgrade,
+                // What it takes back is taken back for no fault of its own.
+                Some(_) => Want::NotThatUpgrade,
+                None if self.previous.is_some() => Want::Upgrade,
+                None => Want::Impossible,
+            },
+            Wish::RespawnNow => Want::Respawn,
+            Wish::Scale(scale) if self.scaled_as_asked(scale).is_none() => Want::Impossible,
+            Wish::Scale(_) => Want::Possible,
+            Wish::Stop | Wish::Kill => Want::End,
+        };
+        self.ask(request, want, to_replace);
         match wish {
-            // What it takes back is taken back for no fault of its own.
             Wish::Rollback => {}
             Wish::RespawnNow => self.kills_to_come = true,
-            Wish::Scale(_) => self.disturb(),
+            Wish::Scale(scale) => {
+                self.disturb();
+                self.scaling = self.scaled_as_asked(scale).unwrap_or_default();
+            }
             Wish::Stop if self.stop_by.is_some() => {}
             Wish::Stop => self.take_stop(now, false),
             Wish::Kill => self.take_stop(now, true),
         }
+    }
+
+    fn ask(&mut self, request: RequestId, want: Want, stale: BTreeSet<WorkerId>) {
+        let asked = Asked { after: self.last_begun, want, stale, answered: None };
+        self.requests.insert(request, asked);
     }
 
     fn take_stop(&mut self, now: Mono, at_once: bool) {
@@ -337,6 +399,7 @@ impl Checker {
                 ensure!(*generation != self.current, "it serves");
                 ensure!(!self.has_workers(*generation), "it has workers");
                 self.generations.remove(generation);
+                self.cancelled = Some(*generation);
             }
             Action::Start { worker, generation, slot } => {
                 self.check_start(now, *worker, *generation, *slot)?;
@@ -367,6 +430,7 @@ impl Checker {
             Action::Kill(id) => self.check_kill(now, event, *id)?,
             Action::RestoreSockets(generation) => {
                 ensure!(*generation == self.current, "it does not serve");
+                self.sockets_of = *generation;
             }
             Action::Forget(generation) => {
                 ensure!(*generation != self.current, "it serves");
@@ -391,19 +455,27 @@ impl Checker {
         Ok(())
     }
 
-    fn check_state(&mut self, now: Mono, event: &Event, manager: &Manager) -> Verdict {
+    /// Checks that a worker which said that it is ready is not taken for one that starts.
+    fn check_heard(&self, id: WorkerId) -> Verdict {
+        let Some(worker) = self.workers.get(&id) else { return Ok(()) };
+        let asked_for = self.release(worker.generation)?.policy.readiness == Readiness::Notify;
+        ensure!(!asked_for || worker.stage != Stage::Starting, "READY=1 was not heard");
+        Ok(())
+    }
+
+    fn check_state(&mut self, now: Mono, manager: &Manager) -> Verdict {
         self.ending = None;
-        if let Event::Said(id, Word::Ready) = event
-            && let Some(worker) = self.workers.get(id)
-        {
-            let asked_for = self.release(worker.generation)?.policy.readiness == Readiness::Notify;
-            ensure!(!asked_for || worker.stage != Stage::Starting, "READY=1 was not heard");
-        }
         if !self.respawning {
             self.stale.clear();
+            self.kills = false;
         }
+        let spared = self.live().find(|worker| worker.outdated && self.kills);
+        ensure!(spared.is_none(), "it was to be killed: {spared:?}");
         self.check_view(manager)?;
+        ensure!(self.scaling.is_empty(), "not scaled: {:?}", self.scaling);
         for (id, worker) in &self.workers {
+            let asked = worker.stage != Stage::Draining || worker.signalled;
+            ensure!(asked, "worker {id} is to drain and was not sent its signal");
             let overdue = worker.deadline.is_some_and(|at| at <= now);
             ensure!(!overdue, "worker {id} is {:?} beyond its deadline", worker.stage);
         }
@@ -420,6 +492,10 @@ impl Checker {
         if self.stop_by.is_some() {
             return Ok(());
         }
+        self.check_started(now)?;
+        let goes_back = self.upgrade.as_ref().is_none_or(|upgrade| upgrade.phase == Phase::RollingBack);
+        let has_sockets = !goes_back || self.sockets_of == self.current;
+        ensure!(has_sockets, "the sockets are as generation {} wants them", self.sockets_of);
         let idle: Vec<_> = self.generations.keys().filter(|id| !self.is_in_use(**id)).collect();
         for id in &idle {
             ensure!(self.has_workers(**id), "generation {id} is not let go of");

@@ -1,11 +1,15 @@
 //! What the checker knows of the service: queries over the model, and how it changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use liveswap::core::Scale;
 use liveswap::core::ids::{GenerationId, SlotId, WorkerId};
 use liveswap::core::spec::Strategy;
 
 use super::{Checker, Course, Phase, Release, Seen, Stage, Verdict, ensure};
+
+/// A service may not be scaled to more.
+const MOST_WORKERS: u32 = 4096;
 
 impl Checker {
     pub(super) fn is_any_live(&self, ids: &BTreeSet<WorkerId>) -> bool {
@@ -64,6 +68,46 @@ impl Checker {
     pub(super) fn rest(&mut self) {
         let others = self.live().any(|worker| worker.generation != self.current);
         self.undisturbed = self.is_full(self.current) && !others;
+    }
+
+    /// A worker of the generation is ready: if it is the one that is upgraded to, the old one need not fill the slot any
+    /// more, nor any slot once all are ready.
+    pub(super) fn give_over(&mut self, generation: GenerationId, slot: SlotId) {
+        if self.phase_of(generation) != Some(Phase::Surging) {
+            return;
+        }
+        let all = self.is_full(generation).then(|| (0..self.generations[&self.current].strength).map(SlotId));
+        if let Some(upgrade) = &mut self.upgrade {
+            upgrade.given_over.insert(slot);
+            upgrade.given_over.extend(all.into_iter().flatten());
+        }
+    }
+
+    /// The strengths that a signal asks for, which has its way as far as may be.
+    pub(super) fn scaled_within_bounds(&self, by: i32) -> BTreeMap<GenerationId, u32> {
+        let scaled = self.scaled(Scale::By(by)).into_iter();
+        scaled.map(|(id, strength)| (id, strength.clamp(1, MOST_WORKERS))).collect()
+    }
+
+    /// The strengths that somebody asks for who is answered; `None` where one of them may not be.
+    pub(super) fn scaled_as_asked(&self, scale: Scale) -> Option<BTreeMap<GenerationId, u32>> {
+        let scaled = self.scaled(scale);
+        scaled.values().all(|strength| (1..=MOST_WORKERS).contains(strength)).then_some(scaled)
+    }
+
+    /// The strengths that a wish comes to, may they be or not: in an upgrade of both sides, in a stop of none.
+    fn scaled(&self, scale: Scale) -> BTreeMap<GenerationId, u32> {
+        if self.stop_by.is_some() {
+            return BTreeMap::new();
+        }
+        let is_there = |id: &&GenerationId| {
+            **id == self.current || !matches!(self.phase_of(**id), None | Some(Phase::Checking))
+        };
+        let scaled = |id: &GenerationId| match scale {
+            Scale::To(strength) => (*id, strength),
+            Scale::By(by) => (*id, self.generations[id].strength.saturating_add_signed(by)),
+        };
+        self.generations.keys().filter(is_there).map(scaled).collect()
     }
 
     pub(super) fn phase_of(&self, generation: GenerationId) -> Option<Phase> {

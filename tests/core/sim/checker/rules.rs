@@ -1,5 +1,7 @@
 //! The promises themselves: what each decision of the core must be justified by.
 
+use std::collections::BTreeSet;
+
 use liveswap::core::ids::{GenerationId, RequestId, SlotId, WorkerId};
 use liveswap::core::notice::{DrainReason, Exit, Notice, Outcome, WorkerNotice};
 use liveswap::core::spec::{Readiness, Strategy};
@@ -7,7 +9,7 @@ use liveswap::core::time::Mono;
 use liveswap::core::word::Word;
 use liveswap::core::{Event, Wish};
 
-use super::{Checker, Course, PATIENCE, Phase, Seen, Stage, Verdict, ensure};
+use super::{Checker, Course, PATIENCE, Phase, Seen, Stage, Verdict, Want, ensure};
 
 /// How often an upgrade makes good a worker that was killed from outside.
 const SPARED: u32 = 3;
@@ -25,11 +27,22 @@ impl Checker {
                 self.kills_to_come |= std::mem::take(&mut self.kills);
                 let (phase, until) = (Phase::Checking, now + PATIENCE);
                 let old_has_an_excuse = !self.is_full(self.current);
-                self.upgrade =
-                    Some(Course { to: *to, phase, until, old_has_an_excuse, has_failed: false, spared: 0 });
+                self.upgrade = Some(Course {
+                    to: *to,
+                    phase,
+                    until,
+                    old_has_an_excuse,
+                    has_failed: false,
+                    spared: 0,
+                    given_over: BTreeSet::new(),
+                    goes_back: matches!(notice, Notice::RollbackBegan(..)),
+                });
                 self.rest();
             }
-            Notice::Surging(to) => self.go_on(*to, &[Phase::Checking], Phase::Surging)?,
+            Notice::Surging(to) => {
+                self.go_on(*to, &[Phase::Checking], Phase::Surging)?;
+                self.sockets_of = *to;
+            }
             Notice::Probation(to, _) => {
                 self.go_on(*to, &[Phase::Surging], Phase::Probation)?;
                 self.check_alone(*to)?;
@@ -72,6 +85,8 @@ impl Checker {
                 self.keep_one_a_slot();
             }
             Notice::Scaled(generation, strength) => {
+                let asked_for = self.scaling.remove(generation);
+                ensure!(asked_for == Some(*strength), "{asked_for:?} was asked for");
                 self.generations.get_mut(generation).ok_or("no such generation")?.strength = *strength;
             }
             Notice::GenerationGone(generation) => ensure!(!self.has_workers(*generation), "it has workers"),
@@ -212,6 +227,8 @@ impl Checker {
         ensure!(is_so, "it is not");
         worker.stage = Stage::Ready;
         worker.deadline = worker.watchdog.map(|interval| now + interval);
+        let slot = worker.slot;
+        self.give_over(generation, slot);
         Ok(())
     }
 
@@ -234,8 +251,12 @@ impl Checker {
             DrainReason::NotReady | DrainReason::ByItself => self.lost(generation),
             DrainReason::Stop => ensure!(self.stop_by.is_some(), "nobody asked for an end"),
         }
+        if let Some(upgrade) = self.upgrade.as_mut().filter(|_| why == DrainReason::Replaced) {
+            upgrade.given_over.insert(slot);
+        }
         let worker = self.present(id)?;
         worker.stage = Stage::Draining;
+        worker.signalled = why == DrainReason::ByItself;
         (worker.asked_at, worker.deadline) = (Some(now), Some(now + timeout));
         Ok(())
     }
@@ -287,11 +308,42 @@ impl Checker {
         Ok(())
     }
 
+    /// Checks that a slot which is to have a worker has one, unless its pause is not over or there is no room for one more.
+    ///
+    /// While an upgrade surges that goes for the slots that the old generation still keeps: a worker of its own that dies
+    /// there is started again. What a failed upgrade left may stand in for it.
+    pub(super) fn check_started(&self, now: Mono) -> Verdict {
+        let strategy = self.rules().policy.strategy;
+        if strategy == Strategy::Recreate
+            || self.live().count() >= (self.most_workers() + self.surge()) as usize
+        {
+            return Ok(());
+        }
+        let surge = self.upgrade.as_ref().filter(|upgrade| upgrade.phase == Phase::Surging);
+        let generation = if surge.is_some() { self.current } else { self.incoming() };
+        let is_own = |w: &Seen| {
+            let strength = self.generations.get(&w.generation).map_or(0, |release| release.strength);
+            self.is_in_use(w.generation) && !w.outdated && w.slot.0 < strength
+        };
+        if surge.is_some() && (self.unavailable() > 0 || !self.live().all(is_own)) {
+            return Ok(());
+        }
+        for slot in (0..self.generations[&generation].strength).map(SlotId) {
+            let is_due = self.backoff.get(&(generation, slot)).is_none_or(|at| *at <= now);
+            let is_kept = surge.is_none_or(|upgrade| !upgrade.given_over.contains(&slot));
+            let is_filled = self.live().any(|w| w.generation == generation && w.slot == slot && !w.outdated);
+            ensure!(is_filled || !is_due || !is_kept, "slot {slot} of generation {generation} has no worker");
+        }
+        Ok(())
+    }
+
     /// Promises 3 and 6.
     pub(super) fn check_outcome(&mut self, to: GenerationId, outcome: &Outcome) -> Verdict {
         let Some(course) = self.upgrade.take().filter(|course| course.to == to) else {
             return Err("no such upgrade is under way".into());
         };
+        let is_given_up = course.phase != Phase::Checking || self.cancelled == Some(to);
+        ensure!(is_given_up, "what was being prepared goes on");
         match (outcome, course.phase) {
             (Outcome::Committed, Phase::Surging | Phase::Probation) => {
                 self.previous = Some(std::mem::replace(&mut self.current, to));
@@ -317,13 +369,30 @@ impl Checker {
     }
 
     pub(super) fn check_answer(&mut self, request: RequestId, outcome: &Outcome) -> Verdict {
-        let last_begun = self.last_begun;
-        let asked = self.requests.get_mut(&request).ok_or("nobody asked")?;
+        let asked = self.requests.get(&request).ok_or("nobody asked")?;
         ensure!(asked.answered.is_none(), "it was answered {:?} before", asked.answered);
-        if asked.is_upgrade && self.stop_by.is_none() {
-            ensure!(last_begun > asked.after, "no upgrade has begun since it was asked for");
+        let (want, began) = (asked.want, self.last_begun > asked.after);
+        let ended = self.ended.as_ref().map(|(_, outcome)| outcome);
+        let is_true = match (want, outcome) {
+            (Want::End, _) => *outcome == Outcome::Committed && self.workers.is_empty(),
+            (_, Outcome::Superseded(_)) => self.stop_by.is_some(),
+            (Want::Upgrade, _) => began && ended == Some(outcome),
+            (Want::ThatUpgrade, _) => ended == Some(outcome),
+            (Want::NotThatUpgrade, Outcome::Committed) => {
+                matches!(ended, Some(Outcome::RolledBack(_) | Outcome::Refused(_)))
+            }
+            (Want::NotThatUpgrade, Outcome::Refused(_)) => ended == Some(&Outcome::Committed),
+            (Want::NotThatUpgrade, Outcome::RolledBack(_)) => false,
+            (Want::Respawn, _) => !matches!(outcome, Outcome::Refused(_)),
+            (Want::Possible, _) => *outcome == Outcome::Committed,
+            (Want::Impossible, _) => matches!(outcome, Outcome::Refused(_)),
+        };
+        ensure!(is_true, "{want:?} was asked for, and what ended was {ended:?}");
+        if want == Want::Respawn && matches!(outcome, Outcome::RolledBack(_)) {
+            // It has failed, and is not put off.
+            self.kills = false;
         }
-        asked.answered = Some(outcome.clone());
+        self.requests.entry(request).and_modify(|asked| asked.answered = Some(outcome.clone()));
         let is_replaced = *outcome != Outcome::Committed || !self.is_any_live(&self.requests[&request].stale);
         ensure!(is_replaced, "a worker of before serves");
         Ok(())
