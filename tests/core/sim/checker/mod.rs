@@ -232,6 +232,11 @@ impl Checker {
         self.exited
     }
 
+    /// The policy of the generation that serves.
+    pub fn policy(&self) -> &Policy {
+        &self.generations[&self.current].policy
+    }
+
     pub fn answer(&self, request: RequestId) -> Option<&Outcome> {
         self.requests.get(&request).and_then(|asked| asked.answered.as_ref())
     }
