@@ -1,0 +1,19 @@
+//! The program that `tests/mutants.rs` builds with each mutant of the core: prints the first seed that fails, and why.
+
+extern crate self as liveswap;
+
+pub mod core;
+#[path = "../sim/mod.rs"]
+mod sim;
+#[path = "../story.rs"]
+mod story;
+
+/// How many seeds a mutant may survive.
+const SEEDS: u64 = 3_000;
+
+fn main() {
+    let (_, failures) = sim::search(0..SEEDS, 1);
+    if let Some((seed, failure)) = failures.first() {
+        println!("{seed} {}", failure.why);
+    }
+}
