@@ -5,11 +5,12 @@
 //! means, or with what must follow from it.
 //!
 //! This searches without a view of the code; `fuzz/run` searches with one. What that finds becomes a file of the corpus.
-//! A door more, such as the control line, is an oracle in `fuzz/oracles/`, a target in `fuzz/targets/` and in
+//! A door more is an oracle in `fuzz/oracles/`, a target in `fuzz/targets/` and in
 //! `fuzz/Cargo.toml`, a dictionary, a folder in `fuzz/corpus/`, and a line in [`ORACLES`].
 
 #[path = "../fuzz/oracles"]
 mod oracles {
+    pub mod control_line;
     pub mod environment_file;
     pub mod lines;
     pub mod notify;
@@ -27,11 +28,12 @@ const ROUNDS: u64 = 200;
 type Oracle = fn(&[u8]);
 
 /// Every oracle by the name of its corpus.
-const ORACLES: [(&str, Oracle); 4] = [
+const ORACLES: [(&str, Oracle); 5] = [
     ("service_file", oracles::service_file::check),
     ("environment_file", oracles::environment_file::check),
     ("notify", oracles::notify::check),
     ("lines", oracles::lines::check),
+    ("control_line", oracles::control_line::check),
 ];
 
 /// Dice by xorshift64*, so that a number tells the whole story.
