@@ -1,7 +1,8 @@
 //! The shell round the core: it waits, hands events in, and performs what comes out.
 //!
 //! ```text
-//! run       the loop, and what is ready turned into events
+//! start     how a manager comes to be
+//! run       the loop, and what is ready turned into events   obey   signals
 //! apply     one action performed                          reap      children that have ended
 //! prepare   service file -> candidate -> generation
 //! checker   the forked child that reads the file          release   what it finds
@@ -18,6 +19,7 @@ mod checker;
 mod control;
 mod launch;
 pub mod log;
+mod obey;
 mod outlet;
 mod prepare;
 mod process;
@@ -27,6 +29,7 @@ mod repair;
 mod run;
 pub mod runtime;
 pub mod sockets;
+mod start;
 mod token;
 mod upward;
 mod watch;
@@ -40,9 +43,10 @@ use self::control::Control;
 use self::launch::Heritage;
 use self::release::Release;
 pub use self::release::{Refusal, Source, read_spec};
-use self::run::{Daemon, Start};
+use self::run::Daemon;
 use self::runtime::{RuntimeDirectory, RuntimeError};
 use self::sockets::{SocketError, Sockets};
+use self::start::Start;
 use self::upward::ServiceManager;
 pub use crate::core::spec::PROTOCOL_VARIABLES;
 use crate::core::spec::ServiceSpec;

@@ -4,10 +4,14 @@
 //! would let its workers down; so beyond the bound whole pieces of text are lost, and the log says how many.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io::{self, Write, stderr, stdout};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tracing::warn;
+
+use super::token::{Stream, Token};
 use crate::sys::output::Writer;
+use crate::sys::wait::{Interest, Poller};
 
 /// The most text of workers that waits, in bytes.
 const LIMIT: usize = 1 << 20;
@@ -97,5 +101,57 @@ impl Write for LogWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// The ways to our own outputs.
+#[derive(Debug)]
+pub struct Outputs {
+    output: Writer,
+    error: Writer,
+    /// Which are watched for room.
+    blocked: Vec<Stream>,
+}
+
+impl Outputs {
+    /// Opens ways to where our standard output and error go.
+    ///
+    /// # Errors
+    ///
+    /// Those of fcntl(2), where no descriptor is left.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self { output: Writer::to(stdout())?, error: Writer::to(stderr())?, blocked: Vec::new() })
+    }
+
+    /// Writes what our outputs take, and has those watched that do not take all.
+    pub fn flush(&mut self, poller: &Poller) {
+        self.flush_one(Stream::Out, &OUTPUT, poller);
+        self.flush_one(Stream::Err, &ERROR, poller);
+    }
+
+    fn flush_one(&mut self, stream: Stream, outlet: &Outlet, poller: &Poller) {
+        let to = match stream {
+            Stream::Out => &self.output,
+            Stream::Err => &self.error,
+        };
+        let watched = self.blocked.contains(&stream);
+        let mut is_empty = outlet.flush(to);
+        if is_empty && watched {
+            let lost = outlet.take_lost();
+            if lost > 0 {
+                warn!("{lost} lines of {stream} were lost, as nobody read them");
+                is_empty = outlet.flush(to);
+            }
+        }
+        match (is_empty, watched) {
+            (true, true) => {
+                let _ = poller.remove(to);
+                self.blocked.retain(|blocked| *blocked != stream);
+            }
+            (false, false) if poller.add(to, Token::Outlet(stream).pack(), Interest::Write).is_ok() => {
+                self.blocked.push(stream);
+            }
+            (true, false) | (false, true | false) => {}
+        }
     }
 }

@@ -4,18 +4,15 @@
 //! handed in with exits last: what a worker said before it died is heard before its death is.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, stderr, stdout};
+use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::rc::Weak;
 use std::time::Duration;
 
-use nix::unistd::Pid;
-use tracing::{error, info, warn};
-
 use super::control::{Control, History};
 use super::launch::{Common, Heritage, Place};
-use super::outlet::{ERROR, OUTPUT, Outlet};
+use super::outlet::Outputs;
 use super::prepare::Candidate;
 use super::process::Process;
 use super::reap;
@@ -28,11 +25,10 @@ use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::time::Mono;
 use crate::core::{Event, Manager};
 use crate::sys::clock::monotonic_micros;
-use crate::sys::output::Writer;
-use crate::sys::signals::{ControllingTerminal, Signal, Signals};
+use crate::sys::signals::{ControllingTerminal, Signals};
 use crate::sys::spawn::{Report, Spawned};
-use crate::sys::wait::{Interest, Poller, Ready};
-use crate::sys::{process, reaper};
+use crate::sys::wait::{Poller, Ready};
+use nix::unistd::Pid;
 
 /// A generation as the shell keeps it, for as long as the core has a use for it.
 #[derive(Debug)]
@@ -66,10 +62,10 @@ pub(super) enum Role {
 pub struct Daemon {
     pub(super) manager: Manager,
     pub(super) poller: Poller,
-    signals: Signals,
-    terminal: ControllingTerminal,
+    pub(super) signals: Signals,
+    pub(super) terminal: ControllingTerminal,
     /// `CLOCK_MONOTONIC` when we started, in microseconds: the core's zero.
-    epoch: u64,
+    pub(super) epoch: u64,
     pub(super) source: Source,
     pub(super) runtime: RuntimeDirectory,
     pub(super) heritage: Heritage,
@@ -106,85 +102,10 @@ pub struct Daemon {
     pub(super) shares_dead_socket: bool,
     /// Sockets that could not be repaired, which was said.
     pub(super) beyond_repair: Vec<Weak<Listener>>,
-    output: Writer,
-    error: Writer,
-    /// Which of our outputs are watched for room.
-    blocked: Vec<Stream>,
-}
-
-/// What a daemon starts from.
-#[derive(Debug)]
-pub struct Start {
-    /// Where the service is defined.
-    pub source: Source,
-    /// The first generation.
-    pub release: Release,
-    /// Its sockets, bound.
-    pub prepared: Prepared,
-    /// All sockets.
-    pub sockets: Sockets,
-    /// The runtime directory.
-    pub runtime: RuntimeDirectory,
-    /// What workers inherit from us.
-    pub heritage: Heritage,
-    /// The way to the service manager.
-    pub upward: ServiceManager,
-    /// The clients.
-    pub control: Control,
+    pub(super) outputs: Outputs,
 }
 
 impl Daemon {
-    /// Makes a manager; its workers start in [`Daemon::run`].
-    ///
-    /// # Errors
-    ///
-    /// Signals or epoll cannot be had.
-    pub fn new(start: Start) -> io::Result<Self> {
-        let poller = Poller::new()?;
-        let signals = Signals::install()?;
-        poller.add(&signals, Token::Signals.pack(), Interest::Read)?;
-        reaper::set_subreaper()?;
-        let manager = Manager::new(start.release.spec.policy.clone());
-        let common = Common::of(&start.release, manager.current(), &start.heritage)?;
-        let first = Generation { release: start.release, common, sockets: start.prepared };
-        let daemon = Self {
-            generations: BTreeMap::from([(manager.current(), first)]),
-            manager,
-            poller,
-            signals,
-            terminal: ControllingTerminal::observe(),
-            epoch: monotonic_micros()?,
-            source: start.source,
-            runtime: start.runtime,
-            heritage: start.heritage,
-            sockets: start.sockets,
-            kept: None,
-            candidate: None,
-            processes: BTreeMap::new(),
-            roles: BTreeMap::new(),
-            helpers: BTreeMap::new(),
-            found_at_start: process::own_children()?,
-            upward: start.upward,
-            control: start.control,
-            history: History::default(),
-            inbox: VecDeque::from([Event::Tick]),
-            barriers: Vec::new(),
-            ended: false,
-            hooks_end: BTreeMap::new(),
-            look_for_orphans_at: None,
-            looks_at_sockets: false,
-            occasion: None,
-            shares_dead_socket: false,
-            beyond_repair: Vec::new(),
-            output: Writer::to(stdout())?,
-            error: Writer::to(stderr())?,
-            blocked: Vec::new(),
-        };
-        daemon.watch_sockets();
-        daemon.poller.add(&daemon.control.socket, Token::Control.pack(), Interest::Read)?;
-        Ok(daemon)
-    }
-
     /// Runs the service until it has ended.
     ///
     /// # Errors
@@ -208,7 +129,7 @@ impl Daemon {
             }
         }
         reap::kill_strangers();
-        self.flush_outputs();
+        self.outputs.flush(&self.poller);
         Ok(())
     }
 
@@ -243,7 +164,7 @@ impl Daemon {
         }
         self.upward.sync(&self.manager, &self.dead_sockets(), self.now());
         self.serve_clients();
-        self.flush_outputs();
+        self.outputs.flush(&self.poller);
         self.barriers.clear();
     }
 
@@ -321,77 +242,6 @@ impl Daemon {
                 }
                 output.stream != stream
             });
-        }
-    }
-
-    fn take_signals(&mut self) {
-        let received = match self.signals.take() {
-            Ok(received) => received,
-            Err(error) => {
-                error!("cannot read signals: {error}");
-                return;
-            }
-        };
-        let mut children = false;
-        for one in received {
-            let event = match one.signal {
-                Signal::Hangup if self.terminal.hung_up(&one) => {
-                    info!("the terminal was closed; the service goes on");
-                    continue;
-                }
-                Signal::Hangup => Event::Upgrade(None),
-                Signal::Terminate | Signal::Interrupt => Event::Stop,
-                Signal::Quit => Event::Kill,
-                Signal::User1 => Event::Respawn(None),
-                Signal::User2 => {
-                    warn!("SIGUSR2: replacing the manager itself is not possible yet");
-                    continue;
-                }
-                // A terminal's own, to a background job that reads or writes: not meant as a command.
-                Signal::TtyIn | Signal::TtyOut if one.from_kernel => continue,
-                Signal::TtyIn => Event::Scale(1),
-                Signal::TtyOut => Event::Scale(-1),
-                Signal::Child => {
-                    children = true;
-                    continue;
-                }
-            };
-            self.inbox.push_back(event);
-        }
-        if children {
-            self.reap_all();
-        }
-    }
-
-    /// Writes what our outputs take, and has those watched that do not take all.
-    fn flush_outputs(&mut self) {
-        self.flush(Stream::Out, &OUTPUT);
-        self.flush(Stream::Err, &ERROR);
-    }
-
-    fn flush(&mut self, stream: Stream, outlet: &Outlet) {
-        let to = match stream {
-            Stream::Out => &self.output,
-            Stream::Err => &self.error,
-        };
-        let watched = self.blocked.contains(&stream);
-        let mut is_empty = outlet.flush(to);
-        if is_empty && watched {
-            let lost = outlet.take_lost();
-            if lost > 0 {
-                warn!("{lost} lines of {stream} were lost, as nobody read them");
-                is_empty = outlet.flush(to);
-            }
-        }
-        match (is_empty, watched) {
-            (true, true) => {
-                let _ = self.poller.remove(to);
-                self.blocked.retain(|blocked| *blocked != stream);
-            }
-            (false, false) if self.poller.add(to, Token::Outlet(stream).pack(), Interest::Write).is_ok() => {
-                self.blocked.push(stream);
-            }
-            (true, false) | (false, true | false) => {}
         }
     }
 }

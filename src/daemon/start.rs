@@ -1,0 +1,91 @@
+//! The manager at its start.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+
+use super::control::{Control, History};
+use super::launch::{Common, Heritage};
+use super::outlet::Outputs;
+use super::release::{Release, Source};
+use super::run::{Daemon, Generation};
+use super::runtime::RuntimeDirectory;
+use super::sockets::{Prepared, Sockets};
+use super::token::Token;
+use super::upward::ServiceManager;
+use crate::core::{Event, Manager};
+use crate::sys::clock::monotonic_micros;
+use crate::sys::signals::{ControllingTerminal, Signals};
+use crate::sys::wait::{Interest, Poller};
+use crate::sys::{process, reaper};
+
+/// What a daemon starts from.
+#[derive(Debug)]
+pub struct Start {
+    /// Where the service is defined.
+    pub source: Source,
+    /// The first generation.
+    pub release: Release,
+    /// Its sockets, bound.
+    pub prepared: Prepared,
+    /// All sockets.
+    pub sockets: Sockets,
+    /// The runtime directory.
+    pub runtime: RuntimeDirectory,
+    /// What workers inherit from us.
+    pub heritage: Heritage,
+    /// The way to the service manager.
+    pub upward: ServiceManager,
+    /// The clients.
+    pub control: Control,
+}
+
+impl Daemon {
+    /// Makes a manager; its workers start in [`Daemon::run`].
+    ///
+    /// # Errors
+    ///
+    /// Signals or epoll cannot be had.
+    pub fn new(start: Start) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        let signals = Signals::install()?;
+        poller.add(&signals, Token::Signals.pack(), Interest::Read)?;
+        reaper::set_subreaper()?;
+        let manager = Manager::new(start.release.spec.policy.clone());
+        let common = Common::of(&start.release, manager.current(), &start.heritage)?;
+        let first = Generation { release: start.release, common, sockets: start.prepared };
+        let daemon = Self {
+            generations: BTreeMap::from([(manager.current(), first)]),
+            manager,
+            poller,
+            signals,
+            terminal: ControllingTerminal::observe(),
+            epoch: monotonic_micros()?,
+            source: start.source,
+            runtime: start.runtime,
+            heritage: start.heritage,
+            sockets: start.sockets,
+            kept: None,
+            candidate: None,
+            processes: BTreeMap::new(),
+            roles: BTreeMap::new(),
+            helpers: BTreeMap::new(),
+            found_at_start: process::own_children()?,
+            upward: start.upward,
+            control: start.control,
+            history: History::default(),
+            inbox: VecDeque::from([Event::Tick]),
+            barriers: Vec::new(),
+            ended: false,
+            hooks_end: BTreeMap::new(),
+            look_for_orphans_at: None,
+            looks_at_sockets: false,
+            occasion: None,
+            shares_dead_socket: false,
+            beyond_repair: Vec::new(),
+            outputs: Outputs::open()?,
+        };
+        daemon.watch_sockets();
+        daemon.poller.add(&daemon.control.socket, Token::Control.pack(), Interest::Read)?;
+        Ok(daemon)
+    }
+}
