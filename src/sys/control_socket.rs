@@ -14,6 +14,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockFlag, accept4, getsockopt, sockopt};
 use nix::unistd::geteuid;
 
+use super::handover::hand_over;
 use super::listener::{Address, Kind, create, listen};
 use super::socket_file::{Occupant, SocketFile, occupant, remove_stale};
 
@@ -26,6 +27,8 @@ pub struct ControlSocket {
     socket: OwnedFd,
     file: SocketFile,
 }
+
+hand_over!(ControlSocket as ControlSocketState { socket: OwnedFd, file: SocketFile });
 
 /// Who is at the other end of a connection, as of its making (unix(7), `SO_PEERCRED` and `SO_PEERGROUPS`).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,6 +15,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{Pid, pipe2, setpgid};
 
+use super::handover::hand_over;
 use super::raw::{self, Sweep};
 
 /// The exit status of a child whose work panicked, as std has it.
@@ -53,6 +54,8 @@ impl ForkedWork {
         }
     }
 }
+
+hand_over!(ForkedWork as ForkedWorkState { pid: Pid, output: File });
 
 /// Does `work` in a child and hands over the bytes that it returns.
 ///

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use nix::sys::resource::{self, RLIM_INFINITY, rlim_t};
+use serde::{Deserialize, Serialize};
 
 /// A resource of setrlimit(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +105,7 @@ impl fmt::Display for Resource {
 }
 
 /// A resource limit, in the resource's own unit; `None` is no limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
     /// What the kernel enforces.
     pub soft: Option<u64>,

@@ -20,6 +20,8 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, bind, getsockopt, setsockopt, socket, sockopt,
 };
 
+use super::handover::hand_over;
+
 /// The most descriptors that one message can bring (`SCM_MAX_FD`, unix(7)).
 pub const MAX_DESCRIPTORS: usize = 253;
 
@@ -38,6 +40,8 @@ pub struct NotifySocket {
     socket: OwnedFd,
     path: PathBuf,
 }
+
+hand_over!(NotifySocket as NotifySocketState { socket: OwnedFd, path: PathBuf });
 
 /// One message. Its descriptors are closed on drop, which is what a sender of `BARRIER=1` waits for: keep it until
 /// the message has been acted on.

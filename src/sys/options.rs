@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use serde::{Deserialize, Serialize};
 
 /// `SO_BUF_LOCK` of socket(7) (Linux 5.14), which libc lacks: whether the kernel may size the buffers itself.
 const SO_BUF_LOCK: c_int = 72;
@@ -19,7 +20,7 @@ const TEXT_MAX: usize = 16;
 /// An option of socket(7), ip(7), ipv6(7), tcp(7) or unix(7).
 ///
 /// The order is the order in which they are to be set: `IP_TOS` also sets the priority (ip(7)), so that comes after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names are those of the manual pages")]
 pub enum SocketOption {
     ReuseAddress,
@@ -51,7 +52,7 @@ pub enum SocketOption {
 }
 
 /// The value of an option.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Value {
     /// A number or, as 0 and 1, a switch.
     Number(i32),

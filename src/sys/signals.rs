@@ -20,6 +20,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::signal::{self, SigHandler, SigSet};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, getsid};
+use serde::{Deserialize, Serialize};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
 
@@ -90,7 +91,8 @@ impl Received {
     }
 }
 
-/// Keeps the signals of this module pending until [`Signals::install`]; to be called first of all.
+/// Keeps the signals of this module pending until [`Signals::install`], which is why it is called first of all, or
+/// [`Signals::let_in`]. They stay pending over execve(2) (signal(7)).
 ///
 /// # Errors
 /// Those of sigprocmask(2).
@@ -135,6 +137,14 @@ impl Signals {
         Ok(Self { caught, blocked, either })
     }
 
+    /// Lets in what [`block_early`] has kept pending since.
+    ///
+    /// # Errors
+    /// Those of sigprocmask(2).
+    pub fn let_in(&self) -> io::Result<()> {
+        Ok(set_of(Signal::CAUGHT).thread_unblock()?)
+    }
+
     /// Returns the signals that have come since the last call.
     ///
     /// # Errors
@@ -166,7 +176,7 @@ fn set_of(signals: impl IntoIterator<Item = Signal>) -> SigSet {
 }
 
 /// Whether this process was started from a terminal; tells a hang-up of that terminal from a command.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct ControllingTerminal {
     at_start: bool,
 }

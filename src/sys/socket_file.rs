@@ -14,7 +14,9 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, renameat};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, lstat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, mkdir, unlink, unlinkat};
+use serde::{Deserialize, Serialize};
 
+use super::handover::{HandOver, Luggage, Unpacked, hand_over};
 use super::listener::{Address, bind};
 
 /// What stands at a path where a socket is to be bound.
@@ -95,6 +97,18 @@ impl MadeFolders {
     }
 }
 
+impl HandOver for MadeFolders {
+    type State = Vec<PathBuf>;
+
+    fn pack(&self, luggage: &mut Luggage) -> Vec<PathBuf> {
+        self.0.pack(luggage)
+    }
+
+    fn unpack(state: Vec<PathBuf>, _: &mut Unpacked) -> io::Result<Self> {
+        Ok(Self(state))
+    }
+}
+
 impl Drop for MadeFolders {
     fn drop(&mut self) {
         for folder in self.0.iter().rev() {
@@ -105,7 +119,7 @@ impl Drop for MadeFolders {
 }
 
 /// Who may connect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Permissions {
     /// 0 to 0o777.
     pub mode: u32,
@@ -138,6 +152,13 @@ pub struct SocketFile {
     handle: OwnedFd,
     is_ours_to_remove: bool,
 }
+
+hand_over!(SocketFile as SocketFileState {
+    path: PathBuf,
+    spare: PathBuf,
+    handle: OwnedFd,
+    is_ours_to_remove: bool,
+});
 
 impl SocketFile {
     /// Binds a UNIX socket to a path where nothing stands, its file no more open than `mode`.

@@ -15,9 +15,11 @@ use std::rc::Rc;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::{self, Gid, Pid, Uid, getgroups, getresgid, getresuid, pipe2};
+use serde::{Deserialize, Serialize};
 
 use super::child::Plan;
 use super::cradle::{Cradle, Memory};
+use super::handover::{HandOver, Luggage, Number, Unpacked};
 use super::limits::{Limit, Resource};
 use super::strings::{CStrings, Pointers};
 
@@ -203,6 +205,28 @@ impl Drop for Spawned {
         if let Some(cradle) = self.cradle.take() {
             cradle.abandon();
         }
+    }
+}
+
+/// A [`Spawned`] as plain data.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SpawnedState {
+    pid: i32,
+    report: Number,
+    heard: Vec<u8>,
+}
+
+impl HandOver for Spawned {
+    type State = SpawnedState;
+
+    fn pack(&self, luggage: &mut Luggage) -> SpawnedState {
+        // The cradle stays behind: it lies in our present memory, which the kernel keeps for as long as the child uses it.
+        let Self { pid, report, heard, cradle: _ } = self;
+        SpawnedState { pid: pid.as_raw(), report: luggage.put(report), heard: heard.clone() }
+    }
+
+    fn unpack(SpawnedState { pid, report, heard }: SpawnedState, luggage: &mut Unpacked) -> io::Result<Self> {
+        Ok(Self { pid: Pid::from_raw(pid), report: luggage.take(report)?, heard, cradle: None })
     }
 }
 

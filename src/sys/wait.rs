@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use serde::{Deserialize, Serialize};
 
 /// How many events one wait reports at most; the rest come with the next.
 const BATCH: usize = 64;
 
 /// What a descriptor is watched for; errors and hang-ups are always reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Interest {
     /// Something to read.
     Read,

@@ -3,10 +3,12 @@
 //! No byte but the newlines themselves is lost, added or reordered, and the splitter never holds more than one
 //! unfinished line of the limit's length beside the bytes of the last push.
 
+use serde::{Deserialize, Serialize};
+
 /// A stream of bytes that is taken apart into lines.
 ///
 /// After each push all lines should be taken, or the memory is not bounded.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Lines {
     limit: usize,
     buffer: Vec<u8>,
