@@ -4,7 +4,9 @@ use std::panic;
 use std::process::{self, ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
-use liveswap::cli::{change, check, completions, demo, events, man, report, run, status, unit, upgrade};
+use liveswap::cli::{
+    change, check, completions, demo, events, man, report, run, status, try_handover, unit, upgrade,
+};
 use liveswap::daemon;
 
 /// What scripts go by.
@@ -43,6 +45,8 @@ enum Command {
     Stop(change::StopArgs),
     /// Print a systemd unit that fits a service file
     Unit(unit::UnitArgs),
+    /// Replace the manager by the program now at its path
+    Reexec(change::ReexecArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
     /// Write the manual pages
@@ -53,6 +57,9 @@ enum Command {
     /// The demo's worker
     #[command(hide = true)]
     DemoWorker(demo::WorkerArgs),
+    /// Whether this program could go on in the place of a manager
+    #[command(hide = true)]
+    TryHandover(try_handover::TryHandoverArgs),
 }
 
 fn main() -> ExitCode {
@@ -76,9 +83,11 @@ fn main() -> ExitCode {
         Command::Events(args) => events::run(&args),
         Command::Stop(args) => change::stop(&args),
         Command::Unit(args) => unit::print(&args),
+        Command::Reexec(args) => change::reexec(&args),
         Command::Completions(args) => completions::print(&args, &mut Cli::command()),
         Command::Man(args) => man::write(&args, Cli::command()),
         Command::Demo(args) => demo::run(args),
         Command::DemoWorker(args) => demo::worker(args),
+        Command::TryHandover(args) => try_handover::run::<Cli>(args),
     }
 }

@@ -70,6 +70,18 @@ pub fn message(args: &MessageArgs) -> ExitCode {
     run(args.name.as_deref(), Command::Message(args.text.clone()), "every worker was handed the message")
 }
 
+/// Arguments of `liveswap reexec`.
+#[derive(Args, Debug)]
+pub struct ReexecArgs {
+    /// The service; may be left out where one runs
+    name: Option<String>,
+}
+
+/// Has the manager replaced by the program at its path; status 1 where it stays.
+pub fn reexec(args: &ReexecArgs) -> ExitCode {
+    run(args.name.as_deref(), Command::Reexec, "the program at its path is the manager now")
+}
+
 /// Ends a service; returns when its manager has let go of everything.
 pub fn stop(args: &StopArgs) -> ExitCode {
     run(args.name.as_deref(), Command::Stop { now: args.now }, "the service has ended")

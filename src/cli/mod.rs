@@ -12,5 +12,6 @@ pub mod report;
 pub mod run;
 pub mod status;
 mod table;
+pub mod try_handover;
 pub mod unit;
 pub mod upgrade;

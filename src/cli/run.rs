@@ -106,6 +106,9 @@ impl From<Verbosity> for Level {
 /// Runs a service until it has ended.
 pub fn run(args: &RunArgs) -> ExitCode {
     log::init(args.log_format.into(), args.log_level.into());
+    if let Some(ended) = daemon::resume() {
+        return report(ended);
+    }
     let (source, watched) = match source(args) {
         Ok(found) => found,
         Err(error) => {
@@ -113,7 +116,12 @@ pub fn run(args: &RunArgs) -> ExitCode {
             return Status::Failed.into();
         }
     };
-    match daemon::run(source, &watched, log::wants_color()) {
+    report(daemon::run(source, &watched, log::wants_color()))
+}
+
+/// Tells how a manager ended.
+fn report(ended: Result<(), ManagerError>) -> ExitCode {
+    match ended {
         Ok(()) => Status::Done.into(),
         Err(ManagerError::BadFile(refusal)) => {
             report::print_details(&refusal.details);

@@ -136,7 +136,12 @@ impl Daemon {
         }
     }
 
-    fn watch(&self, worker: WorkerId, process: &Process) -> io::Result<()> {
+    /// Has the kernel tell us what the worker says and writes.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_ctl(2)`.
+    pub(super) fn watch(&self, worker: WorkerId, process: &Process) -> io::Result<()> {
         if let Some(notify) = &process.notify {
             self.poller.add(notify, Token::Notify(worker).pack(), Interest::Read)?;
         }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::release::{Refusal, Release, Source};
 use crate::sys::fork::{ForkedWork, in_child};
+use crate::sys::handover::hand_over;
 use crate::sys::reaper::Exit;
 
 /// A check under way.
@@ -17,6 +18,8 @@ pub struct Checker {
     work: ForkedWork,
     answer: Vec<u8>,
 }
+
+hand_over!(Checker as CheckerState { work: ForkedWork, answer: Vec<u8> });
 
 #[derive(Serialize, Deserialize)]
 enum Answer {

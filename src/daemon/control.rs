@@ -24,16 +24,20 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
 use self::client::Client;
+pub(super) use self::client::Standing;
 pub(super) use self::history::History;
 use self::survey::Survey;
+use super::handover::Reexec;
 use super::run::Daemon;
 use super::token::{ClientId, Token};
 use crate::core::ids::RequestId;
 use crate::core::time::Mono;
 use crate::sys::control_socket::{ControlSocket, Peer, peer};
+use crate::sys::handover::hand_over;
 use crate::sys::wait::{Interest, Poller};
 use crate::wire::control::{Reply, line};
 
@@ -65,15 +69,34 @@ pub struct Control {
 }
 
 /// Who asked for something.
-#[derive(Clone, Debug)]
-struct Asker {
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Asker {
     client: ClientId,
     /// What the client calls it.
     id: Option<serde_json::Value>,
-    cmd: &'static str,
+    cmd: String,
     /// Whether the answer comes at the end.
     waits: bool,
 }
+
+impl Asker {
+    /// Whether the answer comes at the end.
+    pub(super) fn waits(&self) -> bool {
+        self.waits
+    }
+}
+
+hand_over!(Control as ControlState {
+    socket: ControlSocket,
+    group: Option<u32>,
+    clients: BTreeMap<ClientId, Client>,
+    last_client: u64,
+    askers: BTreeMap<RequestId, Asker>,
+    last_request: u64,
+    admits_at: Option<Mono>,
+    survey: Option<Survey>,
+    next_survey: Vec<Asker>,
+});
 
 impl Control {
     /// Binds the control socket.
@@ -116,11 +139,32 @@ impl Control {
         clients.chain(self.admits_at).chain(self.survey.as_ref().map(Survey::deadline)).min()
     }
 
-    fn reply(&mut self, to: Asker, reply: Reply) {
+    /// Has everything watched again, by a new set.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_ctl(2)`.
+    pub(super) fn watch(&self, poller: &Poller) -> io::Result<()> {
+        if self.admits_at.is_none() {
+            poller.add(&self.socket, Token::Control.pack(), Interest::Read)?;
+        }
+        for (id, client) in &self.clients {
+            poller.add(&client.stream, Token::Client(*id).pack(), client.watched())?;
+        }
+        self.survey.as_ref().map_or(Ok(()), |survey| survey.watch(poller))
+    }
+
+    pub(super) fn reply(&mut self, to: Asker, reply: Reply) {
         if let Some(client) = self.clients.get_mut(&to.client) {
             client.asked = client.asked.saturating_sub(1);
             client.say(&line(&Reply { id: to.id, ..reply }));
         }
+    }
+
+    /// Tells one who does not wait that it is under way.
+    pub(super) fn accept(&mut self, asker: Asker) {
+        let reply = Reply { outcome: Some("accepted".into()), ..Reply::ok(&asker.cmd) };
+        self.reply(asker, reply);
     }
 
     fn is_full(&self) -> bool {
@@ -145,7 +189,7 @@ impl Control {
         let under_way = self.survey.take().into_iter().flat_map(Survey::into_askers);
         let askers: Vec<_> = under_way.chain(mem::take(&mut self.next_survey)).collect();
         for asker in askers {
-            let reply = Reply::failed(asker.cmd, "the service has ended");
+            let reply = Reply::failed(&asker.cmd, "the service has ended");
             self.reply(asker, reply);
         }
     }
@@ -269,8 +313,12 @@ impl Daemon {
     }
 
     /// Ends the manager's part: lets go of all that it held, and then tells those who wait that it is over.
-    pub fn part(self) {
+    pub fn part(mut self) {
         self.control.socket.remove();
+        for asker in self.reexec.take().map(Reexec::into_askers).into_iter().flatten() {
+            let reply = Reply::failed(&asker.cmd, "the service has ended");
+            self.control.reply(asker, reply);
+        }
         let mut control = self.into_control();
         control.give_up_survey();
         for client in control.clients.values_mut() {
@@ -290,8 +338,7 @@ impl Daemon {
             if asker.waits {
                 self.control.askers.insert(request, asker);
             } else {
-                let reply = Reply { outcome: Some("accepted".into()), ..Reply::ok(asker.cmd) };
-                self.control.reply(asker, reply);
+                self.control.accept(asker);
             }
         }
     }

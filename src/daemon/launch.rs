@@ -47,6 +47,11 @@ impl Heritage {
         let environment = std::env::vars_os().filter(|(name, _)| !is_own(name)).collect();
         Self { environment, nofile }
     }
+
+    /// The limit of open descriptors that the manager was started with.
+    pub fn nofile(&self) -> Limit {
+        self.nofile
+    }
 }
 
 /// What all processes of a generation have in common, worked out once.

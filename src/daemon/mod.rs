@@ -11,12 +11,14 @@
 //! upward    what we tell systemd                            runtime   the runtime directory
 //! control   the clients of the control socket
 //! watch     the child that asks for an upgrade when files change
+//! handover  another program in our place, which goes on with all of it
 //! log       the form of the log                             outlet    our outputs, never waited for
 //! ```
 
 mod apply;
 mod checker;
 mod control;
+pub mod handover;
 mod launch;
 pub mod log;
 mod obey;
@@ -40,6 +42,7 @@ use std::path::{Path, PathBuf};
 use tracing::info;
 
 use self::control::Control;
+use self::handover::State;
 use self::launch::Heritage;
 use self::release::Release;
 pub use self::release::{Refusal, Source, read_spec};
@@ -51,6 +54,7 @@ use self::upward::ServiceManager;
 pub use crate::core::spec::PROTOCOL_VARIABLES;
 use crate::core::spec::ServiceSpec;
 use crate::sys::activation::{self, ActivationError};
+use crate::sys::handover::Unpacked;
 use crate::sys::limits::{self, Resource};
 use crate::sys::signals;
 
@@ -140,6 +144,27 @@ pub fn run(source: Source, watched: &[PathBuf], color: bool) -> Result<(), Manag
     let ended = daemon.run().map_err(io("waiting for events"));
     daemon.part();
     ended
+}
+
+/// Goes on with a service whose manager this process was before, as another program, until it has ended; `None` where there
+/// is nothing to go on with. To be called before any descriptor is opened.
+///
+/// # Errors
+///
+/// What was handed over could not be taken up.
+pub fn resume() -> Option<Result<(), ManagerError>> {
+    let io = |doing| move |source| ManagerError::Io { doing, source };
+    let resumed = |(state, luggage): (State, Unpacked)| {
+        let (mut daemon, askers) = state.resume(luggage)?;
+        daemon.take_up(askers)?;
+        Ok(daemon)
+    };
+    let daemon = handover::take()?.and_then(resumed).map_err(io("taking over from the manager before"));
+    Some(daemon.and_then(|mut daemon| {
+        let ended = daemon.run().map_err(io("waiting for events"));
+        daemon.part();
+        ended
+    }))
 }
 
 /// What there is to say of a service file that can be used.

@@ -1,6 +1,6 @@
 //! Signals as events for the core.
 
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::run::Daemon;
 use crate::core::Event;
@@ -28,7 +28,7 @@ impl Daemon {
                 Signal::Quit => Event::Kill,
                 Signal::User1 => Event::Respawn(None),
                 Signal::User2 => {
-                    warn!("SIGUSR2: replacing the manager itself is not possible yet");
+                    self.want_reexec(None);
                     continue;
                 }
                 // A terminal's own, to a background job that reads or writes: not meant as a command.

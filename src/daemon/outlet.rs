@@ -62,6 +62,19 @@ impl Outlet {
         }
     }
 
+    /// Returns what waits, and how many lines were lost.
+    pub fn waiting(&self) -> (Vec<u8>, usize) {
+        let waiting = self.lock();
+        (waiting.text.iter().copied().collect(), waiting.lost)
+    }
+
+    /// Puts what waited in a former life before everything else.
+    pub fn resume(&self, (text, lost): (Vec<u8>, usize)) {
+        let mut waiting = self.lock();
+        waiting.lost += lost;
+        waiting.text = text.into_iter().chain(waiting.text.drain(..)).collect();
+    }
+
     /// Returns how many lines were lost since it was last asked.
     pub fn take_lost(&self) -> usize {
         std::mem::take(&mut self.lock().lost)

@@ -4,9 +4,10 @@ use std::time::Duration;
 use std::{io, mem};
 
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
-use super::checker::Checker;
+use super::checker::{Checker, CheckerState};
 use super::launch::{self, Common, Place};
 use super::release::{Refusal, Release, Source, in_words};
 use super::run::{Daemon, Generation, Role};
@@ -15,10 +16,11 @@ use super::token::Token;
 use crate::core::Event;
 use crate::core::ids::GenerationId;
 use crate::core::spec::SocketSpec;
+use crate::sys::handover::{HandOver, Luggage, Unpacked, hand_over};
 use crate::sys::output::wait_readable;
 use crate::sys::reaper::Exit;
 use crate::sys::spawn::spawn;
-use crate::sys::wait::Interest;
+use crate::sys::wait::{Interest, Poller};
 use crate::sys::{process, reaper};
 
 /// How long each pause in the first check may be.
@@ -32,7 +34,7 @@ pub(super) struct Candidate {
 }
 
 #[derive(Debug)]
-enum Stage {
+pub(super) enum Stage {
     /// The file is being read, to learn whether it has a hook.
     Reading(Checker),
     /// The file was read.
@@ -45,20 +47,73 @@ enum Stage {
     Idle,
 }
 
+hand_over!(Candidate as CandidateState { generation: GenerationId, stage: Stage });
+
+/// A [`Stage`] as plain data.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum StageState {
+    Reading(CheckerState),
+    Read(Box<Release>),
+    Hook(i32),
+    ReadingAgain(CheckerState),
+    Idle,
+}
+
+impl HandOver for Stage {
+    type State = StageState;
+
+    fn pack(&self, luggage: &mut Luggage) -> StageState {
+        match self {
+            Self::Reading(checker) => StageState::Reading(checker.pack(luggage)),
+            Self::Read(release) => StageState::Read(release.clone()),
+            Self::Hook(pid) => StageState::Hook(pid.as_raw()),
+            Self::ReadingAgain(checker) => StageState::ReadingAgain(checker.pack(luggage)),
+            Self::Idle => StageState::Idle,
+        }
+    }
+
+    fn unpack(state: StageState, luggage: &mut Unpacked) -> io::Result<Self> {
+        Ok(match state {
+            StageState::Reading(checker) => Self::Reading(Checker::unpack(checker, luggage)?),
+            StageState::Read(release) => Self::Read(release),
+            StageState::Hook(pid) => Self::Hook(Pid::from_raw(pid)),
+            StageState::ReadingAgain(checker) => Self::ReadingAgain(Checker::unpack(checker, luggage)?),
+            StageState::Idle => Self::Idle,
+        })
+    }
+}
+
+impl Candidate {
+    /// Has the checker watched, where one is under way.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_ctl(2)`.
+    pub(super) fn watch(&self, poller: &Poller) -> io::Result<()> {
+        match &self.stage {
+            Stage::Reading(checker) | Stage::ReadingAgain(checker) => {
+                poller.add(checker, Token::Checker(self.generation).pack(), Interest::Read)
+            }
+            Stage::Read(_) | Stage::Hook(_) | Stage::Idle => Ok(()),
+        }
+    }
+}
+
 impl Daemon {
     pub(super) fn begin_check(&mut self, generation: GenerationId) {
         self.check(generation, Stage::Reading);
     }
 
     fn check(&mut self, generation: GenerationId, stage: fn(Checker) -> Stage) {
-        let checker = Checker::start(&self.source, false).and_then(|checker| {
-            self.poller.add(&checker, Token::Checker(generation).pack(), Interest::Read)?;
-            Ok(checker)
+        let begun = Checker::start(&self.source, false).and_then(|checker| {
+            let pid = checker.pid();
+            let candidate = Candidate { generation, stage: stage(checker) };
+            candidate.watch(&self.poller).map(|()| (pid, candidate))
         });
-        match checker {
-            Ok(checker) => {
-                self.roles.insert(checker.pid(), Role::Checker(generation));
-                self.candidate = Some(Candidate { generation, stage: stage(checker) });
+        match begun {
+            Ok((pid, candidate)) => {
+                self.roles.insert(pid, Role::Checker(generation));
+                self.candidate = Some(candidate);
             }
             Err(error) => {
                 self.refuse(generation, format!("cannot start the check of the service file: {error}"));

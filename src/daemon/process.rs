@@ -6,12 +6,14 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 use tracing::{debug, info};
 
 use super::outlet::{ERROR, OUTPUT};
 use super::token::Stream;
 use crate::core::ids::{GenerationId, SlotId};
 use crate::core::word::{Word, one_line};
+use crate::sys::handover::hand_over;
 use crate::sys::notify_socket::NotifySocket;
 use crate::sys::spawn::Spawned;
 use crate::wire::lines::{Line, Lines};
@@ -67,6 +69,21 @@ pub struct Process {
     pub outputs: Vec<WorkerOutput>,
 }
 
+hand_over!(Process as ProcessState {
+    pid: Pid,
+    group: Pid,
+    heir: Option<Pid>,
+    generation: GenerationId,
+    slot: SlotId,
+    notify: Option<NotifySocket>,
+    start: Option<Spawned>,
+    failure: Option<String>,
+    failed_probe: Option<String>,
+    messages: Option<OwnedFd>,
+    tail: Tail,
+    outputs: Vec<WorkerOutput>,
+});
+
 /// One output of a worker, on its way through us.
 #[derive(Debug)]
 pub struct WorkerOutput {
@@ -78,8 +95,10 @@ pub struct WorkerOutput {
     prefix: String,
 }
 
+hand_over!(WorkerOutput as WorkerOutputState { stream: Stream, pipe: File, lines: Lines, prefix: String });
+
 /// The last lines of an output, for whoever asks why its worker failed.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Tail(VecDeque<String>);
 
 impl Tail {

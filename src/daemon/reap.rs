@@ -36,7 +36,8 @@ impl Daemon {
                             | Role::Before(_)
                             | Role::After(_)
                             | Role::Probe(_)
-                            | Role::Survey,
+                            | Role::Survey
+                            | Role::Trial,
                         ) => {
                             kill_group(pid);
                             false
@@ -158,6 +159,7 @@ impl Daemon {
                 self.inbox.push_back(Event::Probed(worker, done));
             }
             Role::Survey => self.surveyed(exit),
+            Role::Trial => self.tried(done, &how),
         }
     }
 

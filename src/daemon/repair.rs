@@ -19,7 +19,9 @@ impl Daemon {
         // Not those of datagrams: an error that waits in one (ip(7), `IP_RECVERR`) is its worker's to read, and we
         // would be woken until it does.
         let streams = self.sockets.listeners().into_iter();
-        for listener in streams.filter(|listener| listener.plan().spec.kind != SocketKind::Datagram) {
+        let streams = streams.filter(|listener| listener.plan().spec.kind != SocketKind::Datagram);
+        // Nor those that nothing repairs: they would wake us for ever.
+        for listener in streams.filter(|listener| !self.is_beyond_repair(listener)) {
             let _ = self.poller.add(&*listener, Token::Sockets.pack(), Interest::Hangup);
         }
         if let Some(watch) = self.sockets.watch() {
@@ -46,7 +48,7 @@ impl Daemon {
             error!("cannot read what happened to socket paths: {error}");
         }
         for (listener, hurt) in self.sockets.hurts() {
-            if self.beyond_repair.iter().any(|known| std::ptr::eq(known.as_ptr(), Rc::as_ptr(&listener))) {
+            if self.is_beyond_repair(&listener) {
                 continue;
             }
             let (name, listen) = {
@@ -70,6 +72,10 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    pub(super) fn is_beyond_repair(&self, listener: &Rc<Listener>) -> bool {
+        self.beyond_repair.iter().any(|known| std::ptr::eq(known.as_ptr(), Rc::as_ptr(listener)))
     }
 
     /// Says which sockets are dead for good; empty where none is.

@@ -7,10 +7,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::rc::Weak;
 use std::time::Duration;
 
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
 use super::control::{Control, History};
+use super::handover::Reexec;
 use super::launch::{Common, Heritage, Place};
 use super::outlet::Outputs;
 use super::prepare::Candidate;
@@ -28,7 +33,6 @@ use crate::sys::clock::monotonic_micros;
 use crate::sys::signals::{ControllingTerminal, Signals};
 use crate::sys::spawn::{Report, Spawned};
 use crate::sys::wait::{Poller, Ready};
-use nix::unistd::Pid;
 
 /// A generation as the shell keeps it, for as long as the core has a use for it.
 #[derive(Debug)]
@@ -47,7 +51,7 @@ impl Generation {
 }
 
 /// What a child of ours is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Role {
     Worker(WorkerId),
     Checker(GenerationId),
@@ -55,6 +59,7 @@ pub(super) enum Role {
     After(GenerationId),
     Probe(WorkerId),
     Survey,
+    Trial,
 }
 
 /// The manager, with all that it has a hold of.
@@ -67,6 +72,10 @@ pub struct Daemon {
     /// `CLOCK_MONOTONIC` when we started, in microseconds: the core's zero.
     pub(super) epoch: u64,
     pub(super) source: Source,
+    /// Where the program stands that this manager is, or what comes after it.
+    pub(super) program: PathBuf,
+    /// The wish for another manager in our place.
+    pub(super) reexec: Option<Reexec>,
     pub(super) runtime: RuntimeDirectory,
     pub(super) heritage: Heritage,
     pub(super) sockets: Sockets,
@@ -118,11 +127,15 @@ impl Daemon {
             if self.ended && self.hooks_end.is_empty() {
                 break;
             }
+            if self.hands_over() {
+                continue;
+            }
             let tick_at = self.manager.next_deadline();
             self.poller.wait(self.time_to_wait(tick_at), &mut ready)?;
             self.collect(&ready);
             self.end_late_hooks();
             self.end_late_clients();
+            self.end_late_trial();
             self.kill_orphans();
             if tick_at.is_some_and(|at| at <= self.now()) {
                 self.inbox.push_back(Event::Tick);
@@ -174,6 +187,7 @@ impl Daemon {
             .chain(self.hooks_end.values().copied())
             .chain(self.look_for_orphans_at)
             .chain(self.control.next_deadline())
+            .chain(self.reexec.as_ref().and_then(Reexec::deadline))
             .min()
             .map(|deadline| deadline - self.now())
     }
@@ -193,6 +207,7 @@ impl Daemon {
                 Token::Control => self.admit(),
                 Token::Client(client) => self.attend(client),
                 Token::Survey => self.read_survey(),
+                Token::Trial => self.read_trial(),
                 Token::Signals => self.take_signals(),
             }
         }

@@ -9,6 +9,8 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Uid, geteuid, getpid};
 
+use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
+
 /// The longest path of a runtime directory: of the 107 bytes of a socket's path, `/notify/` and a name take 40.
 const MAX_PATH: usize = 107 - 40;
 
@@ -20,7 +22,7 @@ pub const CONTROL: &str = "control.sock";
 pub struct RuntimeDirectory {
     path: PathBuf,
     /// Who holds the lock is the service's manager.
-    _lock: Flock<File>,
+    lock: Flock<File>,
 }
 
 /// Why there is no runtime directory to be had.
@@ -80,7 +82,7 @@ impl RuntimeDirectory {
             return Err(RuntimeError::Foreign(path));
         }
         let lock = lock(&path, service)?;
-        let directory = Self { path, _lock: lock };
+        let directory = Self { path, lock };
         let notify = directory.notify();
         // What is left in there belonged to a manager that is no more.
         match fs::remove_dir_all(&notify) {
@@ -112,6 +114,20 @@ impl RuntimeDirectory {
     #[must_use]
     pub fn notify(&self) -> PathBuf {
         self.path.join("notify")
+    }
+}
+
+impl HandOver for RuntimeDirectory {
+    type State = (PathBuf, Number);
+
+    fn pack(&self, luggage: &mut Luggage) -> Self::State {
+        (self.path.clone(), luggage.put(&*self.lock))
+    }
+
+    fn unpack((path, lock): Self::State, luggage: &mut Unpacked) -> io::Result<Self> {
+        // The lock belongs to the open file description (flock(2)), so it is held already, and this confirms it.
+        let lock = Flock::lock(luggage.take(lock)?.into(), FlockArg::LockExclusiveNonblock);
+        Ok(Self { path, lock: lock.map_err(|(_, error)| error)? })
     }
 }
 

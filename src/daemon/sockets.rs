@@ -37,7 +37,7 @@ use crate::sys::path_watch::PathWatch;
 
 pub use error::{Problem, SocketError, Step};
 pub use guard::Hurt;
-pub use listener::Listener;
+pub use listener::{Listener, ListenerState};
 pub use plan::{Owner, SocketPlan};
 
 /// All sockets that some generation uses, and those of an activator until the first generation takes them.
@@ -109,6 +109,17 @@ impl Sockets {
             warnings.extend(self.register(listener));
         }
         Ok(Prepared { listeners, warnings })
+    }
+
+    /// Goes on with sockets that came over execve(2); their paths are yet to be guarded.
+    pub fn resume(listeners: &[Rc<Listener>]) -> Self {
+        let live = listeners.iter().map(Rc::downgrade).collect();
+        Self { live, inherited: Vec::new(), strangers: Vec::new(), watch: PathWatch::new() }
+    }
+
+    /// Guards the paths of all sockets; returns what is not possible, in words.
+    pub fn guard(&mut self) -> Vec<String> {
+        self.listeners().iter().flat_map(|listener| self.register(listener)).collect()
     }
 
     /// Gives the sockets that still exist the options which they had in these plans, after an upgrade was rolled back.

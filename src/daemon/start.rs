@@ -14,6 +14,7 @@ use super::token::Token;
 use super::upward::ServiceManager;
 use crate::core::{Event, Manager};
 use crate::sys::clock::monotonic_micros;
+use crate::sys::exec::own_program;
 use crate::sys::signals::{ControllingTerminal, Signals};
 use crate::sys::wait::{Interest, Poller};
 use crate::sys::{process, reaper};
@@ -61,6 +62,8 @@ impl Daemon {
             terminal: ControllingTerminal::observe(),
             epoch: monotonic_micros()?,
             source: start.source,
+            program: own_program()?,
+            reexec: None,
             runtime: start.runtime,
             heritage: start.heritage,
             sockets: start.sockets,

@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::core::ids::{GenerationId, WorkerId};
 
 /// A client of the control socket, numbered from 1 over the whole life of the manager.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ClientId(pub u64);
 
 /// Whose descriptor is ready.
@@ -31,10 +33,12 @@ pub enum Token {
     Client(ClientId),
     /// The child that looks at the workers has written.
     Survey,
+    /// The program that is tried has written.
+    Trial,
 }
 
 /// One of the two outputs of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Stream {
     /// Standard output.
     Out,
@@ -71,6 +75,7 @@ impl Token {
             Self::Control => (8, 0),
             Self::Client(ClientId(id)) => (9, id),
             Self::Survey => (10, 0),
+            Self::Trial => (11, 0),
         };
         debug_assert!(id < 1 << SHIFT, "more than 2^56 workers");
         kind << SHIFT | id
@@ -93,6 +98,7 @@ impl Token {
             8 => Self::Control,
             9 => Self::Client(ClientId(id)),
             10 => Self::Survey,
+            11 => Self::Trial,
             _ => return None,
         })
     }
@@ -117,6 +123,7 @@ mod tests {
             Token::Control,
             Token::Client(ClientId(7)),
             Token::Survey,
+            Token::Trial,
         ];
         for token in tokens {
             assert_eq!(Token::unpack(token.pack()), Some(token));

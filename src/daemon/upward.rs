@@ -6,11 +6,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::core::Manager;
 use crate::core::notice::Notice;
 use crate::core::time::Mono;
+use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::notify_send::NotifySender;
 use crate::wire::notify::{Upward, compose};
 
@@ -34,6 +36,28 @@ pub struct ServiceManager {
     /// Until when the service manager was last asked to wait.
     extended_to: Option<Mono>,
     watchdog: Option<Watchdog>,
+}
+
+/// What of a [`ServiceManager`] is not in the environment.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ServiceManagerState {
+    waiting: VecDeque<String>,
+    status: String,
+    extended_to: Option<Mono>,
+}
+
+impl HandOver for ServiceManager {
+    type State = ServiceManagerState;
+
+    fn pack(&self, _: &mut Luggage) -> ServiceManagerState {
+        let Self { sender: _, waiting, retry_at: _, status, extended_to, watchdog: _ } = self;
+        ServiceManagerState { waiting: waiting.clone(), status: status.clone(), extended_to: *extended_to }
+    }
+
+    fn unpack(state: ServiceManagerState, _: &mut Unpacked) -> io::Result<Self> {
+        let ServiceManagerState { waiting, status, extended_to } = state;
+        Ok(Self { waiting, status, extended_to, ..Self::from_environment() })
+    }
 }
 
 /// The watchdog that watches us.

@@ -59,6 +59,8 @@ pub enum Command {
     Status,
     /// What happens from now on.
     Events,
+    /// The manager replaces itself by the program now at its path.
+    Reexec,
     /// Whether anybody is there, and who.
     Ping,
 }
@@ -86,6 +88,7 @@ impl Command {
             Self::Message(_) => "message",
             Self::Status => "status",
             Self::Events => "events",
+            Self::Reexec => "reexec",
             Self::Ping => "ping",
         }
     }
@@ -107,6 +110,7 @@ impl Command {
             "message" => Self::Message(message(value)?),
             "status" => Self::Status,
             "events" => Self::Events,
+            "reexec" => Self::Reexec,
             "ping" | "version" => Self::Ping,
             _ => return Err(format!("unknown cmd `{}`", crate::core::word::one_line(cmd))),
         })
@@ -156,6 +160,7 @@ impl Request {
             | Command::Stop { .. }
             | Command::Status
             | Command::Events
+            | Command::Reexec
             | Command::Ping => {}
         }
         if !self.wait {

@@ -5,7 +5,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::core::time::Mono;
+use crate::sys::handover::hand_over;
 use crate::sys::wait::Interest;
 use crate::wire::control::{BadRequest, MAX_LINE, Request};
 use crate::wire::lines::Lines;
@@ -21,7 +24,7 @@ const MAX_EVENTS: usize = 256 * 1024;
 
 /// A connection.
 #[derive(Debug)]
-pub(super) struct Client {
+pub struct Client {
     pub(super) stream: UnixStream,
     lines: Lines,
     output: VecDeque<u8>,
@@ -37,9 +40,21 @@ pub(super) struct Client {
     watched: Interest,
 }
 
+hand_over!(Client as ClientState {
+    stream: UnixStream,
+    lines: Lines,
+    output: VecDeque<u8>,
+    asked: usize,
+    subscribed: bool,
+    heard_at: Mono,
+    room: usize,
+    standing: Standing,
+    watched: Interest,
+});
+
 /// How far the conversation has got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Standing {
     /// It may say more.
     Open,
     /// It will say no more, and still hears what it asked for.
@@ -151,6 +166,11 @@ impl Client {
         let has_changed = wanted != self.watched;
         self.watched = wanted;
         has_changed.then_some(wanted)
+    }
+
+    /// What it is watched for now.
+    pub(super) fn watched(&self) -> Interest {
+        self.watched
     }
 
     /// Whether nobody has any more use for it.

@@ -18,16 +18,16 @@ impl Daemon {
         let too_many = of.asked > MAX_ASKED;
         match request {
             Err(BadRequest { id, cmd, reason }) => {
-                let asker = Asker { client, id, cmd: "", waits: true };
+                let asker = Asker { client, id, cmd: String::new(), waits: true };
                 self.control.reply(asker, Reply::failed(cmd, reason));
             }
             Ok(Request { id, command, .. }) if too_many => {
-                let asker = Asker { client, id, cmd: command.name(), waits: true };
+                let asker = Asker { client, id, cmd: command.name().into(), waits: true };
                 let why = format!("{MAX_ASKED} requests of this client wait for their answers already");
                 self.control.reply(asker, Reply::failed(command.name(), why));
             }
             Ok(Request { id, command, wait }) => {
-                let asker = Asker { client, id, cmd: command.name(), waits: wait };
+                let asker = Asker { client, id, cmd: command.name().into(), waits: wait };
                 self.obey(asker, command);
             }
         }
@@ -48,8 +48,9 @@ impl Daemon {
             }
             Command::Status => self.ask_status(asker),
             Command::Events => self.subscribe(asker),
+            Command::Reexec => self.want_reexec(Some(asker)),
             Command::Ping => {
-                let reply = self.introduce(Reply::ok(asker.cmd));
+                let reply = self.introduce(Reply::ok(&asker.cmd));
                 self.control.reply(asker, reply);
             }
         }
@@ -74,7 +75,7 @@ impl Daemon {
         let reply = Reply {
             generation: Some(self.manager.current().0),
             evidence: self.history.evidence.clone().filter(|_| failed),
-            ..Reply::of(asker.cmd, outcome)
+            ..Reply::of(&asker.cmd, outcome)
         };
         self.control.reply(asker, reply);
     }
@@ -82,9 +83,9 @@ impl Daemon {
     fn subscribe(&mut self, asker: Asker) {
         let is_new = self.control.clients.get_mut(&asker.client).is_some_and(|client| !client.subscribed);
         let reply = if is_new {
-            self.introduce(Reply { status: self.status_text(), ..Reply::ok(asker.cmd) })
+            self.introduce(Reply { status: self.status_text(), ..Reply::ok(&asker.cmd) })
         } else {
-            Reply::failed(asker.cmd, "this connection is told of events already")
+            Reply::failed(&asker.cmd, "this connection is told of events already")
         };
         let client = asker.client;
         self.control.reply(asker, reply);
@@ -94,7 +95,7 @@ impl Daemon {
     }
 
     /// Adds to a reply who it is that answers.
-    pub(super) fn introduce(&self, reply: Reply) -> Reply {
+    pub(in super::super) fn introduce(&self, reply: Reply) -> Reply {
         let service = self.generations.get(&self.manager.current()).map(|of| of.release.spec.name.clone());
         Reply {
             version: Some(VERSION),

@@ -7,6 +7,7 @@ use crate::core::Manager;
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::notice::{Exit, Notice, Outcome, WorkerNotice};
 use crate::core::time::Mono;
+use crate::sys::handover::hand_over;
 use crate::wire::control::Evidence;
 
 /// When things happened.
@@ -24,6 +25,15 @@ pub(in super::super) struct History {
     /// What is known of the worker whose loss made the latest upgrade fail.
     pub(super) evidence: Option<Evidence>,
 }
+
+hand_over!(History as HistoryState {
+    started: BTreeMap<WorkerId, Mono>,
+    deaths: BTreeMap<(GenerationId, SlotId), u64>,
+    serves_since: Option<Mono>,
+    upgraded_at: Option<Mono>,
+    never_ran: Option<WorkerId>,
+    evidence: Option<Evidence>,
+});
 
 impl History {
     /// Takes the start of a worker.

@@ -1,6 +1,5 @@
 //! How things stand, by what the core and the shell know without a look at anything else.
 
-use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::value::{RawValue, to_raw_value};
@@ -96,8 +95,7 @@ impl Daemon {
         let Some(of) = self.generations.get(&self.manager.current()) else { return Vec::new() };
         let sockets = of.sockets.listeners.iter().map(|listener| {
             let spec = &listener.plan().spec;
-            let broken =
-                self.beyond_repair.iter().any(|known| std::ptr::eq(known.as_ptr(), Rc::as_ptr(listener)));
+            let broken = self.is_beyond_repair(listener);
             Socket { name: spec.name.clone(), listen: spec.listen.clone(), broken }
         });
         sockets.collect()

@@ -18,10 +18,11 @@ use super::Asker;
 use crate::core::spec::{SocketAddress, SocketKind};
 use crate::core::time::Mono;
 use crate::sys::fork::{ForkedWork, in_child};
+use crate::sys::handover::hand_over;
 use crate::sys::listener::{Address, local_address};
 use crate::sys::process::kill_tree;
 use crate::sys::reaper::Exit;
-use crate::sys::wait::Interest;
+use crate::sys::wait::{Interest, Poller};
 use crate::sys::{sock_diag, usage};
 use crate::wire::control::Reply;
 use crate::wire::status::Worker;
@@ -31,12 +32,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A look under way.
 #[derive(Debug)]
-pub(super) struct Survey {
+pub struct Survey {
     work: ForkedWork,
     answer: Vec<u8>,
     askers: Vec<Asker>,
     until: Mono,
 }
+
+hand_over!(Survey as SurveyState { work: ForkedWork, answer: Vec<u8>, askers: Vec<Asker>, until: Mono });
 
 /// Whose connections the kernel can count.
 #[derive(Debug, Default)]
@@ -49,6 +52,10 @@ struct Ports {
 impl Survey {
     pub(super) fn deadline(&self) -> Mono {
         self.until
+    }
+
+    pub(super) fn watch(&self, poller: &Poller) -> io::Result<()> {
+        watch(&self.work, poller)
     }
 
     pub(super) fn into_askers(self) -> Vec<Asker> {
@@ -89,7 +96,7 @@ impl Daemon {
             look_at(&mut status.workers, &ports);
             serde_json::to_vec(&status).unwrap_or_default()
         })?;
-        self.poller.add(&work, Token::Survey.pack(), Interest::Read)?;
+        watch(&work, &self.poller)?;
         Ok(work)
     }
 
@@ -146,10 +153,14 @@ impl Daemon {
     fn tell_status(&mut self, askers: Vec<Asker>, seen: Option<Box<RawValue>>) {
         let status = seen.or_else(|| self.status_text());
         for asker in askers {
-            let reply = self.introduce(Reply { status: status.clone(), ..Reply::ok(asker.cmd) });
+            let reply = self.introduce(Reply { status: status.clone(), ..Reply::ok(&asker.cmd) });
             self.control.reply(asker, reply);
         }
     }
+}
+
+fn watch(work: &ForkedWork, poller: &Poller) -> io::Result<()> {
+    poller.add(work, Token::Survey.pack(), Interest::Read)
 }
 
 /// Adds what can be seen of the workers from outside. Runs in a child.

@@ -5,17 +5,20 @@ use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use super::error::{Problem, Step};
 use super::plan::{Owner, SocketPlan};
 use crate::core::spec::{SocketAddress, SocketKind, SocketOptions, SocketSpec};
 use crate::sys::activation::Inherited;
 use crate::sys::backlog::backlog;
+use crate::sys::handover::{HandOver, Luggage, Number, Unpacked, hand_over};
 use crate::sys::listener::{self as socket, Address, Kind};
 use crate::sys::options::{self, SocketOption, Value};
 use crate::sys::path_watch::{PathWatch, WatchedPath};
-use crate::sys::socket_file::{self, MadeFolders, Occupant, Permissions, SocketFile};
+use crate::sys::socket_file::{self, MadeFolders, Occupant, Permissions, SocketFile, SocketFileState};
 
 /// The mode of a path where the file says nothing (systemd.socket(5), `SocketMode=`).
 const DEFAULT_MODE: u32 = 0o666;
@@ -33,7 +36,7 @@ pub struct Listener {
     // In the order in which they are to be dropped: our own unlink shall wake nobody.
     watched: OnceCell<WatchedPath>,
     pub(super) file: Option<SocketFile>,
-    _folders: Option<MadeFolders>,
+    folders: Option<MadeFolders>,
     pub(super) fd: OwnedFd,
     is_inherited: bool,
     plan: RefCell<SocketPlan>,
@@ -51,6 +54,12 @@ struct Baseline {
     permissions: Option<Permissions>,
     backlog: u32,
 }
+
+hand_over!(Baseline as BaselineState {
+    options: BTreeMap<SocketOption, Value>,
+    permissions: Option<Permissions>,
+    backlog: u32,
+});
 
 impl Listener {
     /// Binds a socket and listens on it; where that fails, nothing is left of it.
@@ -83,7 +92,7 @@ impl Listener {
         let listener = Self {
             watched: OnceCell::new(),
             file,
-            _folders: folders,
+            folders,
             fd,
             is_inherited: false,
             plan: RefCell::new(plan.clone()),
@@ -117,7 +126,7 @@ impl Listener {
         Ok(Self {
             watched: OnceCell::new(),
             file,
-            _folders: None,
+            folders: None,
             fd,
             is_inherited: true,
             plan: RefCell::new(plan_of(name, address, kind)),
@@ -234,6 +243,49 @@ impl Listener {
             },
         }
         warnings
+    }
+}
+
+/// A [`Listener`] as plain data.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ListenerState {
+    file: Option<SocketFileState>,
+    folders: Option<Vec<PathBuf>>,
+    fd: Number,
+    is_inherited: bool,
+    plan: SocketPlan,
+    baseline: BaselineState,
+    backlog_in_force: Option<u32>,
+}
+
+impl HandOver for Listener {
+    type State = ListenerState;
+
+    fn pack(&self, luggage: &mut Luggage) -> ListenerState {
+        // The watch of its path is made anew: see [`Self::guard_path`].
+        let Self { watched: _, file, folders, fd, is_inherited, plan, baseline, backlog_in_force } = self;
+        ListenerState {
+            file: file.pack(luggage),
+            folders: folders.pack(luggage),
+            fd: luggage.put(fd),
+            is_inherited: *is_inherited,
+            plan: plan.borrow().clone(),
+            baseline: baseline.borrow().pack(luggage),
+            backlog_in_force: backlog_in_force.get(),
+        }
+    }
+
+    fn unpack(state: ListenerState, luggage: &mut Unpacked) -> io::Result<Self> {
+        Ok(Self {
+            watched: OnceCell::new(),
+            file: HandOver::unpack(state.file, luggage)?,
+            folders: HandOver::unpack(state.folders, luggage)?,
+            fd: luggage.take(state.fd)?,
+            is_inherited: state.is_inherited,
+            plan: RefCell::new(state.plan),
+            baseline: RefCell::new(HandOver::unpack(state.baseline, luggage)?),
+            backlog_in_force: Cell::new(state.backlog_in_force),
+        })
     }
 }
 

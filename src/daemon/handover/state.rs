@@ -1,0 +1,203 @@
+//! All that a manager is, as plain data; the way there and back.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::rc::{Rc, Weak};
+
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use super::super::control::{Asker, Control, History};
+use super::super::launch::{Common, Heritage};
+use super::super::outlet::{ERROR, OUTPUT, Outputs};
+use super::super::prepare::Candidate;
+use super::super::process::Process;
+use super::super::release::{Release, Source};
+use super::super::run::{Daemon, Generation, Role};
+use super::super::runtime::RuntimeDirectory;
+use super::super::sockets::{Listener, Prepared, Sockets};
+use super::super::token::Token;
+use super::super::upward::ServiceManager;
+use crate::core::ids::{GenerationId, WorkerId};
+use crate::core::time::Mono;
+use crate::core::{Event, Manager};
+use crate::sys::handover::{HandOver, Luggage, Unpacked};
+use crate::sys::limits::Limit;
+use crate::sys::reaper;
+use crate::sys::signals::{ControllingTerminal, Signals};
+use crate::sys::spawn::Spawned;
+use crate::sys::wait::{Interest, Poller};
+use crate::wire::control::Reply;
+
+type As<T> = <T as HandOver>::State;
+
+/// A manager between two turns of its loop: no event waits, and every action was performed.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct State {
+    source: Source,
+    program: PathBuf,
+    /// Moments count from the start of the first of us.
+    epoch: u64,
+    terminal: ControllingTerminal,
+    nofile: Limit,
+    manager: Manager,
+    runtime: As<RuntimeDirectory>,
+    /// Each once, though generations share them.
+    listeners: Vec<As<Listener>>,
+    /// With the places of their sockets in the list.
+    generations: Vec<(GenerationId, Release, Vec<usize>)>,
+    beyond_repair: Vec<usize>,
+    kept: Option<(GenerationId, Release)>,
+    candidate: As<Option<Candidate>>,
+    processes: As<BTreeMap<WorkerId, Process>>,
+    roles: Vec<(i32, Role)>,
+    helpers: Vec<As<Spawned>>,
+    found_at_start: Vec<i32>,
+    hooks_end: Vec<(i32, Mono)>,
+    look_for_orphans_at: Option<Mono>,
+    shares_dead_socket: bool,
+    upward: As<ServiceManager>,
+    control: As<Control>,
+    history: As<History>,
+    /// Text that nobody has read yet, on standard output and error.
+    unread: [(Vec<u8>, usize); 2],
+    /// Who hears that the other has taken over.
+    askers: Vec<Asker>,
+}
+
+impl State {
+    /// Writes a manager down, and those who asked for its replacement; what it says of descriptors holds as long as they
+    /// are open.
+    pub(super) fn of(daemon: &Daemon, askers: &[Asker], luggage: &mut Luggage) -> Self {
+        let listeners = daemon.sockets.listeners();
+        let place = |one: &Rc<Listener>| listeners.iter().position(|other| Rc::ptr_eq(one, other));
+        let generation = |(id, of): (&GenerationId, &Generation)| {
+            (*id, of.release.clone(), of.sockets.listeners.iter().filter_map(place).collect())
+        };
+        Self {
+            source: daemon.source.clone(),
+            program: daemon.program.clone(),
+            epoch: daemon.epoch,
+            terminal: daemon.terminal,
+            nofile: daemon.heritage.nofile(),
+            manager: daemon.manager.clone(),
+            runtime: daemon.runtime.pack(luggage),
+            listeners: listeners.iter().map(|listener| listener.pack(luggage)).collect(),
+            generations: daemon.generations.iter().map(generation).collect(),
+            beyond_repair: daemon
+                .beyond_repair
+                .iter()
+                .filter_map(Weak::upgrade)
+                .filter_map(|dead| place(&dead))
+                .collect(),
+            kept: daemon.kept.clone(),
+            candidate: daemon.candidate.pack(luggage),
+            processes: daemon.processes.pack(luggage),
+            roles: daemon.roles.pack(luggage),
+            helpers: daemon.helpers.values().map(|helper| helper.pack(luggage)).collect(),
+            found_at_start: daemon.found_at_start.pack(luggage),
+            hooks_end: daemon.hooks_end.pack(luggage),
+            look_for_orphans_at: daemon.look_for_orphans_at,
+            shares_dead_socket: daemon.shares_dead_socket,
+            upward: daemon.upward.pack(luggage),
+            control: daemon.control.pack(luggage),
+            history: daemon.history.pack(luggage),
+            unread: [OUTPUT.waiting(), ERROR.waiting()],
+            askers: askers.to_vec(),
+        }
+    }
+
+    /// Makes the manager of it that goes on; returns with it those who asked for that.
+    ///
+    /// # Errors
+    ///
+    /// A descriptor did not arrive, or signals or epoll cannot be had.
+    pub(in super::super) fn resume(self, mut luggage: Unpacked) -> io::Result<(Daemon, Vec<Asker>)> {
+        let luggage = &mut luggage;
+        let [output, error] = self.unread;
+        OUTPUT.resume(output);
+        ERROR.resume(error);
+        let heritage = Heritage::take(self.nofile);
+        let listeners: Vec<Rc<Listener>> = self
+            .listeners
+            .into_iter()
+            .map(|listener| Listener::unpack(listener, luggage).map(Rc::new))
+            .collect::<io::Result<_>>()?;
+        let mut generations = BTreeMap::new();
+        for (id, release, places) in self.generations {
+            let common = Common::of(&release, id, &heritage)?;
+            let shared = places.iter().filter_map(|place| listeners.get(*place)).map(Rc::clone).collect();
+            let sockets = Prepared { listeners: shared, warnings: Vec::new() };
+            generations.insert(id, Generation { release, common, sockets });
+        }
+        let dead = self.beyond_repair.iter().filter_map(|place| listeners.get(*place));
+        let helpers: Vec<Spawned> = HandOver::unpack(self.helpers, luggage)?;
+        let daemon = Daemon {
+            manager: self.manager,
+            poller: Poller::new()?,
+            signals: Signals::install()?,
+            terminal: self.terminal,
+            epoch: self.epoch,
+            source: self.source,
+            program: self.program,
+            reexec: None,
+            runtime: HandOver::unpack(self.runtime, luggage)?,
+            heritage,
+            sockets: Sockets::resume(&listeners),
+            generations,
+            kept: self.kept,
+            candidate: HandOver::unpack(self.candidate, luggage)?,
+            processes: HandOver::unpack(self.processes, luggage)?,
+            roles: HandOver::unpack(self.roles, luggage)?,
+            helpers: helpers.into_iter().map(|helper| (helper.pid, helper)).collect(),
+            found_at_start: HandOver::unpack(self.found_at_start, luggage)?,
+            upward: HandOver::unpack(self.upward, luggage)?,
+            control: HandOver::unpack(self.control, luggage)?,
+            history: HandOver::unpack(self.history, luggage)?,
+            inbox: VecDeque::from([Event::Tick]),
+            barriers: Vec::new(),
+            ended: false,
+            hooks_end: HandOver::unpack(self.hooks_end, luggage)?,
+            look_for_orphans_at: self.look_for_orphans_at,
+            looks_at_sockets: false,
+            occasion: None,
+            shares_dead_socket: self.shares_dead_socket,
+            beyond_repair: dead.map(Rc::downgrade).collect(),
+            outputs: Outputs::open()?,
+        };
+        Ok((daemon, self.askers))
+    }
+}
+
+impl Daemon {
+    /// Takes up what has happened since the other wrote its state down, waits for everything again, and tells those who
+    /// asked.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll(7).
+    pub(in super::super) fn take_up(&mut self, askers: Vec<Asker>) -> io::Result<()> {
+        reaper::set_subreaper()?;
+        self.poller.add(&self.signals, Token::Signals.pack(), Interest::Read)?;
+        self.control.watch(&self.poller)?;
+        for (worker, process) in &self.processes {
+            self.watch(*worker, process)?;
+        }
+        self.candidate.as_ref().map_or(Ok(()), |candidate| candidate.watch(&self.poller))?;
+        // What was done to a path meanwhile is mended before it is watched: the watch is of what stands there.
+        self.mend_sockets(None);
+        for warning in self.sockets.guard() {
+            warn!("{warning}");
+        }
+        self.watch_sockets();
+        // Everything else shows by itself: what is readable stays so. Of a signal for an end nothing may be left.
+        self.reap_all();
+        info!("{} {} goes on as the manager", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+        for asker in askers {
+            let reply = self.introduce(Reply::ok("reexec"));
+            self.control.reply(asker, reply);
+        }
+        Ok(())
+    }
+}
