@@ -79,6 +79,8 @@ pub struct Starter {
     log_is_read: bool,
     /// Who the manager is, where that is not who the test is.
     user: Option<u32>,
+    /// Whether the program is a copy in the folder.
+    has_copy: bool,
 }
 
 impl Default for Starter {
@@ -95,6 +97,7 @@ impl Default for Starter {
             source: vec!["web.toml".to_owned()],
             log_is_read: true,
             user: None,
+            has_copy: false,
         }
     }
 }
@@ -143,6 +146,14 @@ impl Starter {
         let ids = [format!("--reuid={number}"), format!("--regid={number}")];
         self.wrapper.extend(["setpriv".to_owned(), "--clear-groups".to_owned()].into_iter().chain(ids));
         self.user = Some(user);
+        self
+    }
+
+    /// Starts a copy of the program in the test's folder, where it may be replaced.
+    #[must_use]
+    pub fn of_a_copy(mut self) -> Self {
+        copy_program(&self.path("liveswap"));
+        self.has_copy = true;
         self
     }
 
@@ -218,9 +229,10 @@ impl Starter {
         let wrapper = self.wrapper.iter().map(String::as_str);
         let flags = self.flags.iter().map(String::as_str);
         let copy = self.path("liveswap");
-        let program = match self.user {
-            Some(_) => copy.to_str().expect("a path in UTF-8"),
-            None => env!("CARGO_BIN_EXE_liveswap"),
+        let program = if self.user.is_some() || self.has_copy {
+            copy.to_str().expect("a path in UTF-8")
+        } else {
+            env!("CARGO_BIN_EXE_liveswap")
         };
         let source = self.source.iter().map(String::as_str);
         let words = wrapper.chain([program, "run"]).chain(flags).chain(source);
@@ -537,6 +549,17 @@ pub fn liveswap<const N: usize>(folder: &Path, arguments: [&str; N]) -> (ExitSta
     let output = command.args(arguments).current_dir(folder).stdin(Stdio::null()).output().expect("liveswap");
     let text = [output.stdout, output.stderr].concat();
     (output.status, String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Copies the program to a path, in one step, as an installation does.
+///
+/// By cp(1): a copy that this process wrote itself could not be executed as long as a child that another test has just forked
+/// still holds it open (`ETXTBSY`).
+pub fn copy_program(path: &Path) {
+    let draft = path.with_extension("new");
+    let status = Command::new("cp").arg(env!("CARGO_BIN_EXE_liveswap")).arg(&draft).status().expect("cp");
+    assert!(status.success(), "cp: {status}");
+    fs::rename(&draft, path).expect("the program replaced");
 }
 
 /// Waits until a process has gone.
