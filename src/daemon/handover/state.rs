@@ -70,39 +70,69 @@ impl State {
     /// Writes a manager down, and those who asked for its replacement; what it says of descriptors holds as long as they
     /// are open.
     pub(super) fn of(daemon: &Daemon, askers: &[Asker], luggage: &mut Luggage) -> Self {
-        let listeners = daemon.sockets.listeners();
+        // Named one by one, so that nobody adds a field without deciding whether it travels.
+        let Daemon {
+            manager,
+            terminal,
+            epoch,
+            source,
+            program,
+            runtime,
+            heritage,
+            sockets,
+            generations,
+            kept,
+            candidate,
+            processes,
+            roles,
+            helpers,
+            found_at_start,
+            upward,
+            control,
+            history,
+            hooks_end,
+            look_for_orphans_at,
+            shares_dead_socket,
+            beyond_repair,
+            poller: _,
+            signals: _,
+            reexec: _,
+            inbox: _,
+            barriers: _,
+            ended: _,
+            looks_at_sockets: _,
+            occasion: _,
+            outputs: _,
+        } = daemon;
+        let listeners = sockets.listeners();
         let place = |one: &Rc<Listener>| listeners.iter().position(|other| Rc::ptr_eq(one, other));
         let generation = |(id, of): (&GenerationId, &Generation)| {
             (*id, of.release.clone(), of.sockets.listeners.iter().filter_map(place).collect())
         };
+        let dead = beyond_repair.iter().filter_map(Weak::upgrade);
         Self {
-            source: daemon.source.clone(),
-            program: daemon.program.clone(),
-            epoch: daemon.epoch,
-            terminal: daemon.terminal,
-            nofile: daemon.heritage.nofile(),
-            manager: daemon.manager.clone(),
-            runtime: daemon.runtime.pack(luggage),
+            source: source.clone(),
+            program: program.clone(),
+            epoch: *epoch,
+            terminal: *terminal,
+            nofile: heritage.nofile(),
+            manager: manager.clone(),
+            runtime: runtime.pack(luggage),
             listeners: listeners.iter().map(|listener| listener.pack(luggage)).collect(),
-            generations: daemon.generations.iter().map(generation).collect(),
-            beyond_repair: daemon
-                .beyond_repair
-                .iter()
-                .filter_map(Weak::upgrade)
-                .filter_map(|dead| place(&dead))
-                .collect(),
-            kept: daemon.kept.clone(),
-            candidate: daemon.candidate.pack(luggage),
-            processes: daemon.processes.pack(luggage),
-            roles: daemon.roles.pack(luggage),
-            helpers: daemon.helpers.values().map(|helper| helper.pack(luggage)).collect(),
-            found_at_start: daemon.found_at_start.pack(luggage),
-            hooks_end: daemon.hooks_end.pack(luggage),
-            look_for_orphans_at: daemon.look_for_orphans_at,
-            shares_dead_socket: daemon.shares_dead_socket,
-            upward: daemon.upward.pack(luggage),
-            control: daemon.control.pack(luggage),
-            history: daemon.history.pack(luggage),
+            generations: generations.iter().map(generation).collect(),
+            beyond_repair: dead.filter_map(|dead| place(&dead)).collect(),
+            kept: kept.clone(),
+            candidate: candidate.pack(luggage),
+            processes: processes.pack(luggage),
+            roles: roles.pack(luggage),
+            helpers: helpers.values().map(|helper| helper.pack(luggage)).collect(),
+            found_at_start: found_at_start.pack(luggage),
+            hooks_end: hooks_end.pack(luggage),
+            look_for_orphans_at: *look_for_orphans_at,
+            shares_dead_socket: *shares_dead_socket,
+            upward: upward.pack(luggage),
+            control: control.pack(luggage),
+            history: history.pack(luggage),
             unread: [OUTPUT.waiting(), ERROR.waiting()],
             askers: askers.to_vec(),
         }
