@@ -32,13 +32,13 @@ fn refused(put: impl Fn(&Path), words: &str) {
     let file = ground.manager.path("web.toml");
     fs::remove_file(&file).expect("the service file gone");
     put(&file);
-    let (memory, place, begun) = (ground.manager.resident(), ground.manager.place(), Instant::now());
+    let (memory, place, begun) = (ground.manager.anonymous(), ground.manager.place(), Instant::now());
     ground.manager.signal(Signal::SIGHUP);
     let outcome = ground.manager.wait_outcome(place);
     if outcome.verdict != Verdict::Refused || !outcome.reason.contains(words) || begun.elapsed() > PROMPTLY {
         ground.manager.fail(&format!("expected a refusal for {words:?}: {outcome:?}"));
     }
-    assert!(ground.manager.resident() < memory + 4096, "{memory} KiB became {}", ground.manager.resident());
+    assert!(ground.manager.anonymous() < memory + 4096, "{memory} KiB became {}", ground.manager.anonymous());
     for command in ["check", "run"] {
         let begun = Instant::now();
         let (status, said) = liveswap(ground.manager.folder.path(), [command, "web.toml"]);
@@ -157,7 +157,7 @@ fn a_hundred_thousand_hostile_datagrams_with_descriptors_are_not_noticed() {
         b"STATUS=\x1b[2J\xff",
         &long,
     ];
-    let (open, memory) = (manager.open_descriptors(), manager.resident());
+    let (open, memory) = (manager.open_descriptors(), manager.anonymous());
     for number in 0..MESSAGES {
         // Mostly a few; now and then as many as a message can bring. Two at least: one would make a barrier of some.
         let count = if number % 1000 == 0 { 253 } else { 2 + number % 5 };
@@ -169,7 +169,7 @@ fn a_hundred_thousand_hostile_datagrams_with_descriptors_are_not_noticed() {
     }
     barrier();
     assert_eq!(manager.open_descriptors(), open);
-    assert!(manager.resident() < memory + 4096, "{memory} KiB became {}", manager.resident());
+    assert!(manager.anonymous() < memory + 4096, "{memory} KiB became {}", manager.anonymous());
     assert_eq!(manager.workers(), workers, "a message has killed a worker");
     let steers = |line: &String| line.contains('\u{1b}');
     assert!(!manager.log.since(0).iter().any(steers), "a control character in the log");

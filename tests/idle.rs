@@ -91,13 +91,13 @@ fn a_hundred_upgrades_leave_nothing_behind() {
     };
     // The first few make what is made once.
     (2..=11).for_each(upgrade);
-    let (descriptors, resident) = (manager.open_descriptors(), manager.resident());
+    let (descriptors, memory) = (manager.open_descriptors(), manager.anonymous());
     (12..=111).for_each(upgrade);
-    let (descriptors_after, resident_after) = (manager.open_descriptors(), manager.resident());
-    println!("descriptors {descriptors} -> {descriptors_after}, resident {resident} -> {resident_after} KiB");
+    let (descriptors_after, memory_after) = (manager.open_descriptors(), manager.anonymous());
+    println!("descriptors {descriptors} -> {descriptors_after}, memory {memory} -> {memory_after} KiB");
     assert_eq!(descriptors, descriptors_after, "descriptors");
     // A hundred times the least conceivable leak, a generation's data, would be much more than an allocator's whim.
-    assert!(resident_after <= resident + 256, "resident memory grew from {resident} to {resident_after} KiB");
+    assert!(memory_after <= memory + 256, "memory grew from {memory} to {memory_after} KiB");
     let notify_sockets = fs::read_dir(manager.path("run")).expect("the runtime folder").count();
     assert!(notify_sockets < 10, "{notify_sockets} files in the runtime folder");
     manager.stop();

@@ -488,8 +488,17 @@ impl Manager {
 
     /// Returns the resident memory in KiB.
     pub fn resident(&self) -> u64 {
-        let value = status(self.pid(), "VmRSS");
-        value.trim_end_matches(" kB").parse().unwrap_or_else(|_| panic!("VmRSS: {value}"))
+        self.memory("VmRSS")
+    }
+
+    /// Returns what it has of memory that is no file's, in KiB: pages of the program come and go.
+    pub fn anonymous(&self) -> u64 {
+        self.memory("RssAnon")
+    }
+
+    fn memory(&self, kind: &str) -> u64 {
+        let value = status(self.pid(), kind);
+        value.trim_end_matches(" kB").parse().unwrap_or_else(|_| panic!("{kind}: {value}"))
     }
 
     pub fn threads(&self) -> String {
