@@ -13,7 +13,7 @@ use crate::core::Event;
 use crate::core::ids::WorkerId;
 use crate::core::notice::Exit;
 use crate::sys::spawn::{Report, Spawned};
-use crate::sys::{memory, process, reaper};
+use crate::sys::{process, reaper, rest};
 
 /// How long after an end it is looked for what outlived it: what the kernel hands on to us has arrived by then.
 const ORPHANS_SETTLE: Duration = Duration::from_millis(20);
@@ -101,7 +101,7 @@ impl Daemon {
                 warn!("cannot kill process {pid}: {error}");
             }
         }
-        memory::give_back();
+        rest::give_back();
     }
 
     /// Whether a process that no worker's name stands in may belong to something that runs: nobody is younger than his
