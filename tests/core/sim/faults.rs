@@ -104,9 +104,10 @@ impl World {
 
     /// An event about somebody who has gone or never was: a late or forged one, which must do nothing at all.
     fn stray_event(&mut self) -> Verdict {
+        // What is due comes first: it may start the very worker that nobody is yet.
+        self.handle(&Event::Tick)?;
         let event = if self.chance.one_in(2) { self.stray_check() } else { self.stray_of_worker() };
         let Some(event) = event else { return Ok(()) };
-        self.handle(&Event::Tick)?;
         let before = self.manager.clone();
         self.handle(&event)?;
         if self.manager == before { Ok(()) } else { Err("something stray did something".into()) }
