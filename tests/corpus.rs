@@ -16,10 +16,14 @@ mod oracles {
     pub mod notify;
     pub mod service_file;
 }
+#[path = "support/dice.rs"]
+mod dice;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+
+use dice::Dice;
 
 /// How many variations of each file are tried; `CORPUS_ROUNDS` sets another number.
 const ROUNDS: u64 = 200;
@@ -35,19 +39,6 @@ const ORACLES: [(&str, Oracle); 5] = [
     ("lines", oracles::lines::check),
     ("control_line", oracles::control_line::check),
 ];
-
-/// Dice by xorshift64*, so that a number tells the whole story.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let number = self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33;
-        usize::try_from(number).expect("64 bits") % bound
-    }
-}
 
 /// The files of a corpus, by name.
 fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {

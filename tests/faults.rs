@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use support::dice::Dice;
 use support::ground::{Ground, WORKERS};
 use support::log::{Step, Verdict};
 use support::manager::Starter;
@@ -120,18 +121,6 @@ fn a_new_worker_killed_after_the_switch_at_once_brings_the_old_generation_back()
     killed("'blue-green'", Victim::OnProbation, Verdict::RolledBack);
 }
 
-/// Dice by xorshift64*, so that a seed tells the whole story.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
-    }
-}
-
 #[test]
 fn workers_killed_at_random_in_twenty_upgrades_take_only_their_own_requests_along() {
     let seed = std::env::var("FAULT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0xFA_017);
@@ -144,12 +133,10 @@ fn workers_killed_at_random_in_twenty_upgrades_take_only_their_own_requests_alon
         ground.manager.rewrite(ground.service.clone().release(upgrade).args(["--boot", &boot]));
         ground.manager.signal(Signal::SIGHUP);
         // Any moment will do: this pause is chance, and nothing is expected at its end.
-        thread::sleep(Duration::from_millis(dice.below(150)));
+        thread::sleep(Duration::from_millis(dice.below(150) as u64));
         let workers = ground.manager.workers();
         if !workers.is_empty() {
-            let count = u64::try_from(workers.len()).expect("a few");
-            let victim = usize::try_from(dice.below(count)).expect("an index");
-            ground.kill_if_there(workers[victim].pid);
+            ground.kill_if_there(workers[dice.below(workers.len())].pid);
         }
         ground.manager.wait_outcome(place);
     }

@@ -9,21 +9,10 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::client::{Target, ask};
+use support::dice::Dice;
 use support::loopback;
 use support::manager::{Manager, Worker};
 use support::service::Service;
-
-/// Dice by xorshift64*, so that a seed tells the whole story.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
-    }
-}
 
 /// The release that a worker runs, by its command line.
 fn release(worker: &Worker) -> Option<&str> {
@@ -62,12 +51,11 @@ fn storm(seed: u64) {
         }
         let workers = manager.workers();
         if dice.below(3) == 0 && !workers.is_empty() {
-            let victim = dice.below(workers.len() as u64);
-            let victim = &workers[usize::try_from(victim).expect("an index")];
+            let victim = &workers[dice.below(workers.len())];
             // It may have ended meanwhile: then nothing was hit.
             let _ = kill(Pid::from_raw(victim.pid), Signal::SIGKILL);
         }
-        thread::sleep(Duration::from_millis(dice.below(60)));
+        thread::sleep(Duration::from_millis(dice.below(60) as u64));
     }
     newest += 1;
     manager.rewrite(service.clone().release(newest));

@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod control;
+pub mod dice;
 pub mod ground;
 pub mod log;
 pub mod manager;
