@@ -8,8 +8,8 @@ mod sim;
 #[path = "../story.rs"]
 mod story;
 
-/// How many seeds a mutant may survive.
-const SEEDS: u64 = 3_000;
+/// How many seeds a mutant may survive: one that takes two rare things at once to be seen is met by the 3,519th.
+const SEEDS: u64 = 20_000;
 
 fn main() {
     let (_, failures) = sim::search(0..SEEDS, 1);
