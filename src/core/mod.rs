@@ -30,6 +30,7 @@ pub mod spec;
 pub mod time;
 mod upgrade;
 pub mod view;
+mod waiting;
 pub mod word;
 mod worker;
 
@@ -87,6 +88,8 @@ pub enum Event {
 /// What is asked for on the control socket, beside an upgrade and a gentle respawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
+    /// An upgrade to the target that the request names; who asks knows which it is.
+    UpgradeTo,
     /// The generation before: that of the upgrade under way, or else the one that was committed before the current one.
     Rollback,
     /// Fresh workers, for which the present ones are killed.
@@ -111,8 +114,8 @@ pub enum Scale {
 /// Something to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Read and check the service file.
-    ReadFile(GenerationId),
+    /// Read and check the service file; its target is the one that the request names, or else the one of before.
+    ReadFile(GenerationId, Option<RequestId>),
     /// Run the hook `[upgrade] before`.
     RunHook(GenerationId),
     /// Read the service file anew, resolve the directory, bind the sockets.

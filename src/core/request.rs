@@ -5,7 +5,7 @@ use super::ids::{GenerationId, RequestId};
 use super::manager::{Manager, Stop};
 use super::notice::{Notice, Outcome};
 use super::time::Mono;
-use super::upgrade::Phase;
+use super::upgrade::{Origin, Phase};
 use super::{Action, Scale, Wish};
 
 /// The reason of an upgrade that somebody has taken back.
@@ -14,6 +14,7 @@ const TAKEN_BACK: &str = "a rollback was asked for";
 impl Manager {
     pub(super) fn asked(&mut self, now: Mono, request: RequestId, wish: Wish, out: &mut Vec<Action>) {
         match wish {
+            Wish::UpgradeTo => self.ask_upgrade_to(request, out),
             Wish::Rollback => self.ask_rollback(now, request, out),
             Wish::RespawnNow => self.ask_respawn_now(request, out),
             Wish::Scale(scale) => self.ask_scale(request, scale, out),
@@ -43,14 +44,14 @@ impl Manager {
         }
         let Some(upgrade) = self.upgrade_mut() else {
             if let Some(earlier) = self.previous {
-                self.begin_upgrade(now, Some(earlier), vec![request], out);
+                self.begin_upgrade(now, Origin::Earlier(earlier), vec![request], out);
             } else {
                 let why = format!("there is no generation before generation {}", self.current);
                 out.push(Action::Answer(request, Outcome::Refused(why)));
             }
             return;
         };
-        if upgrade.earlier.is_some() {
+        if matches!(upgrade.origin, Origin::Earlier(_)) {
             upgrade.requests.push(request);
             return;
         }

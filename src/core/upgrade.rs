@@ -11,6 +11,7 @@ use super::notice::{Notice, Outcome, WorkerNotice};
 use super::respawn::Respawn;
 use super::spec::{Policy, Strategy};
 use super::time::Mono;
+use super::waiting::{Waiting, WantedUpgrade};
 use super::worker::Worker;
 use super::{Action, Generation};
 
@@ -35,11 +36,19 @@ pub(super) enum Change {
 pub(super) struct Upgrade {
     pub(super) to: GenerationId,
     pub(super) phase: Phase,
-    /// The earlier generation that it goes back to; `None`: it is what the service file defines.
-    pub(super) earlier: Option<GenerationId>,
+    pub(super) origin: Origin,
     pub(super) requests: Vec<RequestId>,
     /// Those who asked for a rollback while it was under way.
     pub(super) undo: Vec<RequestId>,
+}
+
+/// What the new generation is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Origin {
+    /// Of what the service file defines, with the target that this request names, or else with the one of before.
+    File { target: Option<RequestId> },
+    /// Of what this earlier generation was made of.
+    Earlier(GenerationId),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,13 +78,6 @@ impl CheckStep {
             Self::Preparing => "preparing the generation",
         }
     }
-}
-
-/// What was asked for while something else was under way; any number of requests is one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Waiting {
-    pub(super) upgrade: Option<Vec<RequestId>>,
-    pub(super) respawn: Option<Respawn>,
 }
 
 impl Upgrade {
@@ -119,13 +121,6 @@ impl Manager {
         })
     }
 
-    pub(super) fn ask_upgrade(&mut self, request: Option<RequestId>, out: &mut Vec<Action>) {
-        if self.refuse_when_stopping(request, out) {
-            return;
-        }
-        self.waiting.upgrade.get_or_insert_default().extend(request);
-    }
-
     pub(super) fn refuse_when_stopping(&self, request: Option<RequestId>, out: &mut Vec<Action>) -> bool {
         if self.stop.is_none() {
             return false;
@@ -135,26 +130,11 @@ impl Manager {
         true
     }
 
-    /// Begins what waits, where nothing is under way. An upgrade goes first, as it makes fresh workers too; a respawn under
-    /// way waits for it, and goes on where workers of before are left.
-    pub(super) fn begin_waiting(&mut self, now: Mono, out: &mut Vec<Action>) {
-        if self.upgrade().is_some() {
-            return;
-        }
-        if let Some(requests) = self.waiting.upgrade.take() {
-            self.begin_upgrade(now, None, requests, out);
-        } else if self.change.is_none()
-            && let Some(respawn) = self.waiting.respawn.take()
-        {
-            self.begin_respawn(respawn, out);
-        }
-    }
-
-    /// Begins an upgrade to what the service file defines, or to what an earlier generation was.
+    /// Begins an upgrade, to be answered to all who asked for it.
     pub(super) fn begin_upgrade(
         &mut self,
         now: Mono,
-        earlier: Option<GenerationId>,
+        origin: Origin,
         requests: Vec<RequestId>,
         out: &mut Vec<Action>,
     ) {
@@ -165,12 +145,16 @@ impl Manager {
         }
         let to = self.next_generation;
         self.next_generation = to.next();
-        let (step, notice, action) = match earlier {
-            None => (CheckStep::File, Notice::UpgradeBegan(to), Action::ReadFile(to)),
-            Some(id) => (CheckStep::Preparing, Notice::RollbackBegan(to, id), Action::Reuse(to, id)),
+        let (step, notice, action) = match origin {
+            Origin::File { target } => {
+                (CheckStep::File, Notice::UpgradeBegan(to), Action::ReadFile(to, target))
+            }
+            Origin::Earlier(id) => {
+                (CheckStep::Preparing, Notice::RollbackBegan(to, id), Action::Reuse(to, id))
+            }
         };
         let phase = Phase::Checking { step, until: now + CHECK_TIMEOUT };
-        let upgrade = Upgrade { to, phase, earlier, requests, undo: Vec::new() };
+        let upgrade = Upgrade { to, phase, origin, requests, undo: Vec::new() };
         self.culprit = None;
         self.change = Some(Change::Upgrade(upgrade));
         out.extend([Action::Tell(notice), action]);
@@ -370,6 +354,7 @@ impl Manager {
         self.end_upgrade(outcome.clone(), out);
         self.end_respawn(&outcome, out);
         let Waiting { upgrade, respawn } = std::mem::take(&mut self.waiting);
+        let upgrade = upgrade.map(WantedUpgrade::into_requests);
         for requests in upgrade.into_iter().chain(respawn.map(|respawn| respawn.requests)) {
             answer(requests, &outcome, out);
         }

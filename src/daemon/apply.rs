@@ -29,7 +29,7 @@ impl Daemon {
     /// Performs one action. What comes of it comes back as an event, perhaps at once.
     pub(super) fn perform(&mut self, action: Action) {
         match action {
-            Action::ReadFile(generation) => self.begin_check(generation),
+            Action::ReadFile(generation, _) => self.begin_check(generation),
             Action::RunHook(generation) => self.run_before(generation),
             Action::Prepare(generation) => self.prepare(generation),
             Action::Reuse(generation, earlier) => self.reuse(generation, earlier),

@@ -105,6 +105,7 @@ impl World {
             all.push((Event::Upgrade(Some(request)), Cost::Upgrade));
             let asked = |wish| Event::Asked(request, wish);
             for wish in [
+                asked(Wish::UpgradeTo),
                 Event::Respawn(Some(request)),
                 Event::SocketReplaced,
                 Event::Scale(1),
@@ -134,7 +135,7 @@ impl World {
     fn of_check(&self, check: &Action) -> Vec<(Event, Cost)> {
         let failed = |id: GenerationId| (Event::PreparationFailed(id, "no".into()), Cost::Surprise);
         match check {
-            Action::ReadFile(id) => vec![
+            Action::ReadFile(id, _) => vec![
                 (Event::FileRead(*id, None), Cost::Nothing),
                 (Event::FileRead(*id, Some(secs(4))), Cost::Nothing),
                 failed(*id),
@@ -201,7 +202,7 @@ impl World {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::ReadFile(_) | Action::RunHook(_) | Action::Prepare(_) | Action::Reuse(..) => {
+            Action::ReadFile(..) | Action::RunHook(_) | Action::Prepare(_) | Action::Reuse(..) => {
                 self.check = Some(action);
             }
             Action::CancelPreparation(_) => self.check = None,

@@ -776,3 +776,20 @@ fn a_rollback_under_recreate_waits_for_what_drains_already() {
     story.after(secs(30));
     assert_eq!((story.answer(request), story.ready(2)), (Some(&Outcome::Committed), 1));
 }
+
+#[test]
+fn of_two_targets_that_wait_the_newest_is_had_and_the_other_hears_so() {
+    let mut story = Story::with_workers(1);
+    story.release(2, Behaviour::Silent).upgrade();
+    let (first, second) = (story.ask(Wish::UpgradeTo), story.ask(Wish::UpgradeTo));
+    let whatever = story.upgrade();
+    let superseded = Outcome::Superseded("an upgrade to another target was asked for".into());
+    assert_eq!(story.answer(first), Some(&superseded));
+    story.after(secs(60));
+    for request in [second, whatever] {
+        assert_eq!(story.answer(request), Some(&Outcome::Committed));
+    }
+    story.expect_order(&["generation 2 rolled back", "generation 3 committed"]);
+    story.expect_never("generation 4");
+    assert_eq!(story.targets, [None, Some(second)]);
+}

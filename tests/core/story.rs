@@ -57,6 +57,8 @@ pub struct Story {
     pub forgotten: Vec<GenerationId>,
     /// The earlier generations to which it went back.
     pub reused: Vec<GenerationId>,
+    /// The requests that named the targets of the upgrades, where one did.
+    pub targets: Vec<Option<RequestId>>,
     pub ended: bool,
     inbox: Vec<Event>,
     requests: u64,
@@ -84,6 +86,7 @@ impl Story {
             answers: Vec::new(),
             forgotten: Vec::new(),
             reused: Vec::new(),
+            targets: Vec::new(),
             ended: false,
             inbox: Vec::new(),
             requests: 0,
@@ -212,10 +215,13 @@ impl Story {
                 };
                 self.told.push(format!("{notice}{where_}"));
             }
-            Action::ReadFile(id) => self.inbox.push(match self.check_fails.take() {
-                Some(why) => Event::PreparationFailed(id, why),
-                None => Event::FileRead(id, self.hook),
-            }),
+            Action::ReadFile(id, target) => {
+                self.targets.push(target);
+                self.inbox.push(match self.check_fails.take() {
+                    Some(why) => Event::PreparationFailed(id, why),
+                    None => Event::FileRead(id, self.hook),
+                });
+            }
             Action::RunHook(_) | Action::Probe(_) => {}
             Action::Reuse(id, earlier) => {
                 self.reused.push(earlier);

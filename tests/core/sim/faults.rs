@@ -42,13 +42,14 @@ impl World {
     /// Somebody asks for what no signal says.
     fn wish(&mut self) -> Verdict {
         let request = self.request();
-        let ends = if self.plan.stops { 12 } else { 10 };
+        let ends = if self.plan.stops { 16 } else { 14 };
         let wish = match self.chance.below(ends) {
             0..6 => Wish::Rollback,
+            10..14 => Wish::UpgradeTo,
             6 | 7 => Wish::RespawnNow,
             8 => Wish::Scale(Scale::By(self.chance.pick(&[0, -1, -9, i32::MIN, i32::MAX]))),
             9 => Wish::Scale(Scale::To(self.chance.pick(&[1, 2, 3, 0, 4_097, u32::MAX]))),
-            10 => Wish::Stop,
+            14 => Wish::Stop,
             _ => Wish::Kill,
         };
         self.handle(&Event::Asked(request, wish))

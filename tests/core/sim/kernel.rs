@@ -31,7 +31,7 @@ pub struct Process {
 impl World {
     pub(super) fn perform(&mut self, action: &Action) {
         match *action {
-            Action::ReadFile(id)
+            Action::ReadFile(id, _)
             | Action::RunHook(id)
             | Action::Prepare(id)
             | Action::Reuse(id, _)
@@ -44,7 +44,7 @@ impl World {
             _ => {}
         }
         match *action {
-            Action::ReadFile(id) => self.read_file(id),
+            Action::ReadFile(id, _) => self.read_file(id),
             Action::RunHook(id) => {
                 let result = if self.fails(6) { Err("exited with status 1".into()) } else { Ok(()) };
                 self.answer_check(Event::HookEnded(id, result));

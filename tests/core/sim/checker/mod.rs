@@ -98,6 +98,8 @@ struct Course {
     given_over: BTreeSet<SlotId>,
     /// It goes back to an earlier generation.
     goes_back: bool,
+    /// The request that names its target.
+    target: Option<RequestId>,
 }
 
 /// What somebody who waits for an answer wants, which tells what is a true one.
@@ -105,6 +107,8 @@ struct Course {
 enum Want {
     /// An upgrade that has not begun.
     Upgrade,
+    /// The same, to the target that this request names.
+    Target,
     /// The upgrade under way.
     ThatUpgrade,
     /// That the upgrade under way does not come to be.
@@ -146,8 +150,12 @@ pub struct Checker {
     requests: BTreeMap<RequestId, Asked>,
     last_worker: WorkerId,
     last_begun: GenerationId,
+    /// The newest request that names a target, until its upgrade begins.
+    target_to_come: Option<RequestId>,
     /// How the last upgrade ended, until its hook was told.
     ended: Option<(GenerationId, Outcome)>,
+    /// The request that named the target of the last upgrade.
+    ended_target: Option<RequestId>,
     /// When a slot may start again.
     backoff: BTreeMap<(GenerationId, SlotId), Mono>,
     /// By when the service must have ended.
@@ -185,7 +193,9 @@ impl Checker {
             requests: BTreeMap::new(),
             last_worker: WorkerId(0),
             last_begun: first,
+            target_to_come: None,
             ended: None,
+            ended_target: None,
             backoff: BTreeMap::new(),
             stop_by: None,
             exited: false,
@@ -318,6 +328,7 @@ impl Checker {
                 None if self.previous.is_some() => Want::Upgrade,
                 None => Want::Impossible,
             },
+            Wish::UpgradeTo => Want::Target,
             Wish::RespawnNow => Want::Respawn,
             Wish::Scale(scale) if self.scaled_as_asked(scale).is_none() => Want::Impossible,
             Wish::Scale(_) => Want::Possible,
@@ -326,6 +337,7 @@ impl Checker {
         self.ask(request, want, to_replace);
         match wish {
             Wish::Rollback => {}
+            Wish::UpgradeTo => self.target_to_come = Some(request),
             Wish::RespawnNow => self.kills_to_come = true,
             Wish::Scale(scale) => {
                 self.disturb();
@@ -393,7 +405,13 @@ impl Checker {
 
     fn take_action(&mut self, now: Mono, event: &Event, action: &Action) -> Verdict {
         match action {
-            Action::ReadFile(generation) | Action::RunHook(generation) | Action::Prepare(generation) => {
+            Action::ReadFile(generation, target) => {
+                ensure!(self.phase_of(*generation) == Some(Phase::Checking), "nobody checks it");
+                let newest = self.target_to_come.take();
+                ensure!(*target == newest, "the target of {newest:?} is to be read");
+                self.upgrade.iter_mut().for_each(|upgrade| upgrade.target = *target);
+            }
+            Action::RunHook(generation) | Action::Prepare(generation) => {
                 ensure!(self.phase_of(*generation) == Some(Phase::Checking), "nobody checks it");
             }
             Action::Reuse(generation, earlier) => {

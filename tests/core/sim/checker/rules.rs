@@ -36,6 +36,7 @@ impl Checker {
                     spared: 0,
                     given_over: BTreeSet::new(),
                     goes_back: matches!(notice, Notice::RollbackBegan(..)),
+                    target: None,
                 });
                 self.rest();
             }
@@ -365,6 +366,7 @@ impl Checker {
             (_, phase) => return Err(format!("that cannot come out of {phase:?}")),
         }
         self.ended = Some((to, outcome.clone()));
+        self.ended_target = course.target;
         Ok(())
     }
 
@@ -375,7 +377,12 @@ impl Checker {
         let ended = self.ended.as_ref().map(|(_, outcome)| outcome);
         let is_true = match (want, outcome) {
             (Want::End, _) => *outcome == Outcome::Committed && self.workers.is_empty(),
+            (Want::Target, Outcome::Superseded(_)) if self.stop_by.is_none() => {
+                let has_begun = self.upgrade.as_ref().is_some_and(|course| course.target == Some(request));
+                !has_begun && self.target_to_come.is_some_and(|newest| newest > request)
+            }
             (_, Outcome::Superseded(_)) => self.stop_by.is_some(),
+            (Want::Target, _) => ended == Some(outcome) && self.ended_target == Some(request),
             (Want::Upgrade, _) => began && ended == Some(outcome),
             (Want::ThatUpgrade, _) => ended == Some(outcome),
             (Want::NotThatUpgrade, Outcome::Committed) => {
