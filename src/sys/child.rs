@@ -9,7 +9,6 @@ use std::ffi::{CString, c_int};
 use std::rc::Rc;
 
 use nix::errno::Errno;
-use nix::unistd;
 
 use super::limits::{Limit, Resource};
 use super::raw::{self, Sweep};
@@ -69,10 +68,9 @@ fn become_program(plan: &mut Plan) -> Result<Infallible, Failure> {
         at(Step::Limit(resource), raw::set_limit(resource, limit))?;
     }
     if let Some(identity) = &plan.identity {
-        // By libc, which knows under which number each architecture has them today.
-        at(Step::Groups, unistd::setgroups(&identity.groups))?;
-        at(Step::Group, unistd::setgid(identity.gid))?;
-        at(Step::User, unistd::setuid(identity.uid))?;
+        at(Step::Groups, raw::set_groups(&identity.groups))?;
+        at(Step::Group, raw::set_group(identity.gid))?;
+        at(Step::User, raw::set_user(identity.uid))?;
     }
     // After the change of identity: the user's own rights count.
     at(Step::Directory, raw::change_directory(&plan.directory))?;

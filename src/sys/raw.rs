@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::ffi::{CStr, c_int};
 
 use nix::errno::Errno;
+use nix::unistd::{Gid, Uid};
 use syscalls::{Sysno, syscall};
 
 use super::limits::{Limit, Resource};
@@ -120,6 +121,33 @@ pub(super) fn set_limit(resource: Resource, limit: Limit) -> nix::Result<()> {
 pub(super) fn set_umask(mask: u32) {
     // SAFETY: umask(2) touches no memory of ours; it cannot fail.
     let _ = unsafe { syscall!(Sysno::umask, mask) };
+}
+
+/// The calls that take users and groups as 32 bits wide; what has the plain name is older where there are two.
+#[cfg(any(target_arch = "x86", target_arch = "arm"))]
+const SET_IDENTITY: [Sysno; 3] = [Sysno::setgroups32, Sysno::setgid32, Sysno::setuid32];
+#[cfg(not(any(target_arch = "x86", target_arch = "arm")))]
+const SET_IDENTITY: [Sysno; 3] = [Sysno::setgroups, Sysno::setgid, Sysno::setuid];
+
+/// Sets the supplementary groups.
+///
+/// Past libc for one more reason: it would have every thread do the same (nptl(7)), and waits for ever for threads of the
+/// parent's that it remembers and the child does not have.
+pub(super) fn set_groups(groups: &[Gid]) -> nix::Result<()> {
+    // SAFETY: a `Gid` is a struct of that number and nothing else, as setgroups(3) of nix relies on too; there are as many as said.
+    checked(unsafe { syscall!(SET_IDENTITY[0], groups.len(), groups.as_ptr()) }).map(drop)
+}
+
+/// Becomes of that group, for good where the process may.
+pub(super) fn set_group(group: Gid) -> nix::Result<()> {
+    // SAFETY: setgid(2) touches no memory of ours.
+    checked(unsafe { syscall!(SET_IDENTITY[1], group.as_raw()) }).map(drop)
+}
+
+/// Becomes that user, for good where the process may.
+pub(super) fn set_user(user: Uid) -> nix::Result<()> {
+    // SAFETY: setuid(2) touches no memory of ours.
+    checked(unsafe { syscall!(SET_IDENTITY[2], user.as_raw()) }).map(drop)
 }
 
 /// Changes the working directory.
