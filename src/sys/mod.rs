@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod backlog;
+pub mod channel;
 mod child;
 pub mod clock;
 pub mod control_socket;

@@ -2,5 +2,6 @@
 
 pub mod control;
 pub mod lines;
+pub mod node;
 pub mod notify;
 pub mod status;
