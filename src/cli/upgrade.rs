@@ -1,7 +1,8 @@
 //! `liveswap upgrade` and `liveswap rollback`: the exit status is the outcome.
 
 use std::collections::BTreeSet;
-use std::io::{Write, stdout};
+use std::io::{self, Write, stdout};
+use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
 use std::thread;
 
@@ -20,6 +21,9 @@ use crate::wire::status;
 pub struct UpgradeArgs {
     /// The service; may be left out where one runs
     name: Option<String>,
+    /// Another `target` than the one that serves
+    #[arg(long, value_name = "PATH")]
+    target: Option<PathBuf>,
     /// Return as soon as the upgrade has begun
     #[arg(long, conflicts_with = "drained")]
     no_wait: bool,
@@ -44,6 +48,16 @@ pub struct RollbackArgs {
     json: bool,
 }
 
+/// Returns a path as whoever runs in another folder finds it.
+///
+/// # Errors
+///
+/// It is empty, or not UTF-8, which the protocol is.
+pub(super) fn absolute(path: &Path) -> io::Result<String> {
+    let text = std::path::absolute(path)?.into_os_string().into_string();
+    text.map_err(|path| io::Error::other(format!("{} is not UTF-8", path.display())))
+}
+
 /// What is asked for, and how it is shown.
 struct Change<'a> {
     name: Option<&'a str>,
@@ -55,9 +69,16 @@ struct Change<'a> {
 
 /// Upgrades a service; status 1 unless it is committed.
 pub fn upgrade(args: &UpgradeArgs) -> ExitCode {
-    let UpgradeArgs { name, no_wait, drained, json } = args;
+    let UpgradeArgs { name, target, no_wait, drained, json } = args;
+    let target = match target.as_deref().map(absolute).transpose() {
+        Ok(target) => target,
+        Err(error) => {
+            report::print(&error, None);
+            return Status::Failed.into();
+        }
+    };
     let (waits, drained, json) = (!no_wait, *drained, *json);
-    Change { name: name.as_deref(), command: Command::Upgrade, waits, drained, json }.run()
+    Change { name: name.as_deref(), command: Command::Upgrade { target }, waits, drained, json }.run()
 }
 
 /// Goes back to the generation before; status 1 unless it serves.

@@ -38,6 +38,7 @@ use toml::de::DeTable;
 
 pub use self::diagnostics::{Diagnostics, Problem};
 use self::reader::{Problems, Table};
+pub use self::service::is_node_program;
 use self::syntax::Recovered;
 pub use crate::core::spec;
 use crate::core::spec::{ControlSpec, Policy, ServiceSpec};
@@ -104,7 +105,7 @@ fn read(tree: &DeTable<'_>, origin: &Origin, problems: &Problems) -> ServiceSpec
     let service = service::read(root.table("service", "[service]"), origin, drain.signal);
     let sockets = sockets::read(&mut root, origin, problems);
     let ready = policy::ready(root.table("ready", "[ready]"), service.protocol, problems);
-    let upgrade = policy::upgrade(root.table("upgrade", "[upgrade]"), service.workers, problems);
+    let upgrade = policy::upgrade(root.table("upgrade", "[upgrade]"), &service, origin, problems);
     let restart = policy::restart(root.table("restart", "[restart]"), problems);
     let watchdog = policy::watchdog(root.table("watchdog", "[watchdog]"), service.protocol, problems);
     let group = policy::control_group(root.table("control", "[control]"), problems);

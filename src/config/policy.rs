@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
+use super::Origin;
 use super::reader::{At, Flaw, Problems, Table};
-use super::service::argv;
+use super::service::{Service, argv};
 use super::values;
 use crate::core::spec::{Allowance, Hooks, Protocol, Readiness, Strategy};
 use crate::core::time::Human;
@@ -60,7 +61,7 @@ impl When {
 
     fn default_for(protocol: Protocol) -> Self {
         match protocol {
-            Protocol::Notify => Self::Notify,
+            Protocol::Notify | Protocol::Node => Self::Notify,
             Protocol::Plain => Self::Settled,
         }
     }
@@ -132,9 +133,25 @@ pub(super) struct Upgrade {
     pub hooks: Hooks,
 }
 
-/// Reads `[upgrade]`; shares are shares of `workers`, which is `None` where it could not be read.
-pub(super) fn upgrade(mut table: Table<'_>, workers: Option<u32>, problems: &Problems) -> Upgrade {
-    let strategy = strategy(&mut table, workers, problems);
+/// Reads `[upgrade]`; shares are shares of the service's workers.
+pub(super) fn upgrade(
+    mut table: Table<'_>,
+    service: &Service,
+    origin: &Origin,
+    problems: &Problems,
+) -> Upgrade {
+    let strategy = strategy(&mut table, service.workers, problems);
+    let pre_upgrade = table.read("pre_upgrade", values::nonempty);
+    let head = table.read("head", values::nonempty);
+    for (key, at) in [("pre_upgrade", &pre_upgrade), ("head", &head)] {
+        if let Some(At { key: span, .. }) = at.as_ref().filter(|_| service.process.target.is_none()) {
+            let message = format!("`{key}` is ignored unless [service] has a `target`");
+            let flaw = Flaw::new(message, "here it has none").help("remove it, or set `target` in [service]");
+            problems.conclude(span.clone(), flaw);
+        }
+    }
+    let path = |at: Option<At<String>>| at.map(|at| origin.absolute(&at.value));
+    let (pre_upgrade, head) = (path(pre_upgrade), path(head));
     let probation = table.read("probation", values::duration);
     let before = argv(&mut table, "before");
     let after = argv(&mut table, "after");
@@ -146,6 +163,8 @@ pub(super) fn upgrade(mut table: Table<'_>, workers: Option<u32>, problems: &Pro
         hooks: Hooks {
             before: before.unwrap_or_default(),
             after: after.unwrap_or_default(),
+            pre_upgrade,
+            head,
             timeout: timeout.map_or(Duration::from_secs(300), At::value),
         },
     }
@@ -224,11 +243,15 @@ pub(super) fn watchdog(
     let timeout = table.read("timeout", values::positive_duration);
     if table.is_present() {
         table.require("timeout", r#"such as timeout = "30s"; without the table there is no watchdog"#);
-        if protocol == Some(Protocol::Plain) {
-            let message = "[watchdog] contradicts `protocol = \"plain\"`";
+        let silent = match protocol {
+            Some(Protocol::Plain) => Some(("plain", "a plain worker says nothing")),
+            Some(Protocol::Node) => Some(("node", "a Node worker has no word for it")),
+            Some(Protocol::Notify) | None => None,
+        };
+        if let Some((word, label)) = silent {
+            let message = format!("[watchdog] contradicts `protocol = \"{word}\"`");
             let help = "remove [watchdog], or take protocol = \"notify\"";
-            let flaw = Flaw::new(message, "a plain worker says nothing").help(help);
-            problems.conclude(table.header(), flaw);
+            problems.conclude(table.header(), Flaw::new(message, label).help(help));
         }
     }
     table.finish();

@@ -1,6 +1,8 @@
 //! Reads `[service]`: what is started, how often, as whom.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::Path;
 
 use toml::de::DeValue;
 
@@ -47,10 +49,13 @@ pub(super) struct Service {
 
 pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> Service {
     let name = name(&mut table, origin);
-    let command = argv(&mut table, "command").unwrap_or_default();
+    let command = argv(&mut table, "command");
+    let target = table.read("target", values::nonempty).map(At::value);
     let directory = table.read("directory", values::nonempty);
     let workers = table.read_or("workers", 1, |value| workers(value, origin));
-    let protocol = table.read_or("protocol", Protocol::Notify, protocol);
+    let usual =
+        if target.as_deref().is_some_and(is_node_program) { Protocol::Node } else { Protocol::Notify };
+    let protocol = table.read_or("protocol", usual, protocol);
     let environment = variables(&table.table("environment", "`environment`"));
     let clear_environment = table.read("clear_environment", values::boolean);
     let files = table.list("environment_files", |value| environment_file(value, origin));
@@ -66,11 +71,14 @@ pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> 
     let ignore_sigpipe = table.read("ignore_sigpipe", values::boolean);
     let listen_pid = table.read("listen_pid", values::boolean);
     let messages = table.read("messages", values::boolean);
-    table.require("command", r#"the shortest service file: [service] with command = ["./server"]"#);
+    if !table.has("target") {
+        table.require("command", r#"the shortest service file: [service] with command = ["./server"]"#);
+    }
     table.finish();
 
     let process = ProcessSpec {
-        command,
+        command: command.unwrap_or_else(|| usual_command(protocol)),
+        target,
         directory: origin.absolute(directory.as_ref().map_or(".", |path| &path.value)),
         protocol: protocol.unwrap_or(Protocol::Notify),
         clear_environment: clear_environment.is_some_and(At::value),
@@ -85,6 +93,21 @@ pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> 
         drain_signal,
     };
     Service { name, process, workers, protocol }
+}
+
+/// Whether a path is named as Node programs are.
+pub fn is_node_program(path: &str) -> bool {
+    let end = Path::new(path).extension().and_then(OsStr::to_str);
+    end.is_some_and(|end| matches!(end, "js" | "cjs" | "mjs"))
+}
+
+/// Returns what runs a target where the file does not say it.
+fn usual_command(protocol: Option<Protocol>) -> Vec<String> {
+    let words: &[&str] = match protocol {
+        Some(Protocol::Node) => &["node", "{target}"],
+        Some(Protocol::Notify | Protocol::Plain) | None => &["{target}"],
+    };
+    words.iter().map(ToString::to_string).collect()
 }
 
 /// Takes `key`, an argument vector; `None` where it is absent or bad.
@@ -142,13 +165,12 @@ fn workers(value: &DeValue<'_>, origin: &Origin) -> Result<u32, Flaw> {
 }
 
 fn protocol(value: &DeValue<'_>) -> Result<Protocol, Flaw> {
-    match value.as_str() {
-        Some(later @ ("node" | "transparent")) => {
-            let help = "this version of liveswap has \"notify\" and \"plain\"";
-            Err(Flaw::new(format!("cannot be \"{later}\" yet"), "not yet").help(help))
-        }
-        _ => values::choice(value, &[("notify", Protocol::Notify), ("plain", Protocol::Plain)]),
+    if value.as_str() == Some("transparent") {
+        let help = "this version of liveswap has \"notify\", \"plain\" and \"node\"";
+        return Err(Flaw::new("cannot be \"transparent\" yet", "not yet").help(help));
     }
+    let words = [("notify", Protocol::Notify), ("plain", Protocol::Plain), ("node", Protocol::Node)];
+    values::choice(value, &words)
 }
 
 fn environment_file(value: &DeValue<'_>, origin: &Origin) -> Result<EnvironmentFile, Flaw> {

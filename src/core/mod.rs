@@ -65,9 +65,9 @@ pub enum Event {
     Stop,
     /// Somebody wants an end at once (SIGQUIT).
     Kill,
-    /// The service file of an upgrade was read and is sound; where it has a hook `before`, with the hook's time-out.
+    /// The service file of an upgrade was read and is sound; where it has hooks to be run before, with what time they have.
     FileRead(GenerationId, Option<Duration>),
-    /// The hook `[upgrade] before` ended; the error says how.
+    /// The hooks before an upgrade have ended; the error says which failed, and how.
     HookEnded(GenerationId, Result<(), String>),
     /// The generation is ready to be started: file read, directory resolved, sockets bound.
     Prepared(GenerationId, Policy),
@@ -116,7 +116,7 @@ pub enum Scale {
 pub enum Action {
     /// Read and check the service file; its target is the one that the request names, or else the one of before.
     ReadFile(GenerationId, Option<RequestId>),
-    /// Run the hook `[upgrade] before`.
+    /// Run the hooks before an upgrade.
     RunHook(GenerationId),
     /// Read the service file anew, resolve the directory, bind the sockets.
     Prepare(GenerationId),

@@ -12,8 +12,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// The variables of the protocols between a manager and whom it starts (sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3),
-/// systemd.exec(5)).
-pub const PROTOCOL_VARIABLES: [&str; 9] = [
+/// systemd.exec(5), and those by which a Node program knows that it is a cluster's worker).
+pub const PROTOCOL_VARIABLES: [&str; 12] = [
     "LISTEN_FDS",
     "LISTEN_PID",
     "LISTEN_PIDFDID",
@@ -23,6 +23,9 @@ pub const PROTOCOL_VARIABLES: [&str; 9] = [
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
     "MAINPID",
+    "NODE_CHANNEL_FD",
+    "NODE_CHANNEL_SERIALIZATION_MODE",
+    "NODE_UNIQUE_ID",
 ];
 
 /// Whether a variable belongs to the protocols: what the manager itself finds there speaks of it and not of a worker, and
@@ -54,8 +57,11 @@ pub struct ServiceSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a key of the service file")]
 pub struct ProcessSpec {
-    /// The argument vector, never empty; `{generation}` and `{slot}` are not yet replaced.
+    /// The argument vector, never empty; `{generation}`, `{slot}` and `{target}` are not yet replaced.
     pub command: Vec<String>,
+    /// The code that runs, where it has a name of its own: a path, absolute or relative to `directory`. An upgrade may name
+    /// another one.
+    pub target: Option<String>,
     /// Absolute, symbolic links not yet resolved.
     pub directory: PathBuf,
     /// How the worker learns of its sockets and speaks of its state.
@@ -64,7 +70,7 @@ pub struct ProcessSpec {
     pub clear_environment: bool,
     /// Read at every upgrade, beneath `environment`.
     pub environment_files: Vec<EnvironmentFile>,
-    /// The topmost variables; `{generation}` and `{slot}` in the values are not yet replaced.
+    /// The topmost variables; placeholders in the values are not yet replaced.
     pub environment: BTreeMap<String, String>,
     /// Who the workers are.
     pub identity: Identity,
@@ -89,6 +95,8 @@ pub enum Protocol {
     Notify,
     /// `LISTEN_FDS`; the worker says nothing.
     Plain,
+    /// A Node program as a worker of a cluster: the channel of docs/protocols.md. It asks for its sockets when it listens.
+    Node,
 }
 
 /// A file of `KEY=VALUE` lines.
@@ -160,8 +168,19 @@ pub struct Hooks {
     pub before: Vec<String>,
     /// Is told the outcome.
     pub after: Vec<String>,
+    /// Runs before `before`, is told the target and may name another.
+    pub pre_upgrade: Option<PathBuf>,
+    /// Where the target that serves is recorded.
+    pub head: Option<PathBuf>,
     /// After it a hook is killed.
     pub timeout: Duration,
+}
+
+impl Hooks {
+    /// Whether anything runs before an upgrade.
+    pub fn are_any_before(&self) -> bool {
+        !self.before.is_empty() || self.pre_upgrade.is_some()
+    }
 }
 
 /// Who may connect to the control socket, beside the owner and root.

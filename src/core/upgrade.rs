@@ -74,7 +74,7 @@ impl CheckStep {
     fn in_words(self) -> &'static str {
         match self {
             Self::File => "reading the service file",
-            Self::Hook => "the hook `before`",
+            Self::Hook => "a hook before the upgrade",
             Self::Preparing => "preparing the generation",
         }
     }
@@ -189,7 +189,7 @@ impl Manager {
         }
         match result {
             Ok(()) => self.prepare(now, out),
-            Err(how) => self.refuse(format!("the hook `before` {how}"), out),
+            Err(why) => self.refuse(why, out),
         }
     }
 

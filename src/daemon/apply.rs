@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 use tracing::{error, info, warn};
 
 use super::launch::{self, Common, Equipment, Place};
+use super::node::Channel;
 use super::process::{Process, Tail, WorkerOutput};
 use super::run::{Daemon, Role};
 use super::token::{Stream, Token};
@@ -15,6 +16,7 @@ use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::notice::{Loudness, Notice, Outcome, WorkerNotice};
 use crate::core::spec::{Output, Protocol};
 use crate::core::{Action, Event};
+use crate::sys::channel::channel;
 use crate::sys::notify_socket::NotifySocket;
 use crate::sys::output::{message_pipe, output_pipe};
 use crate::sys::process;
@@ -29,8 +31,8 @@ impl Daemon {
     /// Performs one action. What comes of it comes back as an event, perhaps at once.
     pub(super) fn perform(&mut self, action: Action) {
         match action {
-            Action::ReadFile(generation, _) => self.begin_check(generation),
-            Action::RunHook(generation) => self.run_before(generation),
+            Action::ReadFile(generation, target) => self.begin_check(generation, target),
+            Action::RunHook(generation) => self.run_hooks(generation),
             Action::Prepare(generation) => self.prepare(generation),
             Action::Reuse(generation, earlier) => self.reuse(generation, earlier),
             Action::CancelPreparation(generation) => self.cancel_preparation(generation),
@@ -69,6 +71,7 @@ impl Daemon {
             )));
         };
         let spec = &of.release.spec;
+        let channel = (spec.process.protocol == Protocol::Node).then(channel).transpose()?;
         let speaks = spec.process.protocol == Protocol::Notify;
         let notify = speaks.then(|| self.bind_notify_socket()).transpose()?;
         let pipes = match spec.process.output {
@@ -81,6 +84,7 @@ impl Daemon {
             notify: notify.as_ref().map(NotifySocket::path),
             watchdog: spec.policy.watchdog,
             messages: messages.as_ref().map(|(theirs, _)| theirs.as_fd()),
+            channel: channel.as_ref().map(|(ours, theirs)| [theirs.as_fd(), ours.as_fd()]),
             outputs: pipes.as_ref().map(|(out, err)| (out.1.as_fd(), err.1.as_fd())),
         };
         let place = of.place(generation, Some(slot));
@@ -101,6 +105,8 @@ impl Daemon {
             failure: None,
             failed_probe: None,
             messages: messages.map(|(_, ours)| ours),
+            channel: channel.map(|(ours, _)| Channel::new(ours)),
+            lingers_until: None,
             tail: Tail::default(),
             outputs: outputs.collect(),
         };
@@ -145,6 +151,9 @@ impl Daemon {
         if let Some(notify) = &process.notify {
             self.poller.add(notify, Token::Notify(worker).pack(), Interest::Read)?;
         }
+        if let Some(channel) = &process.channel {
+            self.poller.add(channel, Token::Channel(worker).pack(), channel.watched())?;
+        }
         if let Some(start) = &process.start {
             self.poller.add(start, Token::Report(worker).pack(), Interest::Read)?;
         }
@@ -176,6 +185,12 @@ impl Daemon {
     }
 
     fn drain(&mut self, worker: WorkerId) {
+        if !self.disconnect(worker) {
+            self.signal_to_drain(worker);
+        }
+    }
+
+    pub(super) fn signal_to_drain(&self, worker: WorkerId) {
         let signal =
             self.processes.get(&worker).and_then(|process| self.generations.get(&process.generation));
         if let Some(of) = signal {
@@ -255,8 +270,9 @@ impl Daemon {
             self.looks_at_sockets = true;
             self.occasion = Some(*worker);
         }
-        if let Notice::Serving(_) = notice {
+        if let Notice::Serving(_) | Notice::UpgradeEnded(_, Outcome::Committed) = notice {
             self.tidy_up_soon();
+            self.record_head();
         }
         self.insist_on_replacement(notice);
         self.history.note(notice, &self.manager, &self.processes, clock_now);

@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::release::{Refusal, Release, Source};
+use super::target::Wanted;
 use crate::sys::fork::{ForkedWork, in_child};
 use crate::sys::handover::hand_over;
 use crate::sys::reaper::Exit;
@@ -28,14 +29,14 @@ enum Answer {
 }
 
 impl Checker {
-    /// Begins to read the definition of a service.
+    /// Begins to read the definition of a service, see [`Release::read`].
     ///
     /// # Errors
     ///
     /// Those of fork(2).
-    pub fn start(source: &Source, color: bool) -> io::Result<Self> {
+    pub fn start(source: &Source, wanted: &Wanted, yet_to_run: bool, color: bool) -> io::Result<Self> {
         let work = in_child(|| {
-            let answer = match Release::read(source, color) {
+            let answer = match Release::read(source, wanted, yet_to_run, color) {
                 Ok(release) => Answer::Sound(Box::new(release)),
                 Err(refusal) => Answer::Refused(refusal),
             };

@@ -26,6 +26,7 @@ use super::control::{Asker, Standing};
 use super::process::Tail;
 use super::release::Release;
 use super::run::Role;
+use super::target::Wanted;
 use super::token::{ClientId, Stream};
 use crate::core::ids::{GenerationId, RequestId, SlotId, WorkerId};
 use crate::core::time::Mono;
@@ -55,6 +56,7 @@ plain!(
     ClientId,
     Mono,
     Release,
+    Wanted,
     Role,
     Stream,
     Tail,

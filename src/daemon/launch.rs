@@ -24,7 +24,7 @@ use crate::sys::strings::CStrings;
 pub const WORKER_VARIABLE: &str = "LIVESWAP_WORKER";
 
 /// Where a worker reads its messages, a line each.
-const MESSAGE_VARIABLE: &str = "LIVESWAP_MESSAGE_FD";
+pub const MESSAGE_VARIABLE: &str = "LIVESWAP_MESSAGE_FD";
 
 /// The number of the first descriptor that a worker inherits (sd_listen_fds(3)).
 const FIRST_DESCRIPTOR: usize = 3;
@@ -87,7 +87,7 @@ impl Common {
                 variables.remove(OsStr::new(name));
                 by_slot.push((name.clone(), value.clone()));
             } else {
-                let value = OsString::from(fill_in(value, generation, None).into_owned());
+                let value = OsString::from(fill_in(value, generation, None, release).into_owned());
                 variables.insert(OsStr::new(name), value.into());
             }
         }
@@ -97,6 +97,9 @@ impl Common {
         }
         set(&mut environment, SERVICE_VARIABLE, &release.spec.name)?;
         set(&mut environment, "LIVESWAP_GENERATION", &generation.to_string())?;
+        if let Some(target) = &release.target {
+            set(&mut environment, "LIVESWAP_TARGET", &target.resolved)?;
+        }
         let path = variables.remove(OsStr::new("PATH")).map(Cow::into_owned);
         Ok(Self { environment: Rc::new(environment), by_slot, path, limits: limits(release, heritage) })
     }
@@ -117,7 +120,11 @@ pub struct Place<'a> {
 
 impl Place<'_> {
     fn fill_in<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        fill_in(text, self.generation, self.slot)
+        fill_in(text, self.generation, self.slot, self.release)
+    }
+
+    fn filled_in<'t>(&self, words: &'t [String]) -> Vec<Cow<'t, str>> {
+        words.iter().map(|word| self.fill_in(word)).collect()
     }
 
     /// The variables of this place alone.
@@ -140,13 +147,22 @@ impl Place<'_> {
     }
 }
 
-fn fill_in(text: &str, generation: GenerationId, slot: Option<SlotId>) -> Cow<'_, str> {
+fn fill_in<'t>(
+    text: &'t str,
+    generation: GenerationId,
+    slot: Option<SlotId>,
+    release: &Release,
+) -> Cow<'t, str> {
     if !text.contains('{') {
         return text.into();
     }
-    let text = text.replace("{generation}", &generation.to_string());
-    match slot {
-        Some(slot) => text.replace("{slot}", &slot.to_string()).into(),
+    let mut text = text.replace("{generation}", &generation.to_string());
+    if let Some(slot) = slot {
+        text = text.replace("{slot}", &slot.to_string());
+    }
+    // Last, as nothing in a path is a placeholder.
+    match &release.target {
+        Some(target) => text.replace("{target}", &target.resolved).into(),
         None => text.into(),
     }
 }
@@ -166,6 +182,8 @@ pub struct Equipment<'a> {
     pub watchdog: Option<Duration>,
     /// The read end of the pipe for its messages, under `messages = true`.
     pub messages: Option<BorrowedFd<'a>>,
+    /// The worker's end of its channel and ours, under `protocol = "node"`.
+    pub channel: Option<[BorrowedFd<'a>; 2]>,
     /// The write ends of its output's pipes, under `output = "prefix"`.
     pub outputs: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
 }
@@ -203,7 +221,14 @@ pub fn worker<'a>(id: WorkerId, place: Place<'_>, equipment: &Equipment<'a>) -> 
         set(&mut environment, MESSAGE_VARIABLE, &(FIRST_DESCRIPTOR + descriptors.len()).to_string())?;
         descriptors.push(messages);
     }
-    let launch = process(place, &spec.process.command, environment)?;
+    if let Some(ends) = equipment.channel {
+        set(&mut environment, "NODE_CHANNEL_FD", &(FIRST_DESCRIPTOR + descriptors.len()).to_string())?;
+        set(&mut environment, "NODE_UNIQUE_ID", &place.slot.unwrap_or(SlotId(0)).to_string())?;
+        // Ours as well, to nobody's use but this: the channel does not end with the manager, which a worker would take for a
+        // reason to exit at once.
+        descriptors.extend(ends);
+    }
+    let launch = process(place, &place.filled_in(&spec.process.command), environment)?;
     let (stdout, stderr) = equipment.outputs.unzip();
     Ok(Launch { pid_variables, descriptors, stdout, stderr, ..launch })
 }
@@ -218,17 +243,29 @@ pub fn helper(place: Place<'_>, command: &[String], extra: &[(&str, String)]) ->
     for (name, value) in extra {
         set(&mut environment, name, value)?;
     }
-    process(place, command, environment)
+    process(place, &place.filled_in(command), environment)
 }
 
-fn process(place: Place<'_>, command: &[String], environment: CStrings) -> io::Result<Launch<'static>> {
+/// Returns how words are executed as they are, as a hook's would be.
+///
+/// # Errors
+///
+/// As [`Common::of`].
+pub fn program(place: Place<'_>, words: &[String]) -> io::Result<Launch<'static>> {
+    process(place, words, place.environment()?)
+}
+
+fn process(
+    place: Place<'_>,
+    arguments: &[impl AsRef<str>],
+    environment: CStrings,
+) -> io::Result<Launch<'static>> {
     let release = place.release;
     let process = &release.spec.process;
-    let arguments: Vec<_> = command.iter().map(|word| place.fill_in(word)).collect();
-    let program = arguments.first().ok_or_else(|| io::Error::other("the command is empty"))?;
+    let program = arguments.first().ok_or_else(|| io::Error::other("the command is empty"))?.as_ref();
     Ok(Launch {
-        programs: candidates(OsStr::new(program.as_ref()), place.path().as_deref())?,
-        arguments: CStrings::of(arguments.iter().map(|word| word.as_bytes()))?,
+        programs: candidates(OsStr::new(program), place.path().as_deref())?,
+        arguments: CStrings::of(arguments.iter().map(|word| word.as_ref().as_bytes()))?,
         shared_environment: Rc::clone(&place.common.environment),
         environment,
         pid_variables: Vec::new(),

@@ -4,11 +4,13 @@
 //! start     how a manager comes to be
 //! run       the loop, and what is ready turned into events   obey   signals
 //! apply     one action performed                          reap      children that have ended
-//! prepare   service file -> candidate -> generation
+//! prepare   service file -> candidate -> generation          pre_upgrade  the hook that may name another target
+//! target    the code that runs, where an upgrade may name it
 //! checker   the forked child that reads the file          release   what it finds
 //! launch    release + place -> how a process is started    process   a worker's process
 //! sockets   the listeners, shared by generations           repair    mending what workers do to them
 //! upward    what we tell systemd                            runtime   the runtime directory
+//! node      Node programs as workers, and the sockets they ask for
 //! control   the clients of the control socket
 //! watch     the child that asks for an upgrade when files change
 //! handover  another program in our place, which goes on with all of it
@@ -21,8 +23,10 @@ mod control;
 pub mod handover;
 mod launch;
 pub mod log;
+mod node;
 mod obey;
 mod outlet;
+mod pre_upgrade;
 mod prepare;
 mod process;
 mod reap;
@@ -32,6 +36,7 @@ mod run;
 pub mod runtime;
 pub mod sockets;
 mod start;
+mod target;
 mod token;
 mod upward;
 mod watch;
@@ -39,7 +44,7 @@ mod watch;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tracing::info;
+use tracing::{info, warn};
 
 use self::control::Control;
 use self::handover::State;
@@ -50,6 +55,7 @@ use self::run::Daemon;
 use self::runtime::{RuntimeDirectory, RuntimeError};
 use self::sockets::{SocketError, Sockets};
 use self::start::Start;
+use self::target::Wanted;
 use self::upward::ServiceManager;
 pub use crate::core::spec::PROTOCOL_VARIABLES;
 use crate::core::spec::ServiceSpec;
@@ -135,6 +141,9 @@ pub fn run(source: Source, watched: &[PathBuf], color: bool) -> Result<(), Manag
     let control = Control::bind(&runtime.control(), release.control_group);
     let control = control.map_err(io("binding the control socket"))?;
     let prepared = prepare::prepare_sockets(&mut sockets, &release)?;
+    for warning in &release.warnings {
+        warn!("{warning}");
+    }
     info!("{} runs {} (pid {})", env!("CARGO_PKG_NAME"), summary(&release.spec), std::process::id());
     let start = Start { source, release, prepared, sockets, runtime, heritage, upward, control };
     if !watched.is_empty() {
@@ -182,7 +191,7 @@ pub struct Checked {
 ///
 /// All that is wrong with it.
 pub fn check(file: &Path, color: bool) -> Result<Checked, Refusal> {
-    let release = Release::read(&Source::File(file.to_owned()), color)?;
+    let release = Release::read(&Source::File(file.to_owned()), &Wanted::First, false, color)?;
     let failed = |error: io::Error| Refusal::new(format!("{}: {error}", file.display()));
     let heritage = Heritage::take(limits::own(Resource::Nofile).map_err(failed)?);
     let warnings = launch::missing_programs(&release, &heritage).map_err(failed)?;

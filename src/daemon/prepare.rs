@@ -9,12 +9,14 @@ use tracing::{error, info, warn};
 
 use super::checker::{Checker, CheckerState};
 use super::launch::{self, Common, Place};
+use super::pre_upgrade::{PreUpgrade, PreUpgradeState};
 use super::release::{Refusal, Release, Source, in_words};
 use super::run::{Daemon, Generation, Role};
 use super::sockets::{Owner, Prepared, SocketError, SocketPlan, Sockets};
+use super::target::Wanted;
 use super::token::Token;
 use crate::core::Event;
-use crate::core::ids::GenerationId;
+use crate::core::ids::{GenerationId, RequestId};
 use crate::core::spec::SocketSpec;
 use crate::sys::handover::{HandOver, Luggage, Unpacked, hand_over};
 use crate::sys::output::wait_readable;
@@ -30,7 +32,9 @@ const FIRST_CHECK: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Candidate {
     generation: GenerationId,
-    stage: Stage,
+    /// Which target it is to have.
+    wanted: Wanted,
+    pub(super) stage: Stage,
 }
 
 #[derive(Debug)]
@@ -39,22 +43,28 @@ pub(super) enum Stage {
     Reading(Checker),
     /// The file was read.
     Read(Box<Release>),
-    /// The hook runs.
+    /// The hook `pre_upgrade` runs, for what was read.
+    PreUpgrade(PreUpgrade, Box<Release>),
+    /// The hook `before` runs.
     Hook(Pid),
-    /// The hook may have changed everything: the file is being read again.
+    /// The hooks have run.
+    Ran,
+    /// The hooks may have changed everything: the file is being read again.
     ReadingAgain(Checker),
     /// Nothing is under way.
     Idle,
 }
 
-hand_over!(Candidate as CandidateState { generation: GenerationId, stage: Stage });
+hand_over!(Candidate as CandidateState { generation: GenerationId, wanted: Wanted, stage: Stage });
 
 /// A [`Stage`] as plain data.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum StageState {
     Reading(CheckerState),
     Read(Box<Release>),
+    PreUpgrade(PreUpgradeState, Box<Release>),
     Hook(i32),
+    Ran,
     ReadingAgain(CheckerState),
     Idle,
 }
@@ -66,7 +76,9 @@ impl HandOver for Stage {
         match self {
             Self::Reading(checker) => StageState::Reading(checker.pack(luggage)),
             Self::Read(release) => StageState::Read(release.clone()),
+            Self::PreUpgrade(hook, release) => StageState::PreUpgrade(hook.pack(luggage), release.clone()),
             Self::Hook(pid) => StageState::Hook(pid.as_raw()),
+            Self::Ran => StageState::Ran,
             Self::ReadingAgain(checker) => StageState::ReadingAgain(checker.pack(luggage)),
             Self::Idle => StageState::Idle,
         }
@@ -76,7 +88,11 @@ impl HandOver for Stage {
         Ok(match state {
             StageState::Reading(checker) => Self::Reading(Checker::unpack(checker, luggage)?),
             StageState::Read(release) => Self::Read(release),
+            StageState::PreUpgrade(hook, release) => {
+                Self::PreUpgrade(PreUpgrade::unpack(hook, luggage)?, release)
+            }
             StageState::Hook(pid) => Self::Hook(Pid::from_raw(pid)),
+            StageState::Ran => Self::Ran,
             StageState::ReadingAgain(checker) => Self::ReadingAgain(Checker::unpack(checker, luggage)?),
             StageState::Idle => Self::Idle,
         })
@@ -94,20 +110,27 @@ impl Candidate {
             Stage::Reading(checker) | Stage::ReadingAgain(checker) => {
                 poller.add(checker, Token::Checker(self.generation).pack(), Interest::Read)
             }
-            Stage::Read(_) | Stage::Hook(_) | Stage::Idle => Ok(()),
+            Stage::PreUpgrade(hook, _) => poller.add(hook.output(), Token::PreUpgrade.pack(), Interest::Read),
+            Stage::Read(_) | Stage::Hook(_) | Stage::Ran | Stage::Idle => Ok(()),
         }
     }
 }
 
 impl Daemon {
-    pub(super) fn begin_check(&mut self, generation: GenerationId) {
-        self.check(generation, Stage::Reading);
+    /// Begins to read the service file, for the target that the request names or the one that serves.
+    pub(super) fn begin_check(&mut self, generation: GenerationId, target: Option<RequestId>) {
+        let named = target.and_then(|request| self.targets.get(&request).cloned());
+        let serving = self.generations.get(&self.manager.current()).map(|of| &of.release);
+        let wanted = named.map(Wanted::Named).or_else(|| serving.map(Wanted::as_in));
+        self.check(generation, wanted.unwrap_or(Wanted::First), true);
     }
 
-    fn check(&mut self, generation: GenerationId, stage: fn(Checker) -> Stage) {
-        let begun = Checker::start(&self.source, false).and_then(|checker| {
+    /// Reads the service file: for the first time, with hooks `yet_to_run`, or again.
+    fn check(&mut self, generation: GenerationId, wanted: Wanted, yet_to_run: bool) {
+        let begun = Checker::start(&self.source, &wanted, yet_to_run, false).and_then(|checker| {
             let pid = checker.pid();
-            let candidate = Candidate { generation, stage: stage(checker) };
+            let stage = if yet_to_run { Stage::Reading(checker) } else { Stage::ReadingAgain(checker) };
+            let candidate = Candidate { generation, wanted, stage };
             candidate.watch(&self.poller).map(|()| (pid, candidate))
         });
         match begun {
@@ -142,7 +165,7 @@ impl Daemon {
         let (checker, again) = match mem::replace(&mut candidate.stage, Stage::Idle) {
             Stage::Reading(checker) => (checker, false),
             Stage::ReadingAgain(checker) => (checker, true),
-            other @ (Stage::Read(_) | Stage::Hook(_) | Stage::Idle) => {
+            other @ (Stage::Read(_) | Stage::PreUpgrade(..) | Stage::Hook(_) | Stage::Ran | Stage::Idle) => {
                 candidate.stage = other;
                 return;
             }
@@ -151,7 +174,7 @@ impl Daemon {
             Ok(release) if again => self.bind(generation, release),
             Ok(release) => {
                 let hooks = &release.spec.hooks;
-                let hook = (!hooks.before.is_empty()).then_some(hooks.timeout);
+                let hook = hooks.are_any_before().then_some(hooks.timeout);
                 candidate.stage = Stage::Read(Box::new(release));
                 self.inbox.push_back(Event::FileRead(generation, hook));
             }
@@ -164,8 +187,22 @@ impl Daemon {
         }
     }
 
-    pub(super) fn run_before(&mut self, generation: GenerationId) {
-        let Some(Candidate { stage: Stage::Read(release), .. }) = &self.candidate else { return };
+    /// Runs what is to run before an upgrade: `pre_upgrade`, then `before`.
+    pub(super) fn run_hooks(&mut self, generation: GenerationId) {
+        if let Some(Stage::Read(release)) = self.stage().map(|stage| mem::replace(stage, Stage::Idle))
+            && let Some(release) = self.run_pre_upgrade(generation, release)
+        {
+            self.run_before(generation, &release);
+        }
+    }
+
+    /// Runs the hook `before`, where there is one.
+    pub(super) fn run_before(&mut self, generation: GenerationId, release: &Release) {
+        if release.spec.hooks.before.is_empty() {
+            self.set_stage(generation, Stage::Ran);
+            self.inbox.push_back(Event::HookEnded(generation, Ok(())));
+            return;
+        }
         let hook = Common::of(release, generation, &self.heritage).and_then(|common| {
             let place = Place { release, common: &common, generation, slot: None };
             spawn(launch::helper(place, &release.spec.hooks.before, &[])?)
@@ -173,13 +210,48 @@ impl Daemon {
         match hook {
             Ok(hook) => {
                 info!("generation {generation}: running the hook `before` (pid {})", hook.pid);
-                self.candidate = Some(Candidate { generation, stage: Stage::Hook(hook.pid) });
+                self.set_stage(generation, Stage::Hook(hook.pid));
                 self.employ(Role::Before(generation), hook);
             }
             Err(error) => {
-                let how = format!("could not be started: {error}");
+                let how = format!("the hook `before` could not be started: {error}");
                 self.inbox.push_back(Event::HookEnded(generation, Err(how)));
             }
+        }
+    }
+
+    /// Takes the end of a hook that ran before an upgrade; `how` it ended, and whether with status 0.
+    pub(super) fn before_ended(&mut self, generation: GenerationId, done: bool, how: &str) {
+        let stage = self.candidate.as_mut().filter(|candidate| candidate.generation == generation);
+        let result = match stage.map(|candidate| mem::replace(&mut candidate.stage, Stage::Ran)) {
+            Some(Stage::PreUpgrade(hook, release)) => {
+                return self.pre_upgrade_ended(generation, (hook, &release), (done, how));
+            }
+            _ if done => Ok(()),
+            _ => Err(format!("the hook `before` {how}")),
+        };
+        self.inbox.push_back(Event::HookEnded(generation, result));
+    }
+
+    /// How far what may become the next generation has got.
+    pub(super) fn stage(&mut self) -> Option<&mut Stage> {
+        self.candidate.as_mut().map(|candidate| &mut candidate.stage)
+    }
+
+    pub(super) fn set_stage(&mut self, generation: GenerationId, stage: Stage) {
+        if let Some(candidate) =
+            self.candidate.as_mut().filter(|candidate| candidate.generation == generation)
+        {
+            candidate.stage = stage;
+        }
+    }
+
+    /// Has what is yet to be read be of another target.
+    pub(super) fn want_target(&mut self, generation: GenerationId, wanted: Wanted) {
+        if let Some(candidate) =
+            self.candidate.as_mut().filter(|candidate| candidate.generation == generation)
+        {
+            candidate.wanted = wanted;
         }
     }
 
@@ -188,8 +260,15 @@ impl Daemon {
         let Some(candidate) = &mut self.candidate else { return };
         match mem::replace(&mut candidate.stage, Stage::Idle) {
             Stage::Read(release) => self.bind(generation, *release),
-            Stage::Hook(_) => self.check(generation, Stage::ReadingAgain),
-            Stage::Reading(_) | Stage::ReadingAgain(_) | Stage::Idle => {}
+            Stage::Ran => {
+                let wanted = candidate.wanted.clone();
+                self.check(generation, wanted, false);
+            }
+            Stage::Reading(_)
+            | Stage::PreUpgrade(..)
+            | Stage::Hook(_)
+            | Stage::ReadingAgain(_)
+            | Stage::Idle => {}
         }
     }
 
@@ -205,6 +284,9 @@ impl Daemon {
 
     fn bind(&mut self, generation: GenerationId, release: Release) {
         self.candidate = None;
+        for warning in &release.warnings {
+            warn!("generation {generation}: {warning}");
+        }
         let name = &self.generations[&self.manager.current()].release.spec.name;
         if *name != release.spec.name {
             let why = format!(
@@ -249,8 +331,12 @@ impl Daemon {
                 let _ = self.poller.remove(&checker);
                 checker.pid()
             }
+            Stage::PreUpgrade(hook, _) => {
+                let _ = self.poller.remove(hook.output());
+                hook.pid()
+            }
             Stage::Hook(pid) => pid,
-            Stage::Read(_) | Stage::Idle => return,
+            Stage::Read(_) | Stage::Ran | Stage::Idle => return,
         };
         // It may have ended by itself and not be reaped yet: its number is still its own.
         if self.roles.contains_key(&pid)
@@ -294,7 +380,7 @@ fn plans(release: &Release) -> Vec<SocketPlan> {
 /// Everything that is wrong.
 pub(super) fn first_release(source: &Source, color: bool) -> Result<Release, Refusal> {
     let failed = |error: io::Error| Refusal::new(format!("cannot check the service file: {error}"));
-    let mut checker = Checker::start(source, color).map_err(failed)?;
+    let mut checker = Checker::start(source, &Wanted::First, false, color).map_err(failed)?;
     let exit = loop {
         match wait_readable(&checker, FIRST_CHECK) {
             Ok(true) if checker.read().map_err(failed)? => break reaper::wait_until_ended(checker.pid()),

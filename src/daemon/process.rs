@@ -9,9 +9,11 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, info};
 
+use super::node::Channel;
 use super::outlet::{ERROR, OUTPUT};
 use super::token::Stream;
 use crate::core::ids::{GenerationId, SlotId};
+use crate::core::time::Mono;
 use crate::core::word::{Word, one_line};
 use crate::sys::handover::hand_over;
 use crate::sys::notify_socket::NotifySocket;
@@ -61,6 +63,10 @@ pub struct Process {
     pub failure: Option<String>,
     /// Where it is sent messages, under `messages = true`; writing never blocks.
     pub messages: Option<OwnedFd>,
+    /// Its channel, under `protocol = "node"`, until the worker closes it.
+    pub channel: Option<Channel>,
+    /// When it is sent its drain signal, where it has closed its servers and does not end.
+    pub lingers_until: Option<Mono>,
     /// The end of its standard error, under `output = "prefix"`.
     pub tail: Tail,
     /// How its last probe failed.
@@ -80,6 +86,8 @@ hand_over!(Process as ProcessState {
     failure: Option<String>,
     failed_probe: Option<String>,
     messages: Option<OwnedFd>,
+    channel: Option<Channel>,
+    lingers_until: Option<Mono>,
     tail: Tail,
     outputs: Vec<WorkerOutput>,
 });

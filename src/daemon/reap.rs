@@ -34,6 +34,7 @@ impl Daemon {
                         Some(
                             Role::Checker(_)
                             | Role::Before(_)
+                            | Role::Head
                             | Role::After(_)
                             | Role::Probe(_)
                             | Role::Survey
@@ -146,10 +147,8 @@ impl Daemon {
         match role {
             Role::Worker(worker) => self.worker_ended(worker, exit),
             Role::Checker(generation) => self.checked(generation, exit),
-            Role::Before(generation) => {
-                let result = if done { Ok(()) } else { Err(how) };
-                self.inbox.push_back(Event::HookEnded(generation, result));
-            }
+            Role::Before(generation) => self.before_ended(generation, done, &how),
+            Role::Head => self.recorded(exit),
             Role::After(generation) if done => info!("generation {generation}: the hook `after` is done"),
             Role::After(generation) => warn!("generation {generation}: the hook `after` {how}"),
             Role::Probe(worker) => {
@@ -168,6 +167,8 @@ impl Daemon {
         let Some(process) = self.processes.get_mut(&worker) else { return };
         self.barriers
             .extend(process.listen(LAST_WORDS, |word| self.inbox.push_back(Event::Said(worker, word))));
+        self.hear_to_the_end(worker);
+        let Some(process) = self.processes.get_mut(&worker) else { return };
         // A copy in a process that is about to be executed would keep a registration alive.
         if let Some(notify) = process.notify.take() {
             let _ = self.poller.remove(&notify);

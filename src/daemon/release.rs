@@ -14,6 +14,7 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use super::sockets::Owner;
+use super::target::{Target, Wanted};
 use crate::config::flags::{self, Flags};
 use crate::config::{self, Origin};
 use crate::core::spec::{Identity, ServiceSpec, SocketSpec};
@@ -55,6 +56,10 @@ pub struct Release {
     pub owners: Vec<Owner>,
     /// The group that may use the control socket.
     pub control_group: Option<u32>,
+    /// The code that runs, where it has a name of its own.
+    pub target: Option<Target>,
+    /// What is worth a word in the log and no reason to refuse.
+    pub warnings: Vec<String>,
 }
 
 /// The numbers of an identity.
@@ -99,16 +104,17 @@ impl Refusal {
 }
 
 impl Release {
-    /// Reads the definition of a service, and looks up all that it refers to.
+    /// Reads the definition of a service, and looks up all that it refers to. What is `yet_to_run` before an upgrade may
+    /// still make the target.
     ///
     /// May block; see the module.
     ///
     /// # Errors
     ///
     /// All problems of the definition at once, or else all that it refers to and that cannot be had.
-    pub fn read(source: &Source, color: bool) -> Result<Self, Refusal> {
+    pub fn read(source: &Source, wanted: &Wanted, yet_to_run: bool, color: bool) -> Result<Self, Refusal> {
         let spec = read_spec(source, color)?;
-        let mut problems = Vec::new();
+        let (mut problems, mut warnings) = (Vec::new(), Vec::new());
         let directory = enter(&spec.process.directory).map_err(|why| problems.push(why)).unwrap_or_default();
         let mut environment = BTreeMap::new();
         for file in &spec.process.environment_files {
@@ -125,8 +131,11 @@ impl Release {
         let owners = owners.collect();
         let group = spec.control.group.as_deref().map(names::group_id).transpose();
         let control_group = group.map_err(&mut note).unwrap_or_default().map(Into::into);
+        let is_to_be_made = yet_to_run && spec.hooks.are_any_before();
+        let target = wanted.find(&spec, is_to_be_made, &mut warnings);
+        let target = target.map_err(|why| problems.push(why)).unwrap_or_default();
         if problems.is_empty() {
-            Ok(Self { spec, directory, environment, credentials, owners, control_group })
+            Ok(Self { spec, directory, environment, credentials, owners, control_group, target, warnings })
         } else {
             Err(Refusal::of(source, &problems))
         }
@@ -169,7 +178,7 @@ pub fn read_spec(source: &Source, color: bool) -> Result<ServiceSpec, Refusal> {
 }
 
 /// Reads a regular file of bounded size; whatever else stands at the path is refused without waiting for it.
-fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {

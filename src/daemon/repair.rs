@@ -32,6 +32,8 @@ impl Daemon {
     /// Lets go of a generation and of the sockets that it alone had.
     pub(super) fn let_go(&mut self, generation: GenerationId) {
         let Some(of) = self.generations.remove(&generation) else { return };
+        let has_served = self.manager.previous() == Some(generation);
+        self.forget_demands(generation, has_served);
         for listener in of.sockets.listeners.iter().filter(|listener| Rc::strong_count(listener) == 1) {
             // A worker's copy would keep the registration alive beyond ours.
             let _ = self.poller.remove(&**listener);
@@ -92,6 +94,9 @@ impl Daemon {
         let holders = self.generations.values_mut().flat_map(|of: &mut Generation| &mut of.sockets.listeners);
         for held in holders.filter(|held| Rc::ptr_eq(held, dead)) {
             *held = Rc::clone(new);
+        }
+        for demanded in self.demanded.iter_mut().filter(|one| Rc::ptr_eq(&one.listener, dead)) {
+            demanded.listener = Rc::clone(new);
         }
         let _ = self.poller.remove(&**dead);
         self.watch_sockets();

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::control::{Control, History};
 use super::handover::Reexec;
 use super::launch::{Common, Heritage, Place};
+use super::node::Demanded;
 use super::outlet::Outputs;
 use super::prepare::Candidate;
 use super::process::Process;
@@ -24,9 +25,10 @@ use super::reap;
 use super::release::{Release, Source};
 use super::runtime::RuntimeDirectory;
 use super::sockets::{Listener, Prepared, Sockets};
+use super::target::Recording;
 use super::token::{Stream, Token};
 use super::upward::ServiceManager;
-use crate::core::ids::{GenerationId, SlotId, WorkerId};
+use crate::core::ids::{GenerationId, RequestId, SlotId, WorkerId};
 use crate::core::time::Mono;
 use crate::core::{Event, Manager};
 use crate::sys::clock::monotonic_micros;
@@ -56,6 +58,7 @@ pub(super) enum Role {
     Worker(WorkerId),
     Checker(GenerationId),
     Before(GenerationId),
+    Head,
     After(GenerationId),
     Probe(WorkerId),
     Survey,
@@ -82,6 +85,12 @@ pub struct Daemon {
     pub(super) generations: BTreeMap<GenerationId, Generation>,
     /// What the generation before the current one was made of, where that one has gone: a rollback needs it.
     pub(super) kept: Option<(GenerationId, Release)>,
+    /// The targets that requests name which are not yet answered.
+    pub(super) targets: BTreeMap<RequestId, String>,
+    /// The record of the target that serves, on its way to the disk.
+    pub(super) recording: Option<Recording>,
+    /// The sockets that workers have asked for.
+    pub(super) demanded: Vec<Demanded>,
     /// What may become the next generation.
     pub(super) candidate: Option<Candidate>,
     pub(super) processes: BTreeMap<WorkerId, Process>,
@@ -124,7 +133,7 @@ impl Daemon {
         let mut ready = Vec::new();
         loop {
             self.settle();
-            if self.ended && self.hooks_end.is_empty() {
+            if self.ended && self.hooks_end.is_empty() && self.recording.is_none() {
                 break;
             }
             if self.hands_over() {
@@ -136,6 +145,9 @@ impl Daemon {
             self.end_late_hooks();
             self.end_late_clients();
             self.end_late_trial();
+            self.end_late_recording();
+            self.end_lingering();
+            self.end_demands();
             self.kill_orphans();
             if tick_at.is_some_and(|at| at <= self.now()) {
                 self.inbox.push_back(Event::Tick);
@@ -187,6 +199,9 @@ impl Daemon {
             .chain(self.hooks_end.values().copied())
             .chain(self.look_for_orphans_at)
             .chain(self.control.next_deadline())
+            .chain(self.processes.values().filter_map(|process| process.lingers_until))
+            .chain(self.next_end_of_demand())
+            .chain(self.recording.as_ref().map(Recording::deadline))
             .chain(self.reexec.as_ref().and_then(Reexec::deadline))
             .min()
             .map(|deadline| deadline - self.now())
@@ -208,6 +223,8 @@ impl Daemon {
                 Token::Client(client) => self.attend(client),
                 Token::Survey => self.read_survey(),
                 Token::Trial => self.read_trial(),
+                Token::PreUpgrade => self.read_pre_upgrade(),
+                Token::Channel(worker) => self.hear_node(worker),
                 Token::Signals => self.take_signals(),
             }
         }

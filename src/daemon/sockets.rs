@@ -111,6 +111,21 @@ impl Sockets {
         Ok(Prepared { listeners, warnings })
     }
 
+    /// Binds a socket that a worker asked for, or finds it where the service has it already; at `any_port` it is always a new
+    /// one.
+    ///
+    /// # Errors
+    /// [`SocketError`] says what went wrong; nothing has changed.
+    pub fn bind_one(&mut self, plan: &SocketPlan, any_port: bool) -> Result<Prepared, SocketError> {
+        let is_it = |known: &Rc<Listener>| !any_port && known.plan().is_same_socket(plan) && !known.is_dead();
+        let listener = match self.listeners().into_iter().find(is_it) {
+            Some(known) => known,
+            None => Rc::new(self.bind(plan)?),
+        };
+        let warnings = self.register(&listener);
+        Ok(Prepared { listeners: vec![listener], warnings })
+    }
+
     /// Goes on with sockets that came over execve(2); their paths are yet to be guarded.
     pub fn resume(listeners: &[Rc<Listener>]) -> Self {
         let live = listeners.iter().map(Rc::downgrade).collect();

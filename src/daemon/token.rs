@@ -35,6 +35,10 @@ pub enum Token {
     Survey,
     /// The program that is tried has written.
     Trial,
+    /// The hook `pre_upgrade` has written.
+    PreUpgrade,
+    /// A Node worker said something on its channel, or takes more.
+    Channel(WorkerId),
 }
 
 /// One of the two outputs of a process.
@@ -76,6 +80,8 @@ impl Token {
             Self::Client(ClientId(id)) => (9, id),
             Self::Survey => (10, 0),
             Self::Trial => (11, 0),
+            Self::PreUpgrade => (12, 0),
+            Self::Channel(WorkerId(id)) => (13, id),
         };
         debug_assert!(id < 1 << SHIFT, "more than 2^56 workers");
         kind << SHIFT | id
@@ -99,6 +105,8 @@ impl Token {
             9 => Self::Client(ClientId(id)),
             10 => Self::Survey,
             11 => Self::Trial,
+            12 => Self::PreUpgrade,
+            13 => Self::Channel(WorkerId(id)),
             _ => return None,
         })
     }
@@ -124,6 +132,8 @@ mod tests {
             Token::Client(ClientId(7)),
             Token::Survey,
             Token::Trial,
+            Token::PreUpgrade,
+            Token::Channel(WorkerId(8)),
         ];
         for token in tokens {
             assert_eq!(Token::unpack(token.pack()), Some(token));

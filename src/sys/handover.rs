@@ -5,7 +5,7 @@
 //! by the other side. [`hand_over!`](crate::sys::handover::hand_over) writes that for a struct whose fields can all be handed
 //! over: it names each field, so none is forgotten.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -179,7 +179,7 @@ macro_rules! hand_over {
 
 pub(crate) use {hand_over, plain};
 
-plain!(bool, u8, i32, u32, u64, usize, String, PathBuf);
+plain!(bool, u8, i32, u32, u64, usize, String, PathBuf, BTreeSet<String>);
 
 impl HandOver for Pid {
     type State = i32;

@@ -20,6 +20,9 @@ pub const MAX_LINE: usize = 64 * 1024;
 /// `PIPE_BUF`).
 pub const MAX_MESSAGE: usize = 4095;
 
+/// The longest path of a target, in bytes (`PATH_MAX` of limits.h, without its NUL).
+pub const MAX_PATH: usize = 4095;
+
 /// The `value` of a reply where all went well.
 pub const OK: &str = "OK";
 
@@ -38,7 +41,10 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Reads the service file again, and changes to what it defines.
-    Upgrade,
+    Upgrade {
+        /// Another target than the one that serves.
+        target: Option<String>,
+    },
     /// Goes back to the generation before.
     Rollback,
     /// Fresh workers of the same generation; at once: the present ones are killed.
@@ -80,7 +86,7 @@ impl Command {
     /// Its name on the wire and on the command line.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Upgrade => "upgrade",
+            Self::Upgrade { .. } => "upgrade",
             Self::Rollback => "rollback",
             Self::Respawn { .. } => "respawn",
             Self::Stop { .. } => "stop",
@@ -97,12 +103,7 @@ impl Command {
         let value = fields.get("value").unwrap_or(&Value::Null);
         let now = || flag(fields, "now", false);
         Ok(match cmd {
-            "upgrade" if value.as_str().is_some_and(|path| !path.is_empty()) => {
-                return Err(
-                    "`upgrade` takes no `value`: what to upgrade to stands in the service file".into()
-                );
-            }
-            "upgrade" => Self::Upgrade,
+            "upgrade" => Self::Upgrade { target: target(value)? },
             "rollback" => Self::Rollback,
             "respawn" => Self::Respawn { now: now()? },
             "stop" => Self::Stop { now: now()? },
@@ -154,7 +155,8 @@ impl Request {
             Command::Scale(Scale::To(count)) => set("value", (*count).into()),
             Command::Scale(Scale::By(by)) => set("value", format!("{by:+}").into()),
             Command::Message(text) => set("value", text.as_str().into()),
-            Command::Upgrade
+            Command::Upgrade { target: Some(path) } => set("value", path.as_str().into()),
+            Command::Upgrade { target: None }
             | Command::Rollback
             | Command::Respawn { .. }
             | Command::Stop { .. }
@@ -196,6 +198,17 @@ pub fn parse_scale(text: &str) -> Option<Scale> {
     match text.as_bytes().first()? {
         b'+' | b'-' => text.parse().ok().map(Scale::By),
         _ => text.parse().ok().map(Scale::To),
+    }
+}
+
+/// Reads the path that an upgrade goes to, if it names one.
+fn target(value: &Value) -> Result<Option<String>, String> {
+    match value {
+        Value::Null => Ok(None),
+        Value::String(path) if path.contains('\0') => Err("a path has no NUL".into()),
+        Value::String(path) if path.len() > MAX_PATH => Err(format!("a path has at most {MAX_PATH} bytes")),
+        Value::String(path) => Ok(Some(path.clone()).filter(|path| !path.is_empty())),
+        _ => Err("`value` must be the path to upgrade to".into()),
     }
 }
 
@@ -284,7 +297,12 @@ impl Reply {
         let ok = outcome.reason().is_none();
         Self {
             cmd: cmd.into(),
-            value: if ok { OK.into() } else { outcome.to_string() },
+            value: match outcome {
+                Outcome::Committed => OK.into(),
+                // As all that is refused: why, and no more.
+                Outcome::Refused(reason) => reason.clone(),
+                Outcome::RolledBack(_) | Outcome::Superseded(_) => outcome.to_string(),
+            },
             ok,
             outcome: Some(outcome.word().into()),
             reason: outcome.reason().map(Into::into),
@@ -401,7 +419,8 @@ mod tests {
     #[test]
     fn a_request_survives_the_wire() {
         let commands = [
-            Command::Upgrade,
+            Command::Upgrade { target: None },
+            Command::Upgrade { target: Some("/srv/2 π.js".into()) },
             Command::Rollback,
             Command::Respawn { now: false },
             Command::Respawn { now: true },
@@ -425,8 +444,9 @@ mod tests {
     #[test]
     fn what_others_write_is_understood() {
         let parse = |line: &str| Request::parse(line.as_bytes()).map(|request| request.command);
-        assert_eq!(parse(r#"{"cmd":"upgrade","value":""}"#), Ok(Command::Upgrade));
-        assert_eq!(parse("{\"value\":null, \"cmd\":\"upgrade\",\"later\":[1]}\r"), Ok(Command::Upgrade));
+        let upgrade = Command::Upgrade { target: None };
+        assert_eq!(parse(r#"{"cmd":"upgrade","value":""}"#), Ok(upgrade.clone()));
+        assert_eq!(parse("{\"value\":null, \"cmd\":\"upgrade\",\"later\":[1]}\r"), Ok(upgrade));
         assert_eq!(parse(r#"{"cmd":"scale","value":"4"}"#), Ok(Command::Scale(Scale::To(4))));
         assert_eq!(parse(r#"{"cmd":"version"}"#), Ok(Command::Ping));
     }
@@ -440,7 +460,8 @@ mod tests {
         assert_eq!(reason("{}"), "the object must have a text `cmd`");
         assert_eq!(reason(r#"{"cmd":7}"#), "the object must have a text `cmd`");
         assert_eq!(reason(r#"{"cmd":"stop","now":1}"#), "`now` must be true or false");
-        assert!(reason(r#"{"cmd":"upgrade","value":"/srv/2.js"}"#).contains("service file"));
+        assert!(reason(r#"{"cmd":"upgrade","value":["/srv/2.js"]}"#).contains("must be the path"));
+        assert!(reason(r#"{"cmd":"upgrade","value":"/srv/2\u0000"}"#).contains("no NUL"));
         for value in ["-1", "1.5", "\"\"", "\"x\"", "\"+\"", "null", "99999999999"] {
             let line = format!(r#"{{"cmd":"scale","value":{value}}}"#);
             assert!(reason(&line).starts_with("`value` must be a number"), "{line}");

@@ -332,7 +332,7 @@ fn a_failed_hook_refuses_before_anything_is_touched() {
     let mut story = Story::with_workers(1);
     story.hook = Some(secs(300));
     let request = story.upgrade();
-    story.event(Event::HookEnded(GenerationId(2), Err("exited with status 1".into())));
+    story.event(Event::HookEnded(GenerationId(2), Err("the hook `before` exited with status 1".into())));
     let outcome = Outcome::Refused("the hook `before` exited with status 1".into());
     assert_eq!(story.answers, [(request, outcome)]);
     story.expect_never("[2/");
@@ -344,7 +344,7 @@ fn a_hook_that_never_ends_refuses_in_time() {
     story.hook = Some(secs(300));
     story.upgrade();
     story.after(secs(300));
-    story.expect_order(&["generation 2 refused: the hook `before` was not done in time"]);
+    story.expect_order(&["generation 2 refused: a hook before the upgrade was not done in time"]);
 }
 
 #[test]

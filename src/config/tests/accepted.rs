@@ -31,6 +31,7 @@ fn every_default_is_the_documented_one() {
         name: "web".into(),
         process: ProcessSpec {
             command: vec!["a".into()],
+            target: None,
             directory: "/srv".into(),
             protocol: Protocol::Notify,
             clear_environment: false,
@@ -61,7 +62,7 @@ fn every_default_is_the_documented_one() {
             watchdog: None,
         },
         probe: Vec::new(),
-        hooks: Hooks { before: Vec::new(), after: Vec::new(), timeout: 300 * SECOND },
+        hooks: Hooks { timeout: 300 * SECOND, ..Hooks::default() },
         control: ControlSpec { group: None },
     };
     assert_eq!(spec, expected);
@@ -78,6 +79,7 @@ fn the_example_of_a_web_service_means_what_it_says() {
         name: "web".into(),
         process: ProcessSpec {
             command: vec!["./server".into(), "--quiet".into()],
+            target: None,
             directory: "/srv/web/current".into(),
             protocol: Protocol::Notify,
             clear_environment: false,

@@ -35,8 +35,16 @@ impl Daemon {
 
     fn obey(&mut self, asker: Asker, command: Command) {
         match command {
-            Command::Upgrade => self.ask(asker, |request| Event::Upgrade(Some(request))),
-            Command::Respawn { now: false } => self.ask(asker, |request| Event::Respawn(Some(request))),
+            Command::Upgrade { target: None } => {
+                self.ask(asker, |request| Event::Upgrade(Some(request)));
+            }
+            Command::Upgrade { target: Some(path) } => {
+                let request = self.ask(asker, |request| Event::Asked(request, Wish::UpgradeTo));
+                self.targets.insert(request, path);
+            }
+            Command::Respawn { now: false } => {
+                self.ask(asker, |request| Event::Respawn(Some(request)));
+            }
             Command::Respawn { now: true } => self.wish(asker, Wish::RespawnNow),
             Command::Rollback => self.wish(asker, Wish::Rollback),
             Command::Stop { now: false } => self.wish(asker, Wish::Stop),
@@ -60,15 +68,20 @@ impl Daemon {
         self.ask(asker, |request| Event::Asked(request, wish));
     }
 
-    fn ask(&mut self, asker: Asker, event: impl FnOnce(RequestId) -> Event) {
+    fn ask(&mut self, asker: Asker, event: impl FnOnce(RequestId) -> Event) -> RequestId {
         self.control.last_request += 1;
         let request = RequestId(self.control.last_request);
         self.control.askers.insert(request, asker);
         self.inbox.push_back(event(request));
+        request
     }
 
     /// Brings the core's answer to whoever asked, where it is still there.
     pub(in super::super) fn answer(&mut self, request: RequestId, outcome: &Outcome) {
+        self.targets.remove(&request);
+        if self.hold_answer(request, outcome) {
+            return;
+        }
         let Some(asker) = self.control.askers.remove(&request) else { return };
         // A respawn that fails has nothing to do with the latest upgrade.
         let failed = matches!(outcome, Outcome::RolledBack(_)) && asker.cmd != "respawn";

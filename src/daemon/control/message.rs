@@ -4,6 +4,7 @@
 
 use std::io;
 
+use super::super::launch::MESSAGE_VARIABLE;
 use super::super::run::Daemon;
 use crate::core::ids::WorkerId;
 use crate::sys::output::write_message;
@@ -14,11 +15,11 @@ const NAMED: usize = 5;
 
 impl Daemon {
     /// Hands a line to every worker that serves or is about to.
-    pub(super) fn send_message(&self, text: &str) -> Reply {
-        let line = format!("{text}\n");
+    pub(super) fn send_message(&mut self, text: &str) -> Reply {
         let (mut reached, mut failures, mut is_taken) = (0_usize, Vec::new(), false);
-        for (worker, _) in self.manager.live_workers() {
-            match self.hand_over(worker, line.as_bytes()) {
+        let live: Vec<_> = self.manager.live_workers().map(|(worker, _)| worker).collect();
+        for worker in live {
+            match self.hand_over(worker, text) {
                 Some(Ok(())) => reached += 1,
                 Some(Err(why)) => failures.push(why),
                 None => continue,
@@ -42,16 +43,23 @@ impl Daemon {
     }
 
     /// `None` for a worker without such a pipe.
-    fn hand_over(&self, worker: WorkerId, line: &[u8]) -> Option<Result<(), String>> {
-        let process = self.processes.get(&worker)?;
-        let handed = write_message(process.messages.as_ref()?, line);
+    fn hand_over(&mut self, worker: WorkerId, text: &str) -> Option<Result<(), String>> {
+        let process = self.processes.get_mut(&worker)?;
+        let slot = process.slot;
+        let (handed, way) = match (&process.messages, &mut process.channel) {
+            (Some(pipe), _) => (write_message(pipe, format!("{text}\n").as_bytes()), MESSAGE_VARIABLE),
+            (None, Some(channel)) => (channel.tell(text), "channel"),
+            (None, None) => return None,
+        };
+        // What a channel did not take at once goes when it does.
+        self.tend_channel(worker);
         Some(handed.map_err(|error| {
             let why = match error.kind() {
                 io::ErrorKind::WouldBlock => "has not read its earlier messages".to_owned(),
-                io::ErrorKind::BrokenPipe => "has closed its LIVESWAP_MESSAGE_FD".to_owned(),
+                io::ErrorKind::BrokenPipe => format!("has closed its {way}"),
                 _ => error.to_string(),
             };
-            format!("worker {worker} (slot {}) {why}", process.slot)
+            format!("worker {worker} (slot {slot}) {why}")
         }))
     }
 }

@@ -1,5 +1,6 @@
 //! How things stand, by what the core and the shell know without a look at anything else.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::value::{RawValue, to_raw_value};
@@ -93,7 +94,10 @@ impl Daemon {
 
     fn socket_status(&self) -> Vec<Socket> {
         let Some(of) = self.generations.get(&self.manager.current()) else { return Vec::new() };
-        let sockets = of.sockets.listeners.iter().map(|listener| {
+        let demanded = self.demanded.iter().map(|demanded| &demanded.listener);
+        let demanded =
+            demanded.filter(|one| !of.sockets.listeners.iter().any(|other| Rc::ptr_eq(one, other)));
+        let sockets = of.sockets.listeners.iter().chain(demanded).map(|listener| {
             let spec = &listener.plan().spec;
             let broken = self.is_beyond_repair(listener);
             Socket { name: spec.name.clone(), listen: spec.listen.clone(), broken }

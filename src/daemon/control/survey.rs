@@ -102,12 +102,12 @@ impl Daemon {
 
     fn ports(&self) -> Ports {
         let mut ports = Ports::default();
-        for listener in self.generations.values().flat_map(|of| &of.sockets.listeners) {
+        for listener in self.sockets.listeners() {
             let spec = &listener.plan().spec;
             match (&spec.address, spec.kind) {
                 (SocketAddress::Inet(_), SocketKind::Stream) => {
                     // The port of the file may be 0: the kernel knows which it became.
-                    if let Ok(Some(Address::Inet(address))) = local_address(&**listener) {
+                    if let Ok(Some(Address::Inet(address))) = local_address(&*listener) {
                         ports.tcp.insert(address.port());
                     }
                 }

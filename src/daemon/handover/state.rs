@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use super::super::control::{Asker, Control, History};
 use super::super::launch::{Common, Heritage};
+use super::super::node::{Demanded, DemandedState};
 use super::super::outlet::{ERROR, OUTPUT, Outputs};
 use super::super::prepare::Candidate;
 use super::super::process::Process;
@@ -19,7 +20,7 @@ use super::super::runtime::RuntimeDirectory;
 use super::super::sockets::{Listener, Prepared, Sockets};
 use super::super::token::Token;
 use super::super::upward::ServiceManager;
-use crate::core::ids::{GenerationId, WorkerId};
+use crate::core::ids::{GenerationId, RequestId, WorkerId};
 use crate::core::time::Mono;
 use crate::core::{Event, Manager};
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
@@ -49,6 +50,8 @@ pub struct State {
     generations: Vec<(GenerationId, Release, Vec<usize>)>,
     beyond_repair: Vec<usize>,
     kept: Option<(GenerationId, Release)>,
+    targets: Vec<(RequestId, String)>,
+    demanded: Vec<DemandedState>,
     candidate: As<Option<Candidate>>,
     processes: As<BTreeMap<WorkerId, Process>>,
     roles: Vec<(i32, Role)>,
@@ -82,6 +85,8 @@ impl State {
             sockets,
             generations,
             kept,
+            targets,
+            demanded,
             candidate,
             processes,
             roles,
@@ -97,6 +102,8 @@ impl State {
             poller: _,
             signals: _,
             reexec: _,
+            // Nobody hands over while something is recorded.
+            recording: _,
             inbox: _,
             barriers: _,
             ended: _,
@@ -122,6 +129,8 @@ impl State {
             generations: generations.iter().map(generation).collect(),
             beyond_repair: dead.filter_map(|dead| place(&dead)).collect(),
             kept: kept.clone(),
+            targets: targets.pack(luggage),
+            demanded: demanded.iter().filter_map(|one| Some(one.pack(place(&one.listener)?))).collect(),
             candidate: candidate.pack(luggage),
             processes: processes.pack(luggage),
             roles: roles.pack(luggage),
@@ -162,6 +171,7 @@ impl State {
             generations.insert(id, Generation { release, common, sockets });
         }
         let dead = self.beyond_repair.iter().filter_map(|place| listeners.get(*place));
+        let demanded = self.demanded.into_iter().filter_map(|one| Demanded::unpack(one, &listeners));
         let helpers: Vec<Spawned> = HandOver::unpack(self.helpers, luggage)?;
         let daemon = Daemon {
             manager: self.manager,
@@ -177,6 +187,9 @@ impl State {
             sockets: Sockets::resume(&listeners),
             generations,
             kept: self.kept,
+            targets: HandOver::unpack(self.targets, luggage)?,
+            recording: None,
+            demanded: demanded.collect(),
             candidate: HandOver::unpack(self.candidate, luggage)?,
             processes: HandOver::unpack(self.processes, luggage)?,
             roles: HandOver::unpack(self.roles, luggage)?,

@@ -216,7 +216,9 @@ impl Daemon {
     /// Hands over to the program that was tried, where one was. It returns only where this manager goes on, and then says
     /// whether something has come meanwhile that is to be dealt with first.
     pub(in super::super) fn hands_over(&mut self) -> bool {
-        if !matches!(self.reexec, Some(Reexec { stage: Stage::Tried(_), .. })) {
+        let is_tried = matches!(self.reexec, Some(Reexec { stage: Stage::Tried(_), .. }));
+        // What is being recorded, and who waits for it, is not handed over: it is a matter of a moment.
+        if !is_tried || self.recording.is_some() {
             return false;
         }
         // From here on signals wait for whoever is the manager then; those that have come are ours.

@@ -128,6 +128,19 @@ impl Problem {
 }
 
 impl SocketError {
+    /// Returns the number of the error that whoever wanted the socket would have had from the kernel.
+    pub fn errno(&self) -> i32 {
+        let Self::Socket { problem, .. } = self else { return Errno::EINVAL as i32 };
+        match problem {
+            Problem::Failed { error, .. }
+            | Problem::Taken(error)
+            | Problem::Overlaps { error, .. }
+            | Problem::Dead(error) => error.raw_os_error().unwrap_or(Errno::EINVAL as i32),
+            Problem::LivePath | Problem::NotASocket => Errno::EADDRINUSE as i32,
+            Problem::Unchangeable(_) | Problem::ActivatorsOwn => Errno::EINVAL as i32,
+        }
+    }
+
     /// Returns what to do next, where we know it.
     pub fn hint(&self) -> Option<String> {
         match self {

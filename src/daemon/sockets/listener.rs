@@ -216,6 +216,26 @@ impl Listener {
         Ok(())
     }
 
+    /// Has nobody wait in accept(2) for a connection that another one took.
+    ///
+    /// # Errors
+    /// Those of fcntl(2).
+    pub fn set_non_blocking(&self) -> io::Result<()> {
+        options::set(&self.fd, SocketOption::NonBlocking, &Value::from(true))
+    }
+
+    /// Has the queue be as long as whoever uses the socket wants it.
+    ///
+    /// # Errors
+    /// Those of listen(2).
+    pub fn set_backlog(&self, backlog: Option<u32>) -> io::Result<()> {
+        if self.plan().spec.options.backlog == backlog {
+            return Ok(());
+        }
+        self.plan.borrow_mut().spec.options.backlog = backlog;
+        self.listen()
+    }
+
     /// Makes a socket that was just inherited block or not, as the file says: what its activator needed does not count.
     ///
     /// This comes last, not in [`Self::change`]: later on, workers may have set `O_NONBLOCK` for themselves, and where

@@ -1,0 +1,229 @@
+//! Node programs as workers: their channel, and the sockets that they ask for.
+//!
+//! The manager plays the primary of Node's `cluster` (docs/protocols.md). A worker asks for what it listens on and gets a
+//! socket that is bound once, shared by all workers and generations, and let go of when no generation uses it any more. That
+//! it listens is its readiness, and to be disconnected its drain.
+//!
+//! ```text
+//! channel   one worker's channel: lines in, lines and descriptors out          demand   the sockets that were asked for
+//! ```
+
+mod channel;
+mod demand;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::unistd::geteuid;
+use tracing::{debug, info};
+
+pub(super) use self::channel::Channel;
+use self::channel::Standing;
+pub(super) use self::demand::{Demanded, DemandedState};
+use super::release::Release;
+use super::run::Daemon;
+use super::token::Token;
+use crate::core::Event;
+use crate::core::ids::WorkerId;
+use crate::core::spec::{SocketAddress, SocketKind, SocketSpec};
+use crate::core::word::Word;
+use crate::wire::node::{Answer, Place, Query, Said};
+
+/// How long a worker whose servers are all closed has to end by itself before it is sent its drain signal: one that has other
+/// things open, such as a pool of connections to a database, would never end.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How often it is read what a worker that has ended had said.
+const LAST_TURNS: usize = 64;
+
+impl Daemon {
+    /// Takes what a worker has said on its channel, as much as one may say before others get their turn.
+    pub(super) fn hear_node(&mut self, worker: WorkerId) {
+        let Some(channel) = self.channel(worker) else { return };
+        let heard = channel.listen();
+        for said in heard {
+            self.take_said(worker, said);
+        }
+        self.tend_channel(worker);
+    }
+
+    /// Takes the last words of a worker that has ended, and lets go of its channel.
+    pub(super) fn hear_to_the_end(&mut self, worker: WorkerId) {
+        for _ in 0..LAST_TURNS {
+            let Some(channel) = self.channel(worker).filter(|channel| channel.is_readable()) else { break };
+            let heard = channel.listen();
+            // Nobody is there any more to be given a socket.
+            for said in heard.into_iter().filter(|said| matches!(said, Said::Listening)) {
+                self.take_said(worker, said);
+            }
+        }
+        let Some(process) = self.processes.get_mut(&worker) else { return };
+        process.lingers_until = None;
+        if let Some(channel) = process.channel.take() {
+            // A process that outlives it may hold a copy, and that would keep the registration.
+            let _ = self.poller.remove(&channel);
+        }
+    }
+
+    fn channel(&mut self, worker: WorkerId) -> Option<&mut Channel> {
+        self.processes.get_mut(&worker).and_then(|process| process.channel.as_mut())
+    }
+
+    fn take_said(&mut self, worker: WorkerId, said: Said) {
+        let word = match said {
+            Said::Query(query) => {
+                self.answer_query(worker, &query);
+                return;
+            }
+            Said::Listening => Word::Ready,
+            Said::Leaves(seq) => {
+                self.say_to_node(worker, &Answer::Noted(seq));
+                Word::Stopping
+            }
+            Said::Closed(key) => {
+                self.channel(worker).map(|channel| channel.held.remove(&key));
+                return;
+            }
+            Said::Descriptor => {
+                // Nobody wants it, but its sender waits.
+                self.say_to_node(worker, &Answer::Arrived);
+                return;
+            }
+            Said::NotArrived => {
+                debug!("worker {worker}: a socket did not arrive");
+                return;
+            }
+            Said::Other => return,
+        };
+        self.inbox.push_back(Event::Said(worker, word));
+    }
+
+    fn say_to_node(&mut self, worker: WorkerId, answer: &Answer<'_>) {
+        if let Some(channel) = self.channel(worker) {
+            channel.say(answer, None);
+        }
+    }
+
+    fn answer_query(&mut self, worker: WorkerId, query: &Query) {
+        let Some(process) = self.processes.get(&worker) else { return };
+        let Some(channel) = process.channel.as_ref() else { return };
+        if channel.standing() != Standing::Open {
+            return;
+        }
+        let Some(of) = self.generations.get(&process.generation) else { return };
+        let (seq, generation) = (query.seq, process.generation);
+        let found = match &query.place {
+            Place::Nowhere(errno) => Err(*errno),
+            // Those of the service file, which it has from 3 up.
+            Place::Inherited(fd) => {
+                let place = usize::try_from(*fd).ok().and_then(|fd| fd.checked_sub(3));
+                let listener = place.and_then(|place| of.sockets.listeners.get(place)).cloned();
+                let key = format!("fd {fd}");
+                let data = serde_json::Value::Null;
+                listener.map(|listener| Demanded::new(key, listener, data)).ok_or(libc::EBADF)
+            }
+            Place::At(spec) => match may_have(spec, &of.release) {
+                Ok(()) => {
+                    let held = channel.held.clone();
+                    self.demand(generation, spec, query, &held)
+                }
+                Err(errno) => Err(errno),
+            },
+            Place::Everywhere { port, backlog } => {
+                let held = channel.held.clone();
+                let either = [true, false].map(|is_ipv6| Place::everywhere(is_ipv6, *port, *backlog));
+                match may_have(&either[0], &of.release) {
+                    Ok(()) => match self.demand(generation, &either[0], query, &held) {
+                        // There is no IPv6 here.
+                        Err(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EINVAL) => {
+                            self.demand(generation, &either[1], query, &held)
+                        }
+                        found => found,
+                    },
+                    Err(errno) => Err(errno),
+                }
+            }
+        };
+        let Some(channel) = self.channel(worker) else { return };
+        let hand_out = |socket: Demanded| {
+            // Node takes it that what comes along a channel does not block.
+            socket.listener.set_non_blocking()?;
+            let copy = socket.listener.as_fd().try_clone_to_owned()?;
+            io::Result::Ok((socket, copy))
+        };
+        let errno = |error: io::Error| error.raw_os_error().unwrap_or(libc::EMFILE);
+        match found.and_then(|socket| hand_out(socket).map_err(errno)) {
+            Ok((socket, copy)) => {
+                let is_datagram = socket.listener.plan().spec.kind == SocketKind::Datagram;
+                let answer = Answer::Socket { seq, key: &socket.key, data: &socket.data, is_datagram };
+                channel.say(&answer, Some(copy));
+                channel.held.insert(socket.key);
+            }
+            Err(errno) => channel.say(&Answer::NoSocket { seq, errno }, None),
+        }
+    }
+
+    /// Writes what waits for a worker, and has its channel watched for what is to come.
+    pub(super) fn tend_channel(&mut self, worker: WorkerId) {
+        let now = self.now();
+        let Some(process) = self.processes.get_mut(&worker) else { return };
+        let Some(channel) = &mut process.channel else { return };
+        channel.flush();
+        if channel.is_closed() {
+            let _ = self.poller.remove(&*channel);
+            let has_left = channel.standing() == Standing::Left;
+            process.channel = None;
+            if has_left {
+                process.lingers_until = Some(now + LINGER);
+            } else {
+                // It disconnected, or is about to exit: whatever it had to serve with is closed.
+                self.inbox.push_back(Event::Said(worker, Word::Stopping));
+            }
+        } else if let Some(interest) = channel.watch() {
+            let _ = self.poller.modify(&*channel, Token::Channel(worker).pack(), interest);
+        }
+    }
+
+    /// Asks a worker to drain by its channel; returns whether it has one.
+    pub(super) fn disconnect(&mut self, worker: WorkerId) -> bool {
+        let Some(channel) = self.channel(worker) else { return false };
+        channel.leave();
+        self.tend_channel(worker);
+        true
+    }
+
+    /// Sends the drain signal to those that have closed all their servers and still run.
+    pub(super) fn end_lingering(&mut self) {
+        let now = self.now();
+        let is_due = |at: Option<crate::core::time::Mono>| at.is_some_and(|at| at <= now);
+        let due = self.processes.iter_mut().filter(|(_, process)| is_due(process.lingers_until));
+        let due: Vec<_> = due.map(|(worker, process)| (*worker, process.lingers_until.take())).collect();
+        for (worker, _) in due {
+            info!("worker {worker} has closed its servers and does not end; it is sent its drain signal");
+            self.signal_to_drain(worker);
+        }
+    }
+}
+
+/// Whether workers may have a socket that they ask for: what a worker that is another user than we are could not bind for
+/// itself is for the service file alone to grant.
+fn may_have(spec: &SocketSpec, release: &Release) -> Result<(), i32> {
+    let is_other = release.credentials.as_ref().is_some_and(|who| who.uid != geteuid().as_raw());
+    let is_granted = release.spec.sockets.iter().any(|granted| granted.address == spec.address);
+    if !is_other || is_granted {
+        return Ok(());
+    }
+    match &spec.address {
+        SocketAddress::Inet(address) if address.port() == 0 || address.port() >= first_free_port() => Ok(()),
+        SocketAddress::Inet(_) | SocketAddress::Path(_) => Err(libc::EACCES),
+        SocketAddress::Abstract(_) => Ok(()),
+    }
+}
+
+/// The first port that needs no privilege (ip(7), `ip_unprivileged_port_start`).
+fn first_free_port() -> u16 {
+    let setting = std::fs::read_to_string(Path::new("/proc/sys/net/ipv4/ip_unprivileged_port_start"));
+    setting.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024)
+}

@@ -1,0 +1,195 @@
+//! One worker's channel: lines in, lines and descriptors out, nothing waited for.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use serde::{Deserialize, Serialize};
+
+use crate::sys::channel::{receive_some, send_some};
+use crate::sys::handover::{hand_over, plain};
+use crate::sys::output::is_readable;
+use crate::sys::wait::Interest;
+use crate::wire::lines::Lines;
+use crate::wire::node::{Answer, MAX_LINE, Said};
+
+plain!(Standing);
+
+/// How much is read in a turn, in bytes.
+const READ_SIZE: usize = 16 * 1024;
+
+/// The most that waits for a worker which does not read, in bytes; beyond it there are no messages for it.
+const MAX_WAITING: usize = 256 * 1024;
+
+/// The manager's end of a channel.
+#[derive(Debug)]
+pub struct Channel {
+    fd: OwnedFd,
+    lines: Lines,
+    /// A line that is too long is being skipped.
+    skips: bool,
+    output: VecDeque<Line>,
+    /// The keys of the sockets that the worker has open.
+    pub(in super::super) held: BTreeSet<String>,
+    standing: Standing,
+    watched: Interest,
+}
+
+/// How far a worker has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Standing {
+    /// It serves, or is about to.
+    Open,
+    /// It was asked to leave.
+    Leaving,
+    /// It has closed its end without being asked.
+    Parted,
+    /// It has closed its end, as it was asked to.
+    Left,
+}
+
+hand_over!(Channel as ChannelState {
+    fd: OwnedFd,
+    lines: Lines,
+    skips: bool,
+    output: VecDeque<Line>,
+    held: BTreeSet<String>,
+    standing: Standing,
+    watched: Interest,
+});
+
+/// A line on its way.
+#[derive(Debug)]
+pub struct Line {
+    rest: Vec<u8>,
+    /// What goes beside its first byte.
+    descriptor: Option<OwnedFd>,
+}
+
+hand_over!(Line as LineState { rest: Vec<u8>, descriptor: Option<OwnedFd> });
+
+impl Channel {
+    pub(in super::super) fn new(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            lines: Lines::new(MAX_LINE),
+            skips: false,
+            output: VecDeque::new(),
+            held: BTreeSet::new(),
+            standing: Standing::Open,
+            watched: Interest::Read,
+        }
+    }
+
+    /// Takes what the worker has said by now, a bounded piece of it. Who does not read is not heard.
+    pub(super) fn listen(&mut self) -> Vec<Said> {
+        let mut heard = Vec::new();
+        if self.watched != Interest::Read || self.is_closed() {
+            return heard;
+        }
+        let mut buffer = [0; READ_SIZE];
+        match receive_some(&self.fd, &mut buffer) {
+            Ok(0) => self.close(),
+            Ok(count) => self.lines.push(&buffer[..count]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => self.close(),
+        }
+        while let Some(line) = self.lines.next_line() {
+            if line.ended && !self.skips {
+                heard.push(Said::parse(line.bytes));
+            }
+            self.skips = !line.ended;
+        }
+        heard
+    }
+
+    /// Has something said, perhaps with a descriptor beside it.
+    pub(super) fn say(&mut self, answer: &Answer<'_>, descriptor: Option<OwnedFd>) {
+        self.output.push_back(Line { rest: answer.to_line(), descriptor });
+    }
+
+    /// Has a message said, where the worker reads those that it got before.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` where it does not, `BrokenPipe` where it never will.
+    pub(in super::super) fn tell(&mut self, text: &str) -> io::Result<()> {
+        self.flush();
+        if self.standing != Standing::Open {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        if self.output.iter().map(|line| line.rest.len()).sum::<usize>() > MAX_WAITING {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.say(&Answer::Message(text), None);
+        self.flush();
+        Ok(())
+    }
+
+    /// Asks the worker to leave.
+    pub(super) fn leave(&mut self) {
+        if self.standing == Standing::Open {
+            self.standing = Standing::Leaving;
+            self.say(&Answer::Disconnect, None);
+        }
+    }
+
+    fn close(&mut self) {
+        self.standing = if self.standing == Standing::Open { Standing::Parted } else { Standing::Left };
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        self.standing
+    }
+
+    /// Whether the worker has closed its end.
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self.standing, Standing::Parted | Standing::Left)
+    }
+
+    /// Whether there is something to be heard, be it the end.
+    pub(super) fn is_readable(&self) -> bool {
+        !self.is_closed() && is_readable(&self.fd).unwrap_or(false)
+    }
+
+    /// Writes what is taken.
+    pub(super) fn flush(&mut self) {
+        while let Some(line) = self.output.front_mut() {
+            let beside = line.descriptor.as_ref().map(AsFd::as_fd);
+            match send_some(&self.fd, &line.rest, beside) {
+                Ok(count) => {
+                    line.rest.drain(..count);
+                    line.descriptor = None;
+                    if line.rest.is_empty() {
+                        self.output.pop_front();
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                // Too many descriptors are on their way (ETOOMANYREFS): later.
+                Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => return,
+                // What it said before it closed is still to be read.
+                Err(_) => self.output.clear(),
+            }
+        }
+    }
+
+    /// Returns what it is to be watched for from now on, where that has changed.
+    pub(super) fn watch(&mut self) -> Option<Interest> {
+        let wanted = if self.output.is_empty() { Interest::Read } else { Interest::Write };
+        let has_changed = wanted != self.watched;
+        self.watched = wanted;
+        has_changed.then_some(wanted)
+    }
+
+    /// What it is watched for now.
+    pub(in super::super) fn watched(&self) -> Interest {
+        self.watched
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

@@ -1,0 +1,21 @@
+// Calls a module that exports `function (data, callback)`, and writes what it calls back to descriptor 3 as a line of JSON.
+const [module, target] = process.argv.slice(1)
+
+function callback(error, value) {
+  const said = error ? { error: String(error.message || error) } : value == null ? {} : { value: String(value) }
+  require('fs').writeSync(3, JSON.stringify(said) + '\n')
+  process.exit(error ? 1 : 0)
+}
+
+function call(exported) {
+  const hook = typeof exported === 'function' ? exported : exported.default
+  hook({ cmd: 'upgrade', value: target, toString: () => target }, callback)
+}
+
+process.on('uncaughtException', callback)
+try {
+  call(require(module))
+} catch (error) {
+  if (error.code !== 'ERR_REQUIRE_ESM') callback(error)
+  import(require('url').pathToFileURL(module)).then(call).catch(callback)
+}

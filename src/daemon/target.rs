@@ -1,0 +1,226 @@
+//! The target of a service: the code that it runs, where that has a name of its own (`[service] target`).
+//!
+//! The file says what it is, an upgrade may name another one, and what was named holds until the file says something new.
+//! `[upgrade] head` records the one that serves, for the next manager to begin with.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tracing::{error, warn};
+
+use super::release::{Release, read_file};
+use super::run::{Daemon, Role};
+use crate::core::ids::RequestId;
+use crate::core::notice::Outcome;
+use crate::core::spec::ServiceSpec;
+use crate::core::time::Mono;
+use crate::core::word::one_line;
+use crate::sys::fork::{ForkedWork, in_child};
+use crate::sys::process::kill_tree;
+use crate::sys::reaper::Exit;
+
+/// How long answers wait for the record of what they are about.
+const RECORD_TAKES: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// The target of a release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// The absolute path as it was given.
+    pub given: String,
+    /// The same with all symbolic links resolved: what this generation is pinned to.
+    pub resolved: String,
+}
+
+/// Which target a release is to have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Wanted {
+    /// Nobody has named any: what `head` has recorded, or else the service file's.
+    First,
+    /// Somebody has named this one.
+    Named(String),
+    /// The one that serves, unless the service file names another than it did.
+    Standing {
+        /// What the file named then.
+        file: Option<String>,
+        /// What serves.
+        given: Option<String>,
+    },
+}
+
+impl Wanted {
+    /// Wants what a release has, where nobody names another.
+    pub fn as_in(release: &Release) -> Self {
+        let given = release.target.as_ref().map(|target| target.given.clone());
+        Self::Standing { file: release.spec.process.target.clone(), given }
+    }
+
+    /// Returns the target of a service, where it has one; where hooks are `yet_to_run` that may make it, it need not exist.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none.
+    pub fn find(
+        &self,
+        spec: &ServiceSpec,
+        yet_to_run: bool,
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<Target>, String> {
+        let Some(file) = &spec.process.target else {
+            return match self {
+                Self::Named(path) => Err(format!(
+                    "there is no `target` in [service] that could be changed to {}",
+                    one_line(path)
+                )),
+                Self::First | Self::Standing { .. } => Ok(None),
+            };
+        };
+        let at = |path: &str| locate(&spec.process.directory, path, yet_to_run);
+        match self {
+            Self::Named(path) => at(path).map(Some),
+            Self::Standing { file: before, given: Some(given) } if before.as_ref() == Some(file) => {
+                at(given).map(Some)
+            }
+            Self::First => {
+                let recorded = spec.hooks.head.as_deref().and_then(|head| {
+                    let recorded = recorded(head).transpose()?.and_then(|path| at(&path));
+                    let warn =
+                        |why| warnings.push(format!("head {}: {why}; starting {file}", head.display()));
+                    recorded.map_err(warn).ok()
+                });
+                recorded.map_or_else(|| at(file), Ok).map(Some)
+            }
+            Self::Standing { .. } => at(file).map(Some),
+        }
+    }
+}
+
+fn locate(directory: &Path, path: &str, yet_to_run: bool) -> Result<Target, String> {
+    let given = directory.join(path);
+    let resolved = match given.canonicalize() {
+        Err(error) if yet_to_run && error.kind() == ErrorKind::NotFound => Ok(given.clone()),
+        resolved => resolved.map_err(|error| format!("target {}: {error}", one_line(path))),
+    };
+    let text = |path: PathBuf| path.into_os_string().into_string();
+    match (text(given), text(resolved?)) {
+        (Ok(given), Ok(resolved)) => Ok(Target { given, resolved }),
+        _ => Err(format!("target {}: its path is not UTF-8", one_line(path))),
+    }
+}
+
+/// Reads what was recorded; `None` where nothing was.
+fn recorded(head: &Path) -> Result<Option<String>, String> {
+    let bytes = match read_file(head) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        bytes => bytes.map_err(|error| error.to_string())?,
+    };
+    let path = String::from_utf8(bytes).ok().map(|text| text.trim_end().to_owned());
+    let is_path = |path: &String| path.starts_with('/') && !path.contains(char::is_control);
+    path.filter(is_path).map(Some).ok_or_else(|| "it does not hold the path of a target".into())
+}
+
+/// Records what serves: whoever reads finds the path of before or this one, whatever happens meanwhile.
+fn record(head: &Path, target: &str) -> io::Result<()> {
+    let folder = head.parent().unwrap_or(Path::new("/"));
+    let mut new = head.as_os_str().to_owned();
+    new.push(format!(".{}", std::process::id()));
+    let mut file = File::create(&new)?;
+    let written =
+        writeln!(file, "{target}").and_then(|()| file.sync_all()).and_then(|()| fs::rename(&new, head));
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written?;
+    File::open(folder)?.sync_all()
+}
+
+/// A record on its way to the disk, which a child takes there, as disks may hang.
+#[derive(Debug)]
+pub(super) struct Recording {
+    work: ForkedWork,
+    head: PathBuf,
+    until: Mono,
+    /// What is to be said when it is true of the record as well.
+    answers: Vec<(RequestId, Outcome)>,
+}
+
+impl Recording {
+    /// When answers wait no more.
+    pub(super) fn deadline(&self) -> Mono {
+        self.until
+    }
+}
+
+impl Daemon {
+    /// Records the target that serves, where the service file wants that.
+    pub(super) fn record_head(&mut self) {
+        let Some(release) = self.generations.get(&self.manager.current()).map(|of| &of.release) else {
+            return;
+        };
+        let (Some(head), Some(target)) = (&release.spec.hooks.head, &release.target) else { return };
+        let (head, target) = (head.clone(), target.given.clone());
+        // One that is still under way would come too late.
+        self.give_up_recording("another one is due");
+        let work = in_child(|| match record(&head, &target) {
+            Ok(()) => Vec::new(),
+            Err(error) => error.to_string().into_bytes(),
+        });
+        match work {
+            Ok(work) => {
+                self.roles.insert(work.pid, Role::Head);
+                let until = self.now() + RECORD_TAKES;
+                self.recording = Some(Recording { work, head, until, answers: Vec::new() });
+            }
+            Err(error) => error!("head {}: cannot be written: {error}", head.display()),
+        }
+    }
+
+    /// Keeps an answer until what it is about is recorded; gives it back where nothing is being recorded.
+    pub(super) fn hold_answer(&mut self, request: RequestId, outcome: &Outcome) -> bool {
+        let Some(recording) = self.recording.as_mut().filter(|_| *outcome == Outcome::Committed) else {
+            return false;
+        };
+        recording.answers.push((request, outcome.clone()));
+        true
+    }
+
+    /// Takes the end of a record.
+    pub(super) fn recorded(&mut self, exit: Exit) {
+        let Some(mut recording) = self.recording.take() else { return };
+        let mut said = Vec::new();
+        let is_read = recording.work.read(&mut said);
+        let why = match (is_read, exit) {
+            (Ok(_), Exit::Code(0)) if said.is_empty() => None,
+            (Ok(_), Exit::Code(0)) => Some(String::from_utf8_lossy(&said).into_owned()),
+            (Err(error), _) => Some(error.to_string()),
+            (Ok(_), exit) => Some(format!("whoever wrote it {exit}")),
+        };
+        if let Some(why) = why {
+            error!("head {}: cannot be written: {why}", recording.head.display());
+        }
+        self.say_held(recording.answers);
+    }
+
+    /// Gives up a record that takes too long.
+    pub(super) fn end_late_recording(&mut self) {
+        if self.recording.as_ref().is_some_and(|recording| recording.until <= self.now()) {
+            self.give_up_recording("it takes too long");
+        }
+    }
+
+    fn give_up_recording(&mut self, why: &str) {
+        let Some(recording) = self.recording.take() else { return };
+        warn!("head {}: is not written: {why}", recording.head.display());
+        if self.roles.remove(&recording.work.pid).is_some() {
+            let _ = kill_tree(recording.work.pid);
+        }
+        self.say_held(recording.answers);
+    }
+
+    fn say_held(&mut self, answers: Vec<(RequestId, Outcome)>) {
+        for (request, outcome) in answers {
+            self.answer(request, &outcome);
+        }
+    }
+}
