@@ -20,7 +20,6 @@ mod survey;
 use std::collections::BTreeMap;
 use std::io;
 use std::mem;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -38,6 +37,7 @@ use crate::core::ids::RequestId;
 use crate::core::time::Mono;
 use crate::sys::control_socket::{ControlSocket, Peer, peer};
 use crate::sys::handover::hand_over;
+use crate::sys::stream_socket::StreamSocket;
 use crate::sys::wait::{Interest, Poller};
 use crate::wire::control::{Reply, line};
 
@@ -195,8 +195,9 @@ impl Control {
     }
 
     fn drop_client(&mut self, id: ClientId, poller: &Poller) {
-        if let Some(client) = self.clients.remove(&id) {
+        if let Some(mut client) = self.clients.remove(&id) {
             let _ = poller.remove(&client.stream);
+            client.stream.finish();
         }
     }
 }
@@ -219,7 +220,7 @@ impl Daemon {
         }
     }
 
-    fn receive(&mut self, stream: UnixStream) {
+    fn receive(&mut self, stream: StreamSocket) {
         let now = self.now();
         let refusal = match peer(&stream) {
             Ok(peer) if peer.may_speak(self.control.group) => None,

@@ -1,22 +1,22 @@
-#![expect(unsafe_code, reason = "SO_PEERGROUPS, and adopting what accept4(2) returns")]
+#![expect(unsafe_code, reason = "SO_PEERGROUPS")]
 //! A UNIX socket by which people and programs speak to the manager, and who it is that speaks.
 //!
 //! The file is never more open than it is to be, not even for a moment: it is bound for the owner alone, then given to
 //! the group, then opened to it. The kernel tells who has connected, and who may speak is decided by that.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{SockFlag, accept4, getsockopt, sockopt};
+use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::geteuid;
 
 use super::handover::hand_over;
 use super::listener::{Address, Kind, create, listen};
 use super::socket_file::{Occupant, SocketFile, occupant, remove_stale};
+use super::stream_socket::{StreamSocket, accept};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 128;
@@ -85,15 +85,9 @@ impl ControlSocket {
     ///
     /// # Errors
     ///
-    /// Those of accept4(2): EMFILE, ENFILE, ENOBUFS or ENOMEM where there is no room for another.
-    pub fn accept(&self) -> io::Result<Option<UnixStream>> {
-        match accept4(self.socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
-            // SAFETY: the descriptor was made just now, for this alone.
-            Ok(fd) => Ok(Some(UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) }))),
-            // Whoever it was has gone again, or nobody was there.
-            Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+    /// Those of [`accept`].
+    pub fn accept(&self) -> io::Result<Option<StreamSocket>> {
+        accept(&self.socket)
     }
 
     /// Removes the file, so that nobody comes any more.
@@ -113,14 +107,14 @@ impl AsFd for ControlSocket {
 /// # Errors
 ///
 /// Those of getsockopt(2).
-pub fn peer(stream: &UnixStream) -> io::Result<Peer> {
+pub fn peer(stream: &StreamSocket) -> io::Result<Peer> {
     let credentials = getsockopt(stream, sockopt::PeerCredentials)?;
     let mut groups = vec![credentials.gid()];
     groups.extend(peer_groups(stream)?);
     Ok(Peer { pid: credentials.pid(), uid: credentials.uid(), groups })
 }
 
-fn peer_groups(stream: &UnixStream) -> io::Result<Vec<u32>> {
+fn peer_groups(stream: &StreamSocket) -> io::Result<Vec<u32>> {
     // Most have few; the kernel says how much room the others need (ERANGE).
     let mut groups: Vec<u32> = vec![0; 64];
     loop {
@@ -130,7 +124,7 @@ fn peer_groups(stream: &UnixStream) -> io::Result<Vec<u32>> {
         let result = unsafe {
             let buffer = groups.as_mut_ptr().cast();
             let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERGROUPS);
-            libc::getsockopt(stream.as_raw_fd(), level, name, buffer, &raw mut length)
+            libc::getsockopt(stream.as_fd().as_raw_fd(), level, name, buffer, &raw mut length)
         };
         let needed = length as usize / size_of::<libc::gid_t>();
         match Errno::result(result) {
@@ -149,6 +143,7 @@ mod tests {
     use std::fs;
     use std::io::{Read, Write};
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::net::UnixStream;
 
     use nix::unistd::{getegid, getgroups, getpid};
 

@@ -30,6 +30,7 @@ pub mod signals;
 pub mod sock_diag;
 pub mod socket_file;
 pub mod spawn;
+pub mod stream_socket;
 pub mod strings;
 pub mod tree_watch;
 pub mod usage;

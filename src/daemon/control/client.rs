@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::core::time::Mono;
 use crate::sys::handover::hand_over;
+use crate::sys::stream_socket::StreamSocket;
 use crate::sys::wait::Interest;
 use crate::wire::control::{BadRequest, MAX_LINE, Request};
 use crate::wire::lines::Lines;
@@ -25,7 +25,7 @@ const MAX_EVENTS: usize = 256 * 1024;
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
-    pub(super) stream: UnixStream,
+    pub(super) stream: StreamSocket,
     lines: Lines,
     output: VecDeque<u8>,
     /// How many of its requests are not answered.
@@ -41,7 +41,7 @@ pub struct Client {
 }
 
 hand_over!(Client as ClientState {
-    stream: UnixStream,
+    stream: StreamSocket,
     lines: Lines,
     output: VecDeque<u8>,
     asked: usize,
@@ -66,7 +66,7 @@ pub enum Standing {
 }
 
 impl Client {
-    pub(super) fn new(stream: UnixStream, now: Mono) -> Self {
+    pub(super) fn new(stream: StreamSocket, now: Mono) -> Self {
         Self {
             stream,
             lines: Lines::new(MAX_LINE),
@@ -204,13 +204,13 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use std::io::BufRead;
+    use std::os::unix::net::UnixStream;
 
     use super::*;
 
     fn pair() -> (Client, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        (Client::new(ours, Mono::ZERO), theirs)
+        (Client::new(ours.into(), Mono::ZERO), theirs)
     }
 
     #[test]

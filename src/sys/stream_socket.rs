@@ -1,0 +1,142 @@
+#![expect(unsafe_code, reason = "adopting what accept4(2) returns")]
+//! A connection of whatever family: bytes in, bytes out, nothing waited for.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, Shutdown, SockFlag, accept4, recv, send, shutdown};
+
+use super::handover::hand_over;
+
+/// The most that is thrown away at the end, in bytes.
+const LEAVINGS: usize = 64 * 1024;
+
+/// A connected stream socket.
+#[derive(Debug)]
+pub struct StreamSocket {
+    socket: OwnedFd,
+}
+
+hand_over!(StreamSocket as StreamSocketState { socket: OwnedFd });
+
+impl From<OwnedFd> for StreamSocket {
+    fn from(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+}
+
+impl From<UnixStream> for StreamSocket {
+    fn from(stream: UnixStream) -> Self {
+        Self { socket: stream.into() }
+    }
+}
+
+impl StreamSocket {
+    /// Says that nothing more comes, and throws away what was not read.
+    ///
+    /// To close a TCP connection while something in it is unread resets it (RFC 1122, 4.2.2.13), and that may cost the
+    /// peer the last that it was told.
+    pub fn finish(&mut self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Write);
+        let mut buffer = [0; 4096];
+        for _ in 0..LEAVINGS / buffer.len() {
+            if !matches!(self.read(&mut buffer), Ok(1..)) {
+                break;
+            }
+        }
+    }
+}
+
+impl Read for StreamSocket {
+    /// Reads what has come by now; `WouldBlock` where nothing has.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
+    }
+}
+
+impl Write for StreamSocket {
+    /// Writes what there is room for now; `WouldBlock` where there is none.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for StreamSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Accepts a connection; `None` where none waits. It does not block where the listener does not.
+///
+/// # Errors
+///
+/// Those of accept4(2): EMFILE, ENFILE, ENOBUFS or ENOMEM where there is no room for another.
+pub fn accept(listener: impl AsFd) -> io::Result<Option<StreamSocket>> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    match accept4(listener.as_fd().as_raw_fd(), flags) {
+        // SAFETY: the descriptor was made just now, for this alone.
+        Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }.into())),
+        // Nobody was there, or whoever it was has gone again.
+        Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => Ok(None),
+        // The network's own errors are reported here and mean the same (accept(2)).
+        Err(
+            Errno::ENETDOWN
+            | Errno::EPROTO
+            | Errno::ENOPROTOOPT
+            | Errno::EHOSTDOWN
+            | Errno::ENONET
+            | Errno::EHOSTUNREACH
+            | Errno::EOPNOTSUPP
+            | Errno::ENETUNREACH
+            | Errno::EPERM,
+        ) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_waited_for() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut ours = StreamSocket::from(ours);
+        let mut buffer = [0; 8];
+        assert_eq!(ours.read(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        theirs.write_all(b"text").unwrap();
+        assert_eq!(ours.read(&mut buffer).unwrap(), 4);
+        let text = vec![b'x'; 1 << 16];
+        let full = loop {
+            if let Err(error) = ours.write(&text) {
+                break error;
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        drop(theirs);
+        assert_eq!(ours.write(&text).unwrap_err().kind(), io::ErrorKind::BrokenPipe, "and no signal");
+    }
+
+    #[test]
+    fn what_was_not_read_does_not_cost_the_last_word() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.write_all(&vec![b'x'; 20_000]).unwrap();
+        let mut served = accept(&listener).unwrap().unwrap();
+        served.write_all(b"no").unwrap();
+        served.finish();
+        drop(served);
+        let mut said = String::new();
+        client.read_to_string(&mut said).expect("an end, and no reset");
+        assert_eq!(said, "no");
+    }
+}
