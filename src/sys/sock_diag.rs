@@ -1,7 +1,8 @@
-//! The kernel's own list of TCP connections, sock_diag(7), as ss(8) reads it.
+//! The kernel's own list of TCP connections, sock_diag(7), as ss(8) reads it: which there are, and whose one of them is.
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
@@ -9,7 +10,8 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 /// `SOCK_DIAG_BY_FAMILY` of linux/sock_diag.h.
 const BY_FAMILY: u16 = 20;
 
-/// `NLM_F_REQUEST | NLM_F_DUMP` of linux/netlink.h.
+/// `NLM_F_REQUEST` and `NLM_F_REQUEST | NLM_F_DUMP` of linux/netlink.h.
+const REQUEST_ONE: u16 = 0x1;
 const REQUEST_DUMP: u16 = 0x301;
 
 /// `NLMSG_ERROR` and `NLMSG_DONE`.
@@ -25,6 +27,9 @@ const ANSWER: usize = 72;
 /// CLOSE-WAIT, LAST-ACK and CLOSING (net/tcp_states.h).
 const CONNECTED: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 
+/// `INET_DIAG_NOCOOKIE` of linux/inet_diag.h: any socket of these addresses.
+const NO_COOKIE: [u8; 8] = [0xff; 8];
+
 /// The largest piece of a dump that the kernel sends at a time.
 const PIECE: usize = 32 * 1024;
 
@@ -36,33 +41,116 @@ const PIECE: usize = 32 * 1024;
 ///
 /// Those of the netlink socket, as ss(8) has them; ENOENT where the kernel has no such module.
 pub fn connections(ports: &BTreeSet<u16>) -> io::Result<BTreeSet<u32>> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkSockDiag)?;
+    let netlink = open()?;
     let mut inodes = BTreeSet::new();
     for port in ports {
         for family in [libc::AF_INET, libc::AF_INET6] {
-            send(netlink.as_raw_fd(), &request(family, *port), MsgFlags::empty())?;
+            let mut request = request(REQUEST_DUMP, family);
+            put(&mut request, HEADER + 4, &CONNECTED.to_ne_bytes());
+            put(&mut request, HEADER + 8, &port.to_be_bytes());
+            send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
             read_dump(&netlink, *port, &mut inodes)?;
         }
     }
     Ok(inodes)
 }
 
-/// Writes a `struct nlmsghdr` and a `struct inet_diag_req_v2` for the connections of one port.
-fn request(family: i32, port: u16) -> [u8; HEADER + REQUEST] {
+/// Returns the user of the socket of this machine that is bound to `near` and connected to `far`; `None` where no process
+/// holds one.
+///
+/// Of an end that its process has closed the kernel says that it is root's, and that it has no inode: who writes and closes
+/// at once would pass for root, so that only an end with an inode is believed. It is the user who made the socket, in the
+/// view of our user namespace. It waits for nothing.
+///
+/// # Errors
+///
+/// Those of the netlink socket, but for ENOENT: there is none.
+pub fn owner(near: SocketAddr, far: SocketAddr) -> io::Result<Option<u32>> {
+    // An end that speaks IPv4 by an IPv6 socket stands among those of IPv4.
+    let (near, far) = (canonical(near), canonical(far));
+    let family = if near.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let mut request = request(REQUEST_ONE, family);
+    put(&mut request, HEADER + 4, &u32::MAX.to_ne_bytes());
+    put(&mut request, HEADER + 8, &near.port().to_be_bytes());
+    put(&mut request, HEADER + 10, &far.port().to_be_bytes());
+    put(&mut request, HEADER + 12, &octets(near.ip()));
+    put(&mut request, HEADER + 28, &octets(far.ip()));
+    put(&mut request, HEADER + 48, &NO_COOKIE);
+    let netlink = open()?;
+    send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
+    let mut buffer = vec![0; PIECE];
+    // The kernel has answered when send(2) returns.
+    let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT)?;
+    match read_one(&buffer[..length], near, far) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        found => found,
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Returns an address as it stands in the first bytes of 16.
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// Reads the address that stands in 16 bytes.
+fn address(family: u8, bytes: &[u8]) -> Option<IpAddr> {
+    let bytes: [u8; 16] = bytes.try_into().ok()?;
+    let [a, b, c, d, ..] = bytes;
+    match i32::from(family) {
+        libc::AF_INET => Some(Ipv4Addr::new(a, b, c, d).into()),
+        libc::AF_INET6 => Some(IpAddr::from(Ipv6Addr::from(bytes)).to_canonical()),
+        _ => None,
+    }
+}
+
+/// Reads the answer to the question whose the one end is.
+///
+/// Where that connection is no more, the kernel may show another socket: one that listens where it was bound, or a new one
+/// that is still trying. Neither is believed.
+fn read_one(answer: &[u8], near: SocketAddr, far: SocketAddr) -> io::Result<Option<u32>> {
+    let mut owner = None;
+    each_message(answer, |body| {
+        let end = |at: usize, port: usize| {
+            let ip = address(body[0], &body[at..at + 16])?;
+            Some(SocketAddr::new(ip, u16::from_be_bytes([body[port], body[port + 1]])))
+        };
+        let is_connected = CONNECTED >> u32::from(body[1].min(31)) & 1 == 1;
+        if is_connected && end(8, 4) == Some(near) && end(24, 6) == Some(far) && number(body, 68) != Some(0) {
+            owner = number(body, 64);
+        }
+    })?;
+    Ok(owner)
+}
+
+fn open() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    Ok(socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkSockDiag)?)
+}
+
+/// Begins a `struct nlmsghdr` and a `struct inet_diag_req_v2`.
+fn request(flags: u16, family: i32) -> [u8; HEADER + REQUEST] {
     let mut request = [0; HEADER + REQUEST];
     let length = u32::try_from(request.len()).unwrap_or_default();
-    let mut put = |at: usize, bytes: &[u8]| request[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &length.to_ne_bytes());
-    put(4, &BY_FAMILY.to_ne_bytes());
-    put(6, &REQUEST_DUMP.to_ne_bytes());
+    put(&mut request, 0, &length.to_ne_bytes());
+    put(&mut request, 4, &BY_FAMILY.to_ne_bytes());
+    put(&mut request, 6, &flags.to_ne_bytes());
     put(
+        &mut request,
         HEADER,
         &[u8::try_from(family).unwrap_or_default(), u8::try_from(libc::IPPROTO_TCP).unwrap_or_default()],
     );
-    put(HEADER + 4, &CONNECTED.to_ne_bytes());
-    put(HEADER + 8, &port.to_be_bytes());
     request
+}
+
+fn put(request: &mut [u8], at: usize, bytes: &[u8]) {
+    request[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
 fn read_dump(netlink: &OwnedFd, port: u16, inodes: &mut BTreeSet<u32>) -> io::Result<()> {
@@ -75,8 +163,19 @@ fn read_dump(netlink: &OwnedFd, port: u16, inodes: &mut BTreeSet<u32>) -> io::Re
     }
 }
 
-/// Reads the messages of one piece; returns whether it was the last.
-fn read_piece(mut piece: &[u8], port: u16, inodes: &mut BTreeSet<u32>) -> io::Result<bool> {
+/// Takes the connections out of one piece; returns whether it was the last.
+fn read_piece(piece: &[u8], port: u16, inodes: &mut BTreeSet<u32>) -> io::Result<bool> {
+    each_message(piece, |body| {
+        // One that no process holds has no inode.
+        let inode = number(body, 68).filter(|inode| *inode != 0);
+        let is_of_port = u16::from_be_bytes([body[4], body[5]]) == port;
+        inodes.extend(inode.filter(|_| is_of_port));
+    })
+}
+
+/// Reads the messages of one piece, of which each that tells of a socket has its whole `struct inet_diag_msg`; returns
+/// whether it was the last.
+fn each_message(mut piece: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<bool> {
     let short = || io::Error::new(io::ErrorKind::InvalidData, "a netlink message is cut short");
     while piece.len() >= HEADER {
         let length = number(piece, 0).ok_or_else(short)? as usize;
@@ -91,12 +190,7 @@ fn read_piece(mut piece: &[u8], port: u16, inodes: &mut BTreeSet<u32>) -> io::Re
                 let code = number(body, 0).ok_or_else(short)?.cast_signed();
                 return if code == 0 { Ok(true) } else { Err(io::Error::from_raw_os_error(-code)) };
             }
-            BY_FAMILY if body.len() >= ANSWER => {
-                // One that no process holds has no inode.
-                let inode = number(body, 68).filter(|inode| *inode != 0);
-                let is_of_port = u16::from_be_bytes([body[4], body[5]]) == port;
-                inodes.extend(inode.filter(|_| is_of_port));
-            }
+            BY_FAMILY if body.len() >= ANSWER => take(body),
             _ => {}
         }
         // Messages begin at multiples of 4 bytes.
@@ -115,7 +209,9 @@ mod tests {
     use std::os::fd::AsFd;
 
     use nix::sys::stat::fstat;
+    use nix::unistd::geteuid;
 
+    use super::super::listener::tests::eventually;
     use super::*;
 
     fn inode(fd: impl AsFd) -> u32 {
@@ -140,6 +236,66 @@ mod tests {
             drop(served);
             assert_eq!(connections(&ports).unwrap(), BTreeSet::new());
         }
+    }
+
+    /// Both ends of a connection, the client's first.
+    fn connected(listen: &str, to: &str) -> Option<(TcpStream, TcpStream)> {
+        let listener = TcpListener::bind(listen).ok()?;
+        let port = listener.local_addr().unwrap().port();
+        let client = TcpStream::connect(format!("{to}:{port}")).unwrap();
+        Some((client, listener.accept().unwrap().0))
+    }
+
+    #[test]
+    fn the_other_end_is_ours_until_it_is_closed() {
+        let own = Some(geteuid().as_raw());
+        for (listen, to) in [
+            ("127.0.0.1:0", "127.0.0.1"),
+            ("127.0.0.1:0", "[::ffff:127.0.0.1]"),
+            ("[::1]:0", "[::1]"),
+            ("[::]:0", "127.0.0.1"),
+        ] {
+            let Some((client, served)) = connected(listen, to) else { continue };
+            let (near, far) = (served.peer_addr().unwrap(), served.local_addr().unwrap());
+            assert_eq!(owner(near, far).unwrap(), own, "{listen} {to}");
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            assert_eq!(owner(near, far).unwrap(), own, "it still listens");
+            drop(client);
+            eventually(|| owner(near, far).unwrap().is_none().then_some(()));
+        }
+    }
+
+    #[test]
+    fn nobody_holds_what_does_not_exist_or_only_listens() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = listener.local_addr().unwrap();
+        assert_eq!(owner(near, "127.0.0.1:9".parse().unwrap()).unwrap(), None, "it listens there");
+        assert_eq!(owner("127.0.0.1:9".parse().unwrap(), near).unwrap(), None);
+    }
+
+    #[test]
+    fn a_closed_end_a_listener_and_a_newcomer_are_not_believed() {
+        let (near, far): (SocketAddr, SocketAddr) =
+            ("127.0.0.1:40000".parse().unwrap(), "127.0.0.1:3000".parse().unwrap());
+        let answer = |state: u8, inode: u32, port: u16| {
+            let mut message = vec![0; HEADER + ANSWER];
+            let length = u32::try_from(message.len()).unwrap();
+            put(&mut message, 0, &length.to_ne_bytes());
+            put(&mut message, 4, &BY_FAMILY.to_ne_bytes());
+            put(&mut message, HEADER, &[u8::try_from(libc::AF_INET).unwrap(), state]);
+            put(&mut message, HEADER + 4, &port.to_be_bytes());
+            put(&mut message, HEADER + 6, &3000_u16.to_be_bytes());
+            put(&mut message, HEADER + 8, &[127, 0, 0, 1]);
+            put(&mut message, HEADER + 24, &[127, 0, 0, 1]);
+            put(&mut message, HEADER + 68, &inode.to_ne_bytes());
+            read_one(&message, near, far).unwrap()
+        };
+        assert_eq!(answer(1, 77, 40000), Some(0));
+        assert_eq!(answer(1, 0, 40000), None, "closed: what is said of root means nothing");
+        assert_eq!(answer(6, 0, 40000), None, "TIME-WAIT");
+        assert_eq!(answer(2, 77, 40000), None, "SYN-SENT: another connection to be");
+        assert_eq!(answer(10, 77, 40000), None, "LISTEN");
+        assert_eq!(answer(1, 77, 40001), None, "another connection");
     }
 
     #[test]
