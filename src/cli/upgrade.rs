@@ -124,7 +124,7 @@ impl Change<'_> {
             self.mention_interrupts(&connection.service);
             connection.ask(&Request::new(Command::Events))?;
         }
-        connection.ask(&Request { id: None, command: self.command.clone(), wait: self.waits })?;
+        connection.ask(&Request { wait: self.waits, ..Request::new(self.command.clone()) })?;
         let mut old = BTreeSet::new();
         let mut answer: Option<Reply> = None;
         loop {

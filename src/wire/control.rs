@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+pub use super::secret::Secret;
 pub use crate::core::Scale;
 use crate::core::notice::{Loudness, Notice, Outcome};
 
@@ -35,6 +36,8 @@ pub struct Request {
     pub command: Command,
     /// Whether the answer comes at the end; otherwise as soon as it is begun.
     pub wait: bool,
+    /// What shows that the client may speak, where it must show that.
+    pub token: Option<Secret>,
 }
 
 /// What can be asked for.
@@ -57,6 +60,10 @@ pub enum Command {
         /// Without a drain.
         now: bool,
     },
+    /// A respawn at once, by its short name.
+    Kill,
+    /// The end at once, by its short name.
+    Die,
     /// More or fewer workers.
     Scale(Scale),
     /// A line of text for every worker.
@@ -90,6 +97,8 @@ impl Command {
             Self::Rollback => "rollback",
             Self::Respawn { .. } => "respawn",
             Self::Stop { .. } => "stop",
+            Self::Kill => "kill",
+            Self::Die => "die",
             Self::Scale(_) => "scale",
             Self::Message(_) => "message",
             Self::Status => "status",
@@ -107,6 +116,8 @@ impl Command {
             "rollback" => Self::Rollback,
             "respawn" => Self::Respawn { now: now()? },
             "stop" => Self::Stop { now: now()? },
+            "kill" => Self::Kill,
+            "die" => Self::Die,
             "scale" => Self::Scale(scale(value)?),
             "message" => Self::Message(message(value)?),
             "status" => Self::Status,
@@ -121,7 +132,7 @@ impl Command {
 impl Request {
     /// Makes a request that waits for its end.
     pub fn new(command: Command) -> Self {
-        Self { id: None, command, wait: true }
+        Self { id: None, command, wait: true, token: None }
     }
 
     /// Reads a line, without its newline.
@@ -138,10 +149,12 @@ impl Request {
         let Some(cmd) = fields.get("cmd").and_then(Value::as_str) else {
             return Err(BadRequest { id, ..bad("the object must have a text `cmd`".into()) });
         };
-        let read =
-            Command::read(cmd, &fields).and_then(|command| Ok((command, flag(&fields, "wait", true)?)));
-        match read {
-            Ok((command, wait)) => Ok(Self { id, command, wait }),
+        let read = || {
+            let (command, wait) = (Command::read(cmd, &fields)?, flag(&fields, "wait", true)?);
+            Ok((command, wait, token(&fields)?))
+        };
+        match read() {
+            Ok((command, wait, token)) => Ok(Self { id, command, wait, token }),
             Err(reason) => Err(BadRequest { id, cmd: cmd.to_owned(), reason }),
         }
     }
@@ -160,6 +173,8 @@ impl Request {
             | Command::Rollback
             | Command::Respawn { .. }
             | Command::Stop { .. }
+            | Command::Kill
+            | Command::Die
             | Command::Status
             | Command::Events
             | Command::Reexec
@@ -171,6 +186,9 @@ impl Request {
         if let Some(id) = &self.id {
             set("id", id.clone());
         }
+        if let Some(token) = &self.token {
+            set("token", token.expose().into());
+        }
         Value::Object(fields).to_string()
     }
 }
@@ -180,6 +198,14 @@ fn flag(fields: &Map<String, Value>, name: &str, default: bool) -> Result<bool, 
         None | Some(Value::Null) => Ok(default),
         Some(Value::Bool(value)) => Ok(*value),
         Some(_) => Err(format!("`{name}` must be true or false")),
+    }
+}
+
+fn token(fields: &Map<String, Value>) -> Result<Option<Secret>, String> {
+    match fields.get("token") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(Secret::from(text.as_str()))),
+        Some(_) => Err("`token` must be a text".into()),
     }
 }
 
@@ -425,6 +451,8 @@ mod tests {
             Command::Respawn { now: false },
             Command::Respawn { now: true },
             Command::Stop { now: true },
+            Command::Kill,
+            Command::Die,
             Command::Scale(Scale::To(4)),
             Command::Scale(Scale::By(-2)),
             Command::Scale(Scale::By(1)),
@@ -435,8 +463,10 @@ mod tests {
         ];
         for command in commands {
             for (id, wait) in [(None, true), (Some(Value::from("a")), false), (Some(Value::from(7)), true)] {
-                let request = Request { id, command: command.clone(), wait };
-                assert_eq!(Request::parse(request.to_line().as_bytes()), Ok(request));
+                for token in [None, Some(Secret::from("\" π"))] {
+                    let request = Request { id: id.clone(), command: command.clone(), wait, token };
+                    assert_eq!(Request::parse(request.to_line().as_bytes()), Ok(request));
+                }
             }
         }
     }
@@ -462,6 +492,7 @@ mod tests {
         assert_eq!(reason(r#"{"cmd":"stop","now":1}"#), "`now` must be true or false");
         assert!(reason(r#"{"cmd":"upgrade","value":["/srv/2.js"]}"#).contains("must be the path"));
         assert!(reason(r#"{"cmd":"upgrade","value":"/srv/2\u0000"}"#).contains("no NUL"));
+        assert_eq!(reason(r#"{"cmd":"stop","token":1}"#), "`token` must be a text");
         for value in ["-1", "1.5", "\"\"", "\"x\"", "\"+\"", "null", "99999999999"] {
             let line = format!(r#"{{"cmd":"scale","value":{value}}}"#);
             assert!(reason(&line).starts_with("`value` must be a number"), "{line}");

@@ -35,6 +35,11 @@ impl Lines {
         Self { limit: limit.max(4), buffer: Vec::new(), start: 0, searched: 0 }
     }
 
+    /// Lets lines be longer from the next one on.
+    pub fn raise_limit(&mut self, limit: usize) {
+        self.limit = self.limit.max(limit);
+    }
+
     /// Takes in the next bytes of the stream.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.start);
@@ -118,6 +123,15 @@ mod tests {
         assert_eq!(split(4, &["abcd\nabcde\nx\n"]), ["abcd", "abcd…", "e", "x"]);
         assert_eq!(split(4, &["abcd", "\n"]), ["abcd"]);
         assert_eq!(split(4, &["abcdefghij"]), ["abcd…", "efgh…", "ij…"]);
+    }
+
+    #[test]
+    fn a_limit_can_be_raised_between_two_lines() {
+        let mut lines = Lines::new(4);
+        lines.push(b"abcd\nabcdefgh\n");
+        assert_eq!(lines.next_line(), Some(Line { bytes: b"abcd", ended: true }));
+        lines.raise_limit(8);
+        assert_eq!(lines.next_line(), Some(Line { bytes: b"abcdefgh", ended: true }));
     }
 
     #[test]

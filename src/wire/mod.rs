@@ -4,4 +4,5 @@ pub mod control;
 pub mod lines;
 pub mod node;
 pub mod notify;
+pub mod secret;
 pub mod status;

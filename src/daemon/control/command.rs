@@ -26,7 +26,7 @@ impl Daemon {
                 let why = format!("{MAX_ASKED} requests of this client wait for their answers already");
                 self.control.reply(asker, Reply::failed(command.name(), why));
             }
-            Ok(Request { id, command, wait }) => {
+            Ok(Request { id, command, wait, .. }) => {
                 let asker = Asker { client, id, cmd: command.name().into(), waits: wait };
                 self.obey(asker, command);
             }
@@ -45,10 +45,10 @@ impl Daemon {
             Command::Respawn { now: false } => {
                 self.ask(asker, |request| Event::Respawn(Some(request)));
             }
-            Command::Respawn { now: true } => self.wish(asker, Wish::RespawnNow),
+            Command::Respawn { now: true } | Command::Kill => self.wish(asker, Wish::RespawnNow),
             Command::Rollback => self.wish(asker, Wish::Rollback),
             Command::Stop { now: false } => self.wish(asker, Wish::Stop),
-            Command::Stop { now: true } => self.wish(asker, Wish::Kill),
+            Command::Stop { now: true } | Command::Die => self.wish(asker, Wish::Kill),
             Command::Scale(scale) => self.wish(asker, Wish::Scale(scale)),
             Command::Message(text) => {
                 let reply = self.send_message(&text);
@@ -84,7 +84,8 @@ impl Daemon {
         }
         let Some(asker) = self.control.askers.remove(&request) else { return };
         // A respawn that fails has nothing to do with the latest upgrade.
-        let failed = matches!(outcome, Outcome::RolledBack(_)) && asker.cmd != "respawn";
+        let is_respawn = matches!(asker.cmd.as_str(), "respawn" | "kill");
+        let failed = matches!(outcome, Outcome::RolledBack(_)) && !is_respawn;
         let reply = Reply {
             generation: Some(self.manager.current().0),
             evidence: self.history.evidence.clone().filter(|_| failed),
