@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+pub use super::event::EventLine;
 pub use super::secret::Secret;
 pub use crate::core::Scale;
-use crate::core::notice::{Loudness, Notice, Outcome};
+use crate::core::notice::Outcome;
 
 /// The version of the protocol: it grows when something in it no longer means what it meant.
 pub const VERSION: u32 = 1;
@@ -337,63 +338,6 @@ impl Reply {
     }
 }
 
-/// Something that happened, as `events` tells it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EventLine {
-    /// The word for it.
-    pub event: String,
-    /// The generation that it is about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub generation: Option<u64>,
-    /// The worker that it is about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub worker: Option<u64>,
-    /// The worker's place.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub slot: Option<u32>,
-    /// The worker's process.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pid: Option<i32>,
-    /// How an upgrade ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outcome: Option<String>,
-    /// Why.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// Whether someone should look at it.
-    pub warning: bool,
-    /// The line of the log.
-    pub text: String,
-}
-
-impl EventLine {
-    /// Makes the line of a notice, whose `text` the log has; what is known of the worker is for the caller to add.
-    pub fn new(notice: &Notice, text: &str) -> Self {
-        let (outcome, reason) = match notice {
-            Notice::UpgradeEnded(_, outcome) => (Some(outcome.word()), outcome.reason()),
-            Notice::RollingBack(_, reason) => (None, Some(reason.as_str())),
-            Notice::RespawnEnded(_, result) => (None, result.as_ref().err().map(String::as_str)),
-            _ => (None, None),
-        };
-        let (worker, slot) = match notice {
-            Notice::Worker(worker, _) => (Some(worker.0), None),
-            Notice::Backoff(_, slot, _) => (None, Some(slot.0)),
-            _ => (None, None),
-        };
-        Self {
-            event: notice.word().into(),
-            generation: notice.generation().map(|id| id.0),
-            worker,
-            slot,
-            pid: None,
-            outcome: outcome.map(Into::into),
-            reason: reason.map(Into::into),
-            warning: notice.loudness() == Loudness::Warning,
-            text: text.into(),
-        }
-    }
-}
-
 /// A line from the manager.
 #[derive(Debug)]
 pub enum Line {
@@ -436,7 +380,7 @@ mod tests {
 
     use super::*;
     use crate::core::ids::{GenerationId, SlotId, WorkerId};
-    use crate::core::notice::WorkerNotice;
+    use crate::core::notice::{Notice, WorkerNotice};
 
     fn reason(line: &str) -> String {
         Request::parse(line.as_bytes()).unwrap_err().reason

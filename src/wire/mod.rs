@@ -1,6 +1,7 @@
 //! Bytes to values and back: the protocols that are spoken with workers, the service manager and clients.
 
 pub mod control;
+pub mod event;
 pub mod lines;
 pub mod node;
 pub mod notify;
