@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::num::ParseIntError;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -179,7 +179,7 @@ macro_rules! hand_over {
 
 pub(crate) use {hand_over, plain};
 
-plain!(bool, u8, i32, u32, u64, usize, String, PathBuf, BTreeSet<String>);
+plain!(bool, u8, i32, u32, u64, usize, String, PathBuf, BTreeSet<String>, SocketAddr);
 
 impl HandOver for Pid {
     type State = i32;
@@ -209,7 +209,7 @@ macro_rules! descriptor {
     )*};
 }
 
-descriptor!(OwnedFd, File, UnixStream);
+descriptor!(OwnedFd, File);
 
 impl<T: HandOver> HandOver for Option<T> {
     type State = Option<T::State>;

@@ -121,16 +121,19 @@ pub fn local_address(fd: impl AsFd) -> io::Result<Option<Address>> {
         _ => return Ok(None),
     }
     let storage: SockaddrStorage = getsockname(fd.as_raw_fd())?;
-    if let Some(address) = storage.as_sockaddr_in() {
-        return Ok(Some(Address::Inet(SocketAddrV4::from(*address).into())));
-    }
-    if let Some(address) = storage.as_sockaddr_in6() {
-        return Ok(Some(Address::Inet(SocketAddrV6::from(*address).into())));
+    if let Some(address) = inet(&storage) {
+        return Ok(Some(Address::Inet(address)));
     }
     let unix = storage.as_unix_addr();
     let path = unix.and_then(UnixAddr::path).map(|path| Address::Path(path.to_owned()));
     let name = || unix.and_then(UnixAddr::as_abstract).map(|name| Address::Abstract(name.to_owned()));
     Ok(path.or_else(name))
+}
+
+/// Returns an address of IPv4 or IPv6.
+pub(super) fn inet(storage: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = storage.as_sockaddr_in().map(|address| SocketAddrV4::from(*address).into());
+    v4.or_else(|| storage.as_sockaddr_in6().map(|address| SocketAddrV6::from(*address).into()))
 }
 
 /// Returns what a socket carries, or `None` where it is of a type that we do not serve.

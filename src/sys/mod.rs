@@ -9,6 +9,7 @@ pub mod channel;
 mod child;
 pub mod clock;
 pub mod control_socket;
+pub mod control_tcp;
 mod cradle;
 pub mod exec;
 pub mod fork;

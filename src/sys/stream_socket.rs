@@ -3,7 +3,6 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, SockFlag, accept4, recv, send, shutdown};
@@ -24,12 +23,6 @@ hand_over!(StreamSocket as StreamSocketState { socket: OwnedFd });
 impl From<OwnedFd> for StreamSocket {
     fn from(socket: OwnedFd) -> Self {
         Self { socket }
-    }
-}
-
-impl From<UnixStream> for StreamSocket {
-    fn from(stream: UnixStream) -> Self {
-        Self { socket: stream.into() }
     }
 }
 
@@ -104,13 +97,14 @@ pub fn accept(listener: impl AsFd) -> io::Result<Option<StreamSocket>> {
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
 
     use super::*;
 
     #[test]
     fn nothing_is_waited_for() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let mut ours = StreamSocket::from(ours);
+        let mut ours = StreamSocket::from(OwnedFd::from(ours));
         let mut buffer = [0; 8];
         assert_eq!(ours.read(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         theirs.write_all(b"text").unwrap();
