@@ -35,6 +35,24 @@ pub(super) fn listen(value: &DeValue<'_>, origin: &Origin) -> Result<Listen, Fla
     Ok(Listen { text, address })
 }
 
+/// Reads an IP address and a port that is not 0.
+pub(super) fn tcp(value: &DeValue<'_>) -> Result<SocketAddr, Flaw> {
+    let message = "must be an IP address and a port, such as \"127.0.0.1:3000\"";
+    if !matches!(value, DeValue::String(_)) {
+        return Err(Flaw::kind(message, value));
+    }
+    let text = nonempty(value)?;
+    if text.starts_with(['/', '.', '@']) {
+        let help = "the manager has a control socket of its own, in its runtime directory";
+        return Err(Flaw::new(message, "a UNIX socket").help(help));
+    }
+    let address: SocketAddr = text.parse().map_err(|_| not_an_address(&text))?;
+    if address.port() == 0 {
+        return Err(Flaw::new("must have a port from 1 to 65535", "nobody could know the port"));
+    }
+    Ok(address)
+}
+
 fn abstract_name(name: &str) -> Result<SocketAddress, Flaw> {
     match name.len() {
         0 => Err(Flaw::new("must have a name after the `@`", "no name")),

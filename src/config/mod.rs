@@ -41,7 +41,7 @@ use self::reader::{Problems, Table};
 pub use self::service::is_node_program;
 use self::syntax::Recovered;
 pub use crate::core::spec;
-use crate::core::spec::{ControlSpec, Policy, ServiceSpec};
+use crate::core::spec::{Policy, ServiceSpec};
 
 /// Where a service file comes from, and what it may refer to without naming it.
 #[derive(Clone, Debug)]
@@ -108,7 +108,7 @@ fn read(tree: &DeTable<'_>, origin: &Origin, problems: &Problems) -> ServiceSpec
     let upgrade = policy::upgrade(root.table("upgrade", "[upgrade]"), &service, origin, problems);
     let restart = policy::restart(root.table("restart", "[restart]"), problems);
     let watchdog = policy::watchdog(root.table("watchdog", "[watchdog]"), service.protocol, problems);
-    let group = policy::control_group(root.table("control", "[control]"), problems);
+    let control = policy::control(root.table("control", "[control]"), origin, problems);
     root.finish();
 
     ServiceSpec {
@@ -117,7 +117,7 @@ fn read(tree: &DeTable<'_>, origin: &Origin, problems: &Problems) -> ServiceSpec
         sockets,
         probe: ready.probe,
         hooks: upgrade.hooks,
-        control: ControlSpec { group },
+        control,
         policy: Policy {
             workers: service.workers.unwrap_or(1),
             readiness: ready.readiness,

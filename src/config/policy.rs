@@ -5,10 +5,11 @@
 use std::time::Duration;
 
 use super::Origin;
+use super::address;
 use super::reader::{At, Flaw, Problems, Table};
 use super::service::{Service, argv};
 use super::values;
-use crate::core::spec::{Allowance, Hooks, Protocol, Readiness, Strategy};
+use crate::core::spec::{Allowance, ControlSpec, Hooks, Protocol, Readiness, Strategy};
 use crate::core::time::Human;
 
 /// The most generations that may drain at a time.
@@ -259,12 +260,28 @@ pub(super) fn watchdog(
 }
 
 /// Reads `[control]`.
-pub(super) fn control_group(mut table: Table<'_>, problems: &Problems) -> Option<String> {
+pub(super) fn control(mut table: Table<'_>, origin: &Origin, problems: &Problems) -> ControlSpec {
     let group = table.read("group", values::principal);
-    if let Some(key) = table.key("tcp") {
-        let help = "remove it; this version of liveswap has the control socket alone";
-        problems.report(key, Flaw::new("`tcp` in [control] is not supported yet", "not yet").help(help));
+    let tcp = table.read("tcp", address::tcp);
+    let token_file = table.read("token_file", values::nonempty);
+    if let Some(at) = &tcp
+        && !at.value.ip().to_canonical().is_loopback()
+        && !table.has("token_file")
+    {
+        let message = "`tcp` needs the key `token_file`, as its address is not a loopback one";
+        let help = "the kernel tells who speaks on this machine alone: take 127.0.0.1 or [::1], or set token_file = \"…\" to a \
+                    file of mode 0600 with a secret of 16 characters at least";
+        problems.conclude(at.span.clone(), Flaw::new(message, "other machines may reach it").help(help));
+    }
+    if let Some(at) = token_file.as_ref().filter(|_| !table.has("tcp")) {
+        let flaw = Flaw::new("`token_file` is ignored unless `tcp` is set", "here `tcp` is not set");
+        let help = "remove it, or set tcp = \"127.0.0.1:3000\" in [control]";
+        problems.conclude(at.key.clone(), flaw.help(help));
     }
     table.finish();
-    group.map(At::value)
+    ControlSpec {
+        group: group.map(At::value),
+        tcp: tcp.map(At::value),
+        token_file: token_file.map(|at| origin.absolute(&at.value)),
+    }
 }

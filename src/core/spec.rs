@@ -49,7 +49,7 @@ pub struct ServiceSpec {
     pub probe: Vec<String>,
     /// Commands around an upgrade.
     pub hooks: Hooks,
-    /// Who may connect to the control socket.
+    /// How the manager is spoken to.
     pub control: ControlSpec,
 }
 
@@ -183,11 +183,15 @@ impl Hooks {
     }
 }
 
-/// Who may connect to the control socket, beside the owner and root.
+/// How the manager is spoken to, and by whom beside the owner and root.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControlSpec {
-    /// A group's name or number.
+    /// Who may connect to the control socket: a group's name or number.
     pub group: Option<String>,
+    /// Where it is spoken to by TCP; the port is not 0, and there is a token file where the address is not a loopback one.
+    pub tcp: Option<SocketAddr>,
+    /// Where the token stands that lets anybody speak by TCP; absolute. `None` without `tcp`.
+    pub token_file: Option<PathBuf>,
 }
 
 /// A socket that the manager binds and the workers inherit.

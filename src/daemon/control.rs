@@ -1,11 +1,11 @@
-//! The clients of the control socket, in the loop with everything else.
+//! The clients, by the control socket and by TCP, in the loop with everything else.
 //!
 //! Nothing that a client does holds up the manager: every read and write is one that does not wait, a turn takes a
 //! bounded piece of a client's text, lines, clients, unanswered requests and unread answers are bounded, and the dead and
 //! the silent are let go. While no client is there, nothing here ever wakes the manager.
 //!
 //! ```text
-//! door     who is let in, and how many
+//! door     who is let in, and how many                     tcp       the way in by TCP, and who may come by it
 //! client   one connection: lines in, lines out             command   a request into an event, an outcome into a reply
 //! status   how things stand                                survey    the child that looks at the workers for it
 //! history  what happened when                              message   lines for the workers
@@ -18,6 +18,7 @@ mod history;
 mod message;
 mod status;
 mod survey;
+mod tcp;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,28 +30,36 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use self::client::Client;
-pub(super) use self::client::Standing;
+pub(super) use self::client::{Standing, Trust};
+pub(super) use self::door::Door;
+use self::door::full;
 pub(super) use self::history::History;
 use self::survey::Survey;
+pub use self::tcp::TcpError;
 use super::handover::Reexec;
 use super::run::Daemon;
 use super::token::{ClientId, Token};
 use crate::core::ids::RequestId;
 use crate::core::time::Mono;
 use crate::sys::control_socket::ControlSocket;
+use crate::sys::control_tcp::ControlTcp;
 use crate::sys::handover::hand_over;
-use crate::sys::wait::{Interest, Poller};
+use crate::sys::wait::Poller;
 use crate::wire::control::{Reply, line};
+use crate::wire::secret::Secret;
 
 /// How soon it is looked for newcomers again where there was no descriptor for one.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
 
-/// The control socket and all who have come.
+/// The ways in and all who have come.
 #[derive(Debug)]
 pub struct Control {
     pub(super) socket: ControlSocket,
-    /// Who may come, beside the owner and root.
+    /// Who may come to it, beside the owner and root.
     group: Option<u32>,
+    tcp: Option<ControlTcp>,
+    /// What lets anybody speak who comes by TCP.
+    token: Option<Secret>,
     clients: BTreeMap<ClientId, Client>,
     last_client: u64,
     /// Whom the core's answers go to.
@@ -84,6 +93,8 @@ impl Asker {
 hand_over!(Control as ControlState {
     socket: ControlSocket,
     group: Option<u32>,
+    tcp: Option<ControlTcp>,
+    token: Option<Secret>,
     clients: BTreeMap<ClientId, Client>,
     last_client: u64,
     askers: BTreeMap<RequestId, Asker>,
@@ -103,6 +114,8 @@ impl Control {
         let mut control = Self {
             socket: ControlSocket::bind(path)?,
             group: None,
+            tcp: None,
+            token: None,
             clients: BTreeMap::new(),
             last_client: 0,
             askers: BTreeMap::new(),
@@ -141,7 +154,7 @@ impl Control {
     /// Those of `epoll_ctl(2)`.
     pub(super) fn watch(&self, poller: &Poller) -> io::Result<()> {
         if self.admits_at.is_none() {
-            poller.add(&self.socket, Token::Control.pack(), Interest::Read)?;
+            self.watch_doors(poller)?;
         }
         for (id, client) in &self.clients {
             poller.add(&client.stream, Token::Client(*id).pack(), client.watched())?;
@@ -163,7 +176,7 @@ impl Control {
     }
 
     fn turn_away(&self, poller: &Poller) {
-        let _ = poller.remove(&self.socket);
+        self.close_doors(poller);
         for client in self.clients.values() {
             let _ = poller.remove(&client.stream);
         }
@@ -196,7 +209,14 @@ impl Daemon {
             self.control.drop_client(id, &self.poller);
             return;
         }
-        for request in client.listen(now) {
+        let was_unproven = client.trust == Trust::Unproven;
+        let requests = client.listen(now, self.control.token.as_ref());
+        let has_proven = was_unproven && client.trust != Trust::Unproven;
+        if has_proven && !self.make_room(Some(id)) {
+            self.let_client_go(id, &full());
+            return;
+        }
+        for request in requests {
             self.take_request(id, request);
         }
     }
@@ -237,8 +257,8 @@ impl Daemon {
         }
         if is_due(self.control.admits_at) {
             self.control.admits_at = None;
-            let watched = self.poller.add(&self.control.socket, Token::Control.pack(), Interest::Read);
-            if watched.is_err() {
+            if self.control.watch_doors(&self.poller).is_err() {
+                self.control.close_doors(&self.poller);
                 self.control.admits_at = Some(now + NO_ROOM_PAUSE);
             }
         }
@@ -248,6 +268,7 @@ impl Daemon {
     /// Ends the manager's part: lets go of all that it held, and then tells those who wait that it is over.
     pub fn part(mut self) {
         self.control.socket.remove();
+        self.control.tcp = None;
         for asker in self.reexec.take().map(Reexec::into_askers).into_iter().flatten() {
             let reply = Reply::failed(&asker.cmd, "the service has ended");
             self.control.reply(asker, reply);

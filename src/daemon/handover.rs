@@ -22,7 +22,7 @@ use serde_json::value::RawValue;
 
 pub(super) use self::state::State;
 pub(super) use self::trial::Reexec;
-use super::control::{Asker, Standing};
+use super::control::{Asker, Standing, Trust};
 use super::process::Tail;
 use super::release::Release;
 use super::run::Role;
@@ -38,9 +38,10 @@ use crate::sys::wait::Interest;
 use crate::sys::{handover, memfd};
 use crate::wire::control::Evidence;
 use crate::wire::lines::Lines;
+use crate::wire::secret::Secret;
 
 /// The version of the state. It changes whenever a state of before could be misunderstood.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Where the program finds the state that it is to go on with: its own pid and the descriptor's number, `4711:23`.
 const VARIABLE: &str = "LIVESWAP_HANDOVER";
@@ -63,7 +64,7 @@ plain!(
     Lines,
     Evidence
 );
-plain!(Asker, Standing, Interest, SocketOption, Value, Permissions);
+plain!(Asker, Standing, Trust, Secret, Interest, SocketOption, Value, Permissions);
 
 /// A state on its way, with what must be read before it.
 #[derive(Serialize, Deserialize)]

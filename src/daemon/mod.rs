@@ -46,7 +46,7 @@ use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
-use self::control::Control;
+use self::control::{Control, TcpError};
 use self::handover::State;
 use self::launch::Heritage;
 use self::release::Release;
@@ -84,6 +84,9 @@ pub enum ManagerError {
         /// What went wrong.
         source: io::Error,
     },
+    /// The address of `[control] tcp` could not be bound.
+    #[error(transparent)]
+    ControlTcp(#[from] TcpError),
     /// There is no runtime directory to be had.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
@@ -103,6 +106,7 @@ impl ManagerError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Socket(error) => error.hint(),
+            Self::ControlTcp(error) => error.hint(),
             Self::Runtime(RuntimeError::Taken { service, .. }) => {
                 Some(format!("stop that one first, or give this service another `name` than `{service}`"))
             }
@@ -139,7 +143,8 @@ pub fn run(source: Source, watched: &[PathBuf], color: bool) -> Result<(), Manag
         Heritage::take(raise_descriptor_limit().map_err(io("raising the limit of open descriptors"))?);
     let upward = ServiceManager::from_environment();
     let control = Control::bind(&runtime.control(), release.control_group);
-    let control = control.map_err(io("binding the control socket"))?;
+    let mut control = control.map_err(io("binding the control socket"))?;
+    control.listen_by_tcp(&release)?;
     let prepared = prepare::prepare_sockets(&mut sockets, &release)?;
     for warning in &release.warnings {
         warn!("{warning}");

@@ -1,5 +1,6 @@
 //! The way from a service file to a generation: read it, run its hook `before`, read it again, bind its sockets.
 
+use std::error::Error;
 use std::time::Duration;
 use std::{io, mem};
 
@@ -300,20 +301,26 @@ impl Daemon {
             Ok(common) => common,
             Err(error) => return self.refuse(generation, error.to_string()),
         };
+        let control_tcp = match self.control.prepare_tcp(release.spec.control.tcp) {
+            Ok(control_tcp) => control_tcp,
+            Err(error) => return self.refuse_with_hint(generation, &error, error.hint()),
+        };
         match prepare_sockets(&mut self.sockets, &release) {
             Ok(sockets) => {
                 let policy = release.spec.policy.clone();
-                self.generations.insert(generation, Generation { release, common, sockets });
+                self.generations.insert(generation, Generation { release, common, sockets, control_tcp });
                 self.watch_sockets();
                 self.inbox.push_back(Event::Prepared(generation, policy));
             }
-            Err(error) => {
-                if let Some(hint) = error.hint() {
-                    warn!("generation {generation}: hint: {hint}");
-                }
-                self.refuse(generation, in_words(&error));
-            }
+            Err(error) => self.refuse_with_hint(generation, &error, error.hint()),
         }
+    }
+
+    fn refuse_with_hint(&mut self, generation: GenerationId, error: &dyn Error, hint: Option<String>) {
+        if let Some(hint) = hint {
+            warn!("generation {generation}: hint: {hint}");
+        }
+        self.refuse(generation, in_words(error));
     }
 
     fn refuse(&mut self, generation: GenerationId, why: String) {

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::OpenOptions;
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::sockets::Owner;
@@ -19,6 +20,7 @@ use crate::config::flags::{self, Flags};
 use crate::config::{self, Origin};
 use crate::core::spec::{Identity, ServiceSpec, SocketSpec};
 use crate::sys::names;
+use crate::wire::secret::Secret;
 
 /// The longest service file or environment file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -60,6 +62,8 @@ pub struct Release {
     pub target: Option<Target>,
     /// What is worth a word in the log and no reason to refuse.
     pub warnings: Vec<String>,
+    /// What lets anybody speak by TCP.
+    pub control_token: Option<Secret>,
 }
 
 /// The numbers of an identity.
@@ -131,14 +135,25 @@ impl Release {
         let owners = owners.collect();
         let group = spec.control.group.as_deref().map(names::group_id).transpose();
         let control_group = group.map_err(&mut note).unwrap_or_default().map(Into::into);
+        let token = spec.control.token_file.as_deref().map(read_token).transpose();
+        let control_token = token.map_err(|why| problems.push(why)).unwrap_or_default();
         let is_to_be_made = yet_to_run && spec.hooks.are_any_before();
         let target = wanted.find(&spec, is_to_be_made, &mut warnings);
         let target = target.map_err(|why| problems.push(why)).unwrap_or_default();
-        if problems.is_empty() {
-            Ok(Self { spec, directory, environment, credentials, owners, control_group, target, warnings })
-        } else {
-            Err(Refusal::of(source, &problems))
+        if !problems.is_empty() {
+            return Err(Refusal::of(source, &problems));
         }
+        Ok(Self {
+            spec,
+            directory,
+            environment,
+            credentials,
+            owners,
+            control_group,
+            control_token,
+            target,
+            warnings,
+        })
     }
 }
 
@@ -177,13 +192,23 @@ pub fn read_spec(source: &Source, color: bool) -> Result<ServiceSpec, Refusal> {
     spec.map_err(|problems| Refusal { summary: problems.summary(), details: problems.render(color) })
 }
 
-/// Reads a regular file of bounded size; whatever else stands at the path is refused without waiting for it.
+/// Reads a regular file of bounded size.
 pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let (file, metadata) = open_file(path)?;
+    read_open(file, &metadata)
+}
+
+/// Opens a regular file; whatever else stands at the path is refused without waiting for it.
+fn open_file(path: &Path) -> io::Result<(File, Metadata)> {
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }
+    Ok((file, metadata))
+}
+
+fn read_open(file: File, metadata: &Metadata) -> io::Result<Vec<u8>> {
     if metadata.len() > MAX_FILE {
         return Err(io::Error::other(format!(
             "it has {} bytes, more than the {MAX_FILE} allowed",
@@ -193,6 +218,27 @@ pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(MAX_FILE).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// Reads the secret of a token file that nobody else can read or write.
+///
+/// Whoever can is able to speak in everybody's name: such a file is refused, and not merely warned of.
+fn read_token(path: &Path) -> Result<Secret, String> {
+    let refuse = |why: &dyn fmt::Display| format!("token file {}: {why}", path.display());
+    let (file, metadata) = open_file(path).map_err(|error| refuse(&error))?;
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    if owner != 0 && owner != geteuid().as_raw() {
+        return Err(refuse(&format!(
+            "it belongs to user {owner}; it must belong to the manager's user or to root"
+        )));
+    }
+    if mode & 0o077 != 0 {
+        return Err(refuse(&format!(
+            "others may use it (mode {mode:04o}); make it the owner's alone: chmod 600"
+        )));
+    }
+    let bytes = read_open(file, &metadata).map_err(|error| refuse(&error))?;
+    Secret::read(&bytes).map_err(|why| refuse(&why))
 }
 
 fn read_environment(path: &Path, optional: bool) -> Result<Vec<(String, String)>, String> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::control::{Control, History};
+use super::control::{Control, Door, History};
 use super::handover::Reexec;
 use super::launch::{Common, Heritage, Place};
 use super::node::Demanded;
@@ -32,6 +32,7 @@ use crate::core::ids::{GenerationId, RequestId, SlotId, WorkerId};
 use crate::core::time::Mono;
 use crate::core::{Event, Manager};
 use crate::sys::clock::monotonic_micros;
+use crate::sys::control_tcp::ControlTcp;
 use crate::sys::signals::{ControllingTerminal, Signals};
 use crate::sys::spawn::{Report, Spawned};
 use crate::sys::wait::{Poller, Ready};
@@ -43,6 +44,9 @@ pub(super) struct Generation {
     pub(super) common: Common,
     /// Its share in the sockets: what no generation holds is closed.
     pub(super) sockets: Prepared,
+    /// Where the manager is spoken to by TCP, until it serves and the manager takes that over; where it changes nothing,
+    /// `None`.
+    pub(super) control_tcp: Option<ControlTcp>,
 }
 
 impl Generation {
@@ -207,10 +211,12 @@ impl Daemon {
             .map(|deadline| deadline - self.now())
     }
 
-    /// Turns what is ready into events: what workers say first, exits last.
+    /// Turns what is ready into events: what workers say first, exits last. Newcomers come after the clients that are there,
+    /// so that nobody is made to go for them whose word has come already.
     fn collect(&mut self, ready: &[Ready]) {
         let mut tokens: Vec<_> = ready.iter().filter_map(|ready| Token::unpack(ready.token)).collect();
-        tokens.sort_by_key(|token| *token == Token::Signals);
+        let is_door = |token: &Token| matches!(token, Token::Control | Token::ControlTcp);
+        tokens.sort_by_key(|token| (*token == Token::Signals, is_door(token)));
         for token in tokens {
             match token {
                 Token::Notify(worker) => self.hear(worker),
@@ -219,7 +225,8 @@ impl Daemon {
                 Token::Checker(generation) => self.read_check(generation),
                 Token::Sockets => self.mend_sockets(None),
                 Token::Outlet(_) => {} // Flushed in each turn.
-                Token::Control => self.admit(),
+                Token::Control => self.admit(Door::File),
+                Token::ControlTcp => self.admit(Door::Tcp),
                 Token::Client(client) => self.attend(client),
                 Token::Survey => self.read_survey(),
                 Token::Trial => self.read_trial(),

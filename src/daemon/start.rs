@@ -53,7 +53,7 @@ impl Daemon {
         reaper::set_subreaper()?;
         let manager = Manager::new(start.release.spec.policy.clone());
         let common = Common::of(&start.release, manager.current(), &start.heritage)?;
-        let first = Generation { release: start.release, common, sockets: start.prepared };
+        let first = Generation { release: start.release, common, sockets: start.prepared, control_tcp: None };
         let daemon = Self {
             generations: BTreeMap::from([(manager.current(), first)]),
             manager,
@@ -91,7 +91,7 @@ impl Daemon {
             outputs: Outputs::open()?,
         };
         daemon.watch_sockets();
-        daemon.poller.add(&daemon.control.socket, Token::Control.pack(), Interest::Read)?;
+        daemon.control.watch(&daemon.poller)?;
         Ok(daemon)
     }
 }

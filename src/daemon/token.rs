@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::ids::{GenerationId, WorkerId};
 
-/// A client of the control socket, numbered from 1 over the whole life of the manager.
+/// A client, numbered from 1 over the whole life of the manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ClientId(pub u64);
 
@@ -29,7 +29,9 @@ pub enum Token {
     Outlet(Stream),
     /// Somebody comes to the control socket.
     Control,
-    /// A client of the control socket has written, takes more, or has gone.
+    /// Somebody comes by TCP.
+    ControlTcp,
+    /// A client has written, takes more, or has gone.
     Client(ClientId),
     /// The child that looks at the workers has written.
     Survey,
@@ -82,6 +84,7 @@ impl Token {
             Self::Trial => (11, 0),
             Self::PreUpgrade => (12, 0),
             Self::Channel(WorkerId(id)) => (13, id),
+            Self::ControlTcp => (14, 0),
         };
         debug_assert!(id < 1 << SHIFT, "more than 2^56 workers");
         kind << SHIFT | id
@@ -107,6 +110,7 @@ impl Token {
             11 => Self::Trial,
             12 => Self::PreUpgrade,
             13 => Self::Channel(WorkerId(id)),
+            14 => Self::ControlTcp,
             _ => return None,
         })
     }
@@ -129,6 +133,7 @@ mod tests {
             Token::Outlet(Stream::Out),
             Token::Outlet(Stream::Err),
             Token::Control,
+            Token::ControlTcp,
             Token::Client(ClientId(7)),
             Token::Survey,
             Token::Trial,

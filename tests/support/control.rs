@@ -1,8 +1,8 @@
 //! The control socket under test: a client of the protocol, and the commands of the program.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::Shutdown;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -14,7 +14,24 @@ use super::manager::Manager;
 
 /// A client that speaks the protocol itself.
 pub struct Client {
-    stream: BufReader<UnixStream>,
+    stream: BufReader<Box<dyn Wire>>,
+}
+
+/// A connection of either family.
+trait Wire: Read + Write {
+    fn fall_silent(&self);
+}
+
+impl Wire for UnixStream {
+    fn fall_silent(&self) {
+        self.shutdown(Shutdown::Write).expect("shutdown");
+    }
+}
+
+impl Wire for TcpStream {
+    fn fall_silent(&self) {
+        self.shutdown(Shutdown::Write).expect("shutdown");
+    }
 }
 
 /// How a command ended.
@@ -34,7 +51,7 @@ impl Manager {
     pub fn client(&self) -> Client {
         let stream = UnixStream::connect(self.control_path()).expect("the control socket");
         stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
-        Client { stream: BufReader::new(stream) }
+        Client { stream: BufReader::new(Box::new(stream)) }
     }
 
     /// Asks one thing on a connection of its own.
@@ -88,6 +105,13 @@ impl Ended {
 }
 
 impl Client {
+    /// Connects to `[control] tcp`.
+    pub fn by_tcp(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("the control server on TCP");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        Self { stream: BufReader::new(Box::new(stream)) }
+    }
+
     pub fn say(&mut self, line: &str) {
         self.send(format!("{line}\n").as_bytes());
     }
@@ -126,7 +150,7 @@ impl Client {
 
     /// Will say no more.
     pub fn fall_silent(&self) {
-        self.stream.get_ref().shutdown(Shutdown::Write).expect("shutdown");
+        self.stream.get_ref().fall_silent();
     }
 }
 

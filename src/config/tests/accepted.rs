@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::core::spec::{
-    Allowance, EnvironmentFile, Hooks, Identity, Limit, Output, ProcessSpec, Protocol, Readiness, Resource,
-    SocketAddress, SocketKind, SocketOptions, SocketSpec, Strategy,
+    Allowance, ControlSpec, EnvironmentFile, Hooks, Identity, Limit, Output, ProcessSpec, Protocol,
+    Readiness, Resource, SocketAddress, SocketKind, SocketOptions, SocketSpec, Strategy,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -63,7 +63,7 @@ fn every_default_is_the_documented_one() {
         },
         probe: Vec::new(),
         hooks: Hooks { timeout: 300 * SECOND, ..Hooks::default() },
-        control: ControlSpec { group: None },
+        control: ControlSpec::default(),
     };
     assert_eq!(spec, expected);
     let tables = "[[socket]]\nlisten = \"@a\"\n[ready]\n[upgrade]\n[drain]\n[restart]\n[control]\n";
@@ -108,7 +108,7 @@ fn the_example_of_a_web_service_means_what_it_says() {
         },
         probe: Vec::new(),
         hooks: accept(MINIMAL).hooks,
-        control: ControlSpec { group: Some("ops".into()) },
+        control: ControlSpec { group: Some("ops".into()), ..ControlSpec::default() },
     };
     assert_eq!(spec, expected);
 }
@@ -189,6 +189,22 @@ fn addresses_of_every_family_are_read() {
     assert_eq!(address("@a/b"), ("@a/b".into(), SocketAddress::Abstract("a/b".into())));
     let longest = format!("/{}", "a".repeat(106));
     assert_eq!(address(&longest).1, SocketAddress::Path(longest.into()));
+}
+
+#[test]
+fn the_manager_may_be_spoken_to_by_tcp() {
+    let control = |keys: &str| accept(&format!("{MINIMAL}[control]\n{keys}")).control;
+    for local in ["127.0.0.1:3000", "127.9.9.9:1", "[::1]:65535", "[::ffff:127.0.0.1]:3000"] {
+        let expected = ControlSpec { tcp: local.parse().ok(), ..ControlSpec::default() };
+        assert_eq!(control(&format!("tcp = \"{local}\"")), expected, "{local}");
+    }
+    let all = control("group = 7\ntcp = \"0.0.0.0:3000\"\ntoken_file = \"./secret\"");
+    let expected = ControlSpec {
+        group: Some("7".into()),
+        tcp: "0.0.0.0:3000".parse().ok(),
+        token_file: Some("/srv/secret".into()),
+    };
+    assert_eq!(all, expected);
 }
 
 #[test]

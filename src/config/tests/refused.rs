@@ -218,7 +218,6 @@ fn what_is_to_come_is_said_to_be() {
     each_is_refused(&[
         ("protocol = \"transparent\"", "`protocol` cannot be \"transparent\" yet", "\"transparent\""),
         ("protocol = \"transparent\"", "`protocol` cannot be \"transparent\" yet", "\"transparent\""),
-        ("[control]\ntcp = \"127.0.0.1:3000\"", "`tcp` in [control] is not supported yet", "tcp"),
     ]);
 }
 
@@ -262,6 +261,32 @@ fn addresses_that_cannot_be() {
     }
     let port = refuse(&format!("{MINIMAL}[[socket]]\nlisten = 8080\n"));
     assert!(port.problems()[0].help.as_ref().unwrap().contains("\"0.0.0.0:8080\""));
+}
+
+#[test]
+fn ways_to_the_manager_that_cannot_be() {
+    const ADDRESS: &str = "`tcp` must be an IP address and a port, such as \"127.0.0.1:3000\"";
+    const TOKEN: &str = "`tcp` needs the key `token_file`, as its address is not a loopback one";
+    each_is_refused(&[
+        ("[control]\ntcp = 3000", ADDRESS, "3000"),
+        ("[control]\ntcp = \"/run/a.sock\"", ADDRESS, "\"/run/a.sock\""),
+        ("[control]\ntcp = \"@a\"", ADDRESS, "\"@a\""),
+        ("[control]\ntcp = \"3000\"", "`tcp` must be an address", "\"3000\""),
+        ("[control]\ntcp = \"localhost:3000\"", "`tcp` must be an address", "\"localhost:3000\""),
+        ("[control]\ntcp = \"127.0.0.1:0\"", "`tcp` must have a port from 1 to 65535", "\"127.0.0.1:0\""),
+        ("[control]\ntcp = \"0.0.0.0:3000\"", TOKEN, "\"0.0.0.0:3000\""),
+        ("[control]\ntcp = \"[::]:3000\"", TOKEN, "\"[::]:3000\""),
+        ("[control]\ntcp = \"[::ffff:1.2.3.4]:3000\"", TOKEN, "\"[::ffff:1.2.3.4]:3000\""),
+        ("[control]\ntcp = \"127.0.0.1:1\"\ntoken_file = \"\"", "`token_file` must not be empty", "\"\""),
+        ("[control]\ntoken_file = \"a\"", "`token_file` is ignored unless `tcp` is set", "token_file"),
+    ]);
+    // What is wrong is not made worse by what follows from it.
+    each_is_refused(&[
+        ("[control]\ntcp = 1\ntoken_file = \"a\"", ADDRESS, "1"),
+        ("[control]\ntcp = \"0.0.0.0:1\"\ntoken_file = 1", "`token_file` must be a string", "1"),
+    ]);
+    let text = format!("{MINIMAL}[control]\ntcp = \"0.0.0.0:3000\"");
+    assert!(help(&text).contains("take 127.0.0.1 or [::1], or set token_file"), "{}", help(&text));
 }
 
 #[test]
@@ -405,10 +430,7 @@ fn every_key_is_documented() {
             .collect();
         assert!(!keys.is_empty(), "{table}");
         for key in keys {
-            assert!(
-                reference.contains(&format!("`{key}`")) || key == "tcp",
-                "{table}{key} is not in docs/service-file.md"
-            );
+            assert!(reference.contains(&format!("`{key}`")), "{table}{key} is not in docs/service-file.md");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One connection to the control socket: lines in, lines out, nothing waited for.
+//! One connection: lines in, lines out, nothing waited for.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -12,9 +12,19 @@ use crate::sys::stream_socket::StreamSocket;
 use crate::sys::wait::Interest;
 use crate::wire::control::{BadRequest, MAX_LINE, Request};
 use crate::wire::lines::Lines;
+use crate::wire::secret::Secret;
 
 /// How long a client may say nothing that is whole, or read nothing of what waits for it.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// How long a client may take to show the token.
+const TIME_TO_PROVE: Duration = Duration::from_secs(10);
+
+/// The longest line of a client that has not shown the token, in bytes; no more is read of it.
+const MAX_FIRST_LINE: usize = 4 * 1024;
+
+/// What is said to a client that must show the token, and has not.
+const NO_TOKEN: &str = "the first line must have the `token` that is in the manager's `[control] token_file`";
 
 /// How much is read of a client in a turn, in bytes.
 const READ_SIZE: usize = 16 * 1024;
@@ -37,6 +47,7 @@ pub struct Client {
     /// The most that may wait in its output when an event comes: so much beyond the answers to what it asked.
     room: usize,
     standing: Standing,
+    pub(super) trust: Trust,
     watched: Interest,
 }
 
@@ -49,6 +60,7 @@ hand_over!(Client as ClientState {
     heard_at: Mono,
     room: usize,
     standing: Standing,
+    trust: Trust,
     watched: Interest,
 });
 
@@ -65,17 +77,31 @@ pub enum Standing {
     Lost,
 }
 
+/// What is known of who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Trust {
+    /// It came by the control socket, which nobody reaches unawares: it may speak, and may err.
+    Full,
+    /// It came by TCP and may speak. As a browser may be made to speak to any port in its user's name, what is no command
+    /// ends it.
+    Wary,
+    /// It came by TCP, and its first line must show the token.
+    Unproven,
+}
+
 impl Client {
-    pub(super) fn new(stream: StreamSocket, now: Mono) -> Self {
+    pub(super) fn new(stream: StreamSocket, trust: Trust, now: Mono) -> Self {
+        let limit = if trust == Trust::Unproven { MAX_FIRST_LINE } else { MAX_LINE };
         Self {
             stream,
-            lines: Lines::new(MAX_LINE),
+            lines: Lines::new(limit),
             output: VecDeque::new(),
             asked: 0,
             subscribed: false,
             heard_at: now,
             room: MAX_EVENTS,
             standing: Standing::Open,
+            trust,
             watched: Interest::Read,
         }
     }
@@ -86,32 +112,69 @@ impl Client {
         self.standing == Standing::Lost || self.watched == Interest::Nothing
     }
 
-    /// Takes what it has written by now, a bounded piece of it, and returns the requests in it.
-    pub(super) fn listen(&mut self, now: Mono) -> Vec<Result<Request, BadRequest>> {
+    /// Takes what it has written by now, a bounded piece of it, and returns the requests in it. `token` is what it must show
+    /// where it must show one.
+    pub(super) fn listen(&mut self, now: Mono, token: Option<&Secret>) -> Vec<Result<Request, BadRequest>> {
         let mut requests = Vec::new();
         if self.watched != Interest::Read || self.standing != Standing::Open {
             return requests;
         }
         let mut buffer = [0; READ_SIZE];
-        match self.stream.read(&mut buffer) {
+        // One byte more tells a line that just fits from one that is too long.
+        let most = if self.trust == Trust::Unproven { MAX_FIRST_LINE + 1 } else { READ_SIZE };
+        match self.stream.read(&mut buffer[..most]) {
             Ok(0) => self.standing = Standing::Silent,
             Ok(count) => self.lines.push(&buffer[..count]),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(_) => self.standing = Standing::Lost,
         }
-        while let Some(line) = self.lines.next_line() {
+        while self.standing != Standing::Parting
+            && let Some(line) = self.lines.next_line()
+        {
             if !line.ended {
-                let reason = format!("a line has at most {MAX_LINE} bytes");
+                let most = if self.trust == Trust::Unproven { MAX_FIRST_LINE } else { MAX_LINE };
+                let reason = format!("a line has at most {most} bytes");
                 requests.push(Err(BadRequest { id: None, cmd: String::new(), reason }));
                 self.standing = Standing::Parting;
                 break;
             }
             self.heard_at = now;
-            if !line.bytes.trim_ascii().is_empty() {
-                requests.push(Request::parse(line.bytes));
+            if self.trust != Trust::Full || !line.bytes.trim_ascii().is_empty() {
+                let request = Request::parse(line.bytes);
+                requests.push(self.judge(request, token));
             }
         }
         requests
+    }
+
+    /// Decides whether it is heard any more after a line by TCP.
+    fn judge(
+        &mut self,
+        request: Result<Request, BadRequest>,
+        token: Option<&Secret>,
+    ) -> Result<Request, BadRequest> {
+        match (self.trust, request) {
+            (Trust::Full, request) => request,
+            // A command that is wrong is a command all the same.
+            (Trust::Wary, Err(bad)) if bad.cmd.is_empty() => self.let_down(bad),
+            (Trust::Wary, request) => request,
+            (Trust::Unproven, Ok(request)) if token.is_some() && request.token.as_ref() == token => {
+                self.trust = Trust::Wary;
+                self.lines.raise_limit(MAX_LINE);
+                Ok(request)
+            }
+            (Trust::Unproven, Ok(Request { id, command, token, .. })) => {
+                let what = if token.is_some() { "the `token` is not the right one" } else { NO_TOKEN };
+                self.let_down(BadRequest { id, cmd: command.name().into(), reason: what.into() })
+            }
+            (Trust::Unproven, Err(bad)) => self.let_down(bad),
+        }
+    }
+
+    /// Hears it no more once it knows why.
+    fn let_down(&mut self, bad: BadRequest) -> Result<Request, BadRequest> {
+        self.standing = Standing::Parting;
+        Err(bad)
     }
 
     /// Has it told what it asked for, when it takes it.
@@ -192,35 +255,45 @@ impl Client {
 
     /// Returns when it has been silent, or has read nothing, for too long.
     pub(super) fn deadline(&self) -> Option<Mono> {
-        (self.is_idle() || !self.output.is_empty()).then(|| self.heard_at + IDLE)
+        let patience = if self.trust == Trust::Unproven { TIME_TO_PROVE } else { IDLE };
+        (self.is_idle() || !self.output.is_empty()).then(|| self.heard_at + patience)
     }
 
     /// Says what it did not do in time.
     pub(super) fn why_late(&self) -> &'static str {
-        if self.output.is_empty() { "idle for a minute" } else { "what waits was not read for a minute" }
+        match (self.trust, self.output.is_empty()) {
+            (Trust::Unproven, _) => "the token was not shown within 10 s",
+            (_, true) => "idle for a minute",
+            (_, false) => "what waits was not read for a minute",
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::BufRead;
+    use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;
 
     fn pair() -> (Client, UnixStream) {
+        pair_of(Trust::Full)
+    }
+
+    fn pair_of(trust: Trust) -> (Client, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Client::new(ours.into(), Mono::ZERO), theirs)
+        (Client::new(OwnedFd::from(ours).into(), trust, Mono::ZERO), theirs)
     }
 
     #[test]
     fn half_a_line_is_no_request_and_does_not_keep_it_alive() {
         let (mut client, mut theirs) = pair();
         theirs.write_all(b"{\"cmd\":").unwrap();
-        assert!(client.listen(Mono(5)).is_empty());
+        assert!(client.listen(Mono(5), None).is_empty());
         assert_eq!(client.deadline(), Some(Mono::ZERO + IDLE));
         theirs.write_all(b"\"ping\"}\n\n").unwrap();
-        assert!(client.listen(Mono(7)).pop().unwrap().is_ok());
+        assert!(client.listen(Mono(7), None).pop().unwrap().is_ok());
         assert_eq!(client.deadline(), Some(Mono(7) + IDLE));
         client.asked = 1;
         assert_eq!(client.deadline(), None, "it waits for us");
@@ -235,13 +308,13 @@ mod tests {
             let _ = theirs.write_all(&vec![b'x'; 10 << 20]);
         });
         let refused = loop {
-            let heard = client.listen(Mono::ZERO);
+            let heard = client.listen(Mono::ZERO, None);
             if let Some(request) = heard.into_iter().next() {
                 break request.unwrap_err();
             }
         };
         assert!(refused.reason.contains("65536 bytes"));
-        assert!(client.listen(Mono::ZERO).is_empty(), "nothing more is read of it");
+        assert!(client.listen(Mono::ZERO, None).is_empty(), "nothing more is read of it");
         assert!(client.is_over());
         drop(client);
         writer.join().unwrap();
@@ -296,9 +369,9 @@ mod tests {
         let (mut client, mut theirs) = pair();
         theirs.write_all(b"{\"cmd\":\"upgrade\"}\n").unwrap();
         theirs.shutdown(std::net::Shutdown::Write).unwrap();
-        assert_eq!(client.listen(Mono::ZERO).len(), 1);
+        assert_eq!(client.listen(Mono::ZERO, None).len(), 1);
         client.asked = 1;
-        assert!(client.listen(Mono::ZERO).is_empty());
+        assert!(client.listen(Mono::ZERO, None).is_empty());
         assert_eq!(client.watch(), Some(Interest::Nothing));
         assert!(!client.is_over());
         client.asked = 0;
@@ -306,5 +379,72 @@ mod tests {
         assert!(!client.is_over());
         client.flush(Mono::ZERO);
         assert!(client.is_over());
+    }
+
+    /// What a client of this trust is answered when it writes `text` in one piece: the `cmd` of what is obeyed, and why the
+    /// rest is not.
+    fn heard(trust: Trust, text: &str) -> (Vec<String>, Standing) {
+        let (mut client, mut theirs) = pair_of(trust);
+        theirs.write_all(text.as_bytes()).unwrap();
+        let token = Secret::from("0123456789abcdef");
+        let requests = client.listen(Mono(1), Some(&token));
+        let said = |request: Result<Request, BadRequest>| match request {
+            Ok(request) => request.command.name().to_owned(),
+            Err(bad) => bad.reason,
+        };
+        (requests.into_iter().map(said).collect(), client.standing)
+    }
+
+    #[test]
+    fn by_tcp_what_is_no_command_is_the_last_that_is_heard() {
+        let ping = "{\"cmd\":\"ping\"}\n";
+        for line in
+            ["POST / HTTP/1.1\r\n", "\r\n", "\n", "{}\n", "[]\n", "\u{16}\u{3}\u{1}\n", "{\"cmd\":\"\"}\n"]
+        {
+            let (said, standing) = heard(Trust::Wary, &format!("{line}{ping}"));
+            assert_eq!((said.len(), standing), (1, Standing::Parting), "{line:?}: {said:?}");
+            let (said, standing) = heard(Trust::Wary, &format!("{ping}{line}{ping}"));
+            assert_eq!((said.len(), standing), (2, Standing::Parting), "{line:?}: {said:?}");
+            let (said, standing) = heard(Trust::Full, &format!("{line}{ping}"));
+            assert_eq!((said.last().map(String::as_str), standing), (Some("ping"), Standing::Open));
+        }
+        let (said, standing) = heard(Trust::Wary, &format!("{{\"cmd\":\"fly\"}}\n{ping}"));
+        assert_eq!((said, standing), (vec!["unknown cmd `fly`".into(), "ping".into()], Standing::Open));
+    }
+
+    #[test]
+    fn a_token_is_shown_once_and_at_once() {
+        let shown = "{\"cmd\":\"ping\",\"token\":\"0123456789abcdef\"}\n";
+        let long = format!("{{\"cmd\":\"ping\",\"more\":\"{}\"}}\n", "x".repeat(10_000));
+        let (said, standing) = heard(Trust::Unproven, &format!("{shown}{{\"cmd\":\"status\"}}\n"));
+        assert_eq!((said, standing), (vec!["ping".into(), "status".into()], Standing::Open));
+        for (line, why) in [
+            ("{\"cmd\":\"die\"}\n", NO_TOKEN),
+            ("{\"cmd\":\"die\",\"token\":\"\"}\n", "the `token` is not the right one"),
+            ("{\"cmd\":\"die\",\"token\":\"0123456789abcdeF\"}\n", "the `token` is not the right one"),
+            ("{\"cmd\":\"die\",\"token\":null}\n", NO_TOKEN),
+            ("{\"cmd\":\"fly\",\"token\":\"0123456789abcdef\"}\n", "unknown cmd `fly`"),
+            (&long, "a line has at most 4096 bytes"),
+        ] {
+            let (said, standing) = heard(Trust::Unproven, &format!("{line}{shown}"));
+            assert_eq!((said, standing), (vec![why.to_owned()], Standing::Parting), "{line}");
+        }
+        let (mut client, mut theirs) = pair_of(Trust::Unproven);
+        theirs.write_all(format!("{shown}{long}").as_bytes()).unwrap();
+        let token = Secret::from("0123456789abcdef");
+        let mut heard = client.listen(Mono(1), Some(&token));
+        heard.extend(client.listen(Mono(2), None));
+        assert_eq!(heard.len(), 2, "lines may be long from then on");
+        let (mut client, mut theirs) = pair_of(Trust::Unproven);
+        theirs.write_all(shown.as_bytes()).unwrap();
+        assert!(client.listen(Mono(1), None)[0].is_err(), "where there is no token, none is right");
+    }
+
+    #[test]
+    fn who_shows_no_token_has_ten_seconds() {
+        let (mut client, mut theirs) = pair_of(Trust::Unproven);
+        theirs.write_all(b"{\"cmd\":").unwrap();
+        assert!(client.listen(Mono(5), None).is_empty());
+        assert_eq!(client.deadline(), Some(Mono::ZERO + TIME_TO_PROVE));
     }
 }

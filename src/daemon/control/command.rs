@@ -122,9 +122,8 @@ impl Daemon {
 
     /// Tells those who want to know what has happened.
     pub(in super::super) fn publish(&mut self, notice: &Notice, event: &EventLine) {
-        if let Notice::UpgradeEnded(_, Outcome::Committed) = notice {
-            let group = self.generations.get(&self.manager.current()).and_then(|of| of.release.control_group);
-            self.control.open_to(group);
+        if let Notice::UpgradeEnded(_, outcome) = notice {
+            self.change_doors(outcome);
         }
         if !self.control.clients.values().any(|client| client.subscribed) {
             return;

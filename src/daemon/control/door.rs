@@ -1,45 +1,112 @@
 //! Who is let in, and how many.
 
+use std::io;
+
 use tracing::{debug, warn};
 
 use super::super::run::Daemon;
 use super::super::token::{ClientId, Token};
-use super::client::Client;
+use super::client::{Client, Trust};
 use super::{Control, NO_ROOM_PAUSE};
 use crate::sys::control_socket::{Peer, peer};
+use crate::sys::control_tcp::ControlTcp;
 use crate::sys::stream_socket::StreamSocket;
-use crate::sys::wait::Interest;
+use crate::sys::wait::{Interest, Poller};
 use crate::wire::control::{Reply, line};
 
 /// The most clients at a time; beyond them the longest idle one makes way.
 const MAX_CLIENTS: usize = 64;
 
+/// The most beside them that have yet to show the token: they cannot push out those who may speak.
+const MAX_UNPROVEN: usize = 16;
+
 /// How many are let in before others get their turn.
 const ADMITTED_A_TURN: usize = 16;
 
+/// A way in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// The control socket.
+    File,
+    /// `[control] tcp`.
+    Tcp,
+}
+
+/// Why somebody is not let in, and how he could be.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) why: String,
+    pub(super) hint: Option<&'static str>,
+}
+
+impl From<String> for Refused {
+    fn from(why: String) -> Self {
+        Self { why, hint: None }
+    }
+}
+
 impl Control {
-    fn is_full(&self) -> bool {
-        self.clients.len() >= MAX_CLIENTS
+    /// The client that has been idle for longest, where any is; `newcomer` is none.
+    fn idlest(&self, newcomer: Option<ClientId>) -> Option<ClientId> {
+        let idle = self.clients.iter().filter(|(id, client)| {
+            client.is_idle() && client.trust != Trust::Unproven && newcomer != Some(**id)
+        });
+        idle.min_by_key(|(_, client)| client.heard_at).map(|(id, _)| *id)
     }
 
-    /// The client that has been idle for longest, where any is.
-    fn idlest(&self) -> Option<ClientId> {
-        let idle = self.clients.iter().filter(|(_, client)| client.is_idle());
-        idle.min_by_key(|(_, client)| client.heard_at).map(|(id, _)| *id)
+    /// How many there are who may speak, or else who have yet to show the token.
+    fn count(&self, unproven: bool) -> usize {
+        self.clients.values().filter(|client| (client.trust == Trust::Unproven) == unproven).count()
+    }
+
+    /// Decides about somebody who has come.
+    ///
+    /// # Errors
+    ///
+    /// What he is told.
+    fn judge(&self, door: Door, stream: &StreamSocket) -> Result<Trust, Refused> {
+        match door {
+            Door::File => match peer(stream) {
+                Ok(peer) if peer.may_speak(self.group) => Ok(Trust::Full),
+                Ok(peer) => Err(refusal(&peer).into()),
+                Err(error) => Err(unknown(&error)),
+            },
+            Door::Tcp => self.judge_by_tcp(stream),
+        }
+    }
+
+    /// Has it watched whether somebody comes.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_ctl(2)`.
+    pub(super) fn watch_doors(&self, poller: &Poller) -> io::Result<()> {
+        poller.add(&self.socket, Token::Control.pack(), Interest::Read)?;
+        self.tcp.as_ref().map_or(Ok(()), |tcp| poller.add(tcp, Token::ControlTcp.pack(), Interest::Read))
+    }
+
+    /// Lets whoever comes wait.
+    pub(super) fn close_doors(&self, poller: &Poller) {
+        let _ = poller.remove(&self.socket);
+        let _ = self.tcp.as_ref().map(|tcp| poller.remove(tcp));
     }
 }
 
 impl Daemon {
-    /// Lets in who waits at the control socket.
-    pub(in super::super) fn admit(&mut self) {
+    /// Lets in who waits at a door.
+    pub(in super::super) fn admit(&mut self, door: Door) {
         for _ in 0..ADMITTED_A_TURN {
-            match self.control.socket.accept() {
-                Ok(Some(stream)) => self.receive(stream),
+            let accepted = match door {
+                Door::File => self.control.socket.accept(),
+                Door::Tcp => self.control.tcp.as_ref().map_or(Ok(None), ControlTcp::accept),
+            };
+            match accepted {
+                Ok(Some(stream)) => self.receive(door, stream),
                 Ok(None) => return,
                 Err(error) => {
                     // Reported at once again as long as someone waits: look again when there may be room.
                     warn!("the control socket cannot accept: {error}");
-                    let _ = self.poller.remove(&self.control.socket);
+                    self.control.close_doors(&self.poller);
                     self.control.admits_at = Some(self.now() + NO_ROOM_PAUSE);
                     return;
                 }
@@ -47,31 +114,49 @@ impl Daemon {
         }
     }
 
-    fn receive(&mut self, stream: StreamSocket) {
-        let now = self.now();
-        let refusal = match peer(&stream) {
-            Ok(peer) if peer.may_speak(self.control.group) => None,
-            Ok(peer) => Some(refusal(&peer)),
-            Err(error) => Some(format!("cannot find out who speaks: {error}")),
+    fn receive(&mut self, door: Door, stream: StreamSocket) {
+        let judged = self.control.judge(door, &stream);
+        let trust = judged.as_ref().copied().unwrap_or(Trust::Unproven);
+        let mut client = Client::new(stream, trust, self.now());
+        let refusal = match judged {
+            Err(refused) => Some(refused),
+            Ok(Trust::Unproven) => {
+                self.make_room_for_unproven();
+                None
+            }
+            Ok(Trust::Full | Trust::Wary) if self.make_room(None) => None,
+            Ok(Trust::Full | Trust::Wary) => Some(full().into()),
         };
-        let mut client = Client::new(stream, now);
-        if let Some(why) = refusal {
+        if let Some(Refused { why, hint }) = refusal {
             debug!("control: {why}");
-            client.part(&line(&Reply::failed("", why)));
+            client.part(&line(&Reply { hint: hint.map(Into::into), ..Reply::failed("", why) }));
+            client.stream.finish();
             return;
-        }
-        if self.control.is_full() {
-            let Some(idle) = self.control.idlest() else {
-                let why = format!("there are {MAX_CLIENTS} clients already");
-                client.part(&line(&Reply::failed("", why)));
-                return;
-            };
-            self.let_client_go(idle, "others need the room, and this one was idle");
         }
         self.control.last_client += 1;
         let id = ClientId(self.control.last_client);
         if self.poller.add(&client.stream, Token::Client(id).pack(), Interest::Read).is_ok() {
             self.control.clients.insert(id, client);
+        }
+    }
+
+    /// Sees to it that there is a place for one more who may speak, or for `newcomer`, which has just shown that it may;
+    /// returns whether there is.
+    pub(super) fn make_room(&mut self, newcomer: Option<ClientId>) -> bool {
+        let others = self.control.count(false) - usize::from(newcomer.is_some());
+        if others < MAX_CLIENTS {
+            return true;
+        }
+        let Some(idle) = self.control.idlest(newcomer) else { return false };
+        self.let_client_go(idle, "others need the room, and this one was idle");
+        true
+    }
+
+    fn make_room_for_unproven(&mut self) {
+        let mut unproven = self.control.clients.iter().filter(|(_, client)| client.trust == Trust::Unproven);
+        let oldest = unproven.next().map(|(id, _)| *id);
+        if let Some(oldest) = oldest.filter(|_| self.control.count(true) >= MAX_UNPROVEN) {
+            self.let_client_go(oldest, "others need the room, and this one has not shown the token");
         }
     }
 
@@ -82,6 +167,16 @@ impl Daemon {
         }
         self.control.drop_client(id, &self.poller);
     }
+}
+
+/// What is said where nobody can make way.
+pub(super) fn full() -> String {
+    format!("there are {MAX_CLIENTS} clients already")
+}
+
+/// What is said where the kernel does not tell who has come.
+pub(super) fn unknown(error: &io::Error) -> Refused {
+    format!("cannot find out who speaks: {error}").into()
 }
 
 fn refusal(peer: &Peer) -> String {

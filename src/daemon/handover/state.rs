@@ -23,6 +23,7 @@ use super::super::upward::ServiceManager;
 use crate::core::ids::{GenerationId, RequestId, WorkerId};
 use crate::core::time::Mono;
 use crate::core::{Event, Manager};
+use crate::sys::control_tcp::ControlTcp;
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::limits::Limit;
 use crate::sys::reaper;
@@ -32,6 +33,9 @@ use crate::sys::wait::{Interest, Poller};
 use crate::wire::control::Reply;
 
 type As<T> = <T as HandOver>::State;
+
+/// A generation, with the places of its sockets in the list of all.
+type GenerationState = (GenerationId, Release, Vec<usize>, As<Option<ControlTcp>>);
 
 /// A manager between two turns of its loop: no event waits, and every action was performed.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,8 +50,7 @@ pub struct State {
     runtime: As<RuntimeDirectory>,
     /// Each once, though generations share them.
     listeners: Vec<As<Listener>>,
-    /// With the places of their sockets in the list.
-    generations: Vec<(GenerationId, Release, Vec<usize>)>,
+    generations: Vec<GenerationState>,
     beyond_repair: Vec<usize>,
     kept: Option<(GenerationId, Release)>,
     targets: Vec<(RequestId, String)>,
@@ -114,8 +117,10 @@ impl State {
         let listeners = sockets.listeners();
         let place = |one: &Rc<Listener>| listeners.iter().position(|other| Rc::ptr_eq(one, other));
         let generation = |(id, of): (&GenerationId, &Generation)| {
-            (*id, of.release.clone(), of.sockets.listeners.iter().filter_map(place).collect())
+            let places = of.sockets.listeners.iter().filter_map(place).collect();
+            (*id, of.release.clone(), places, of.control_tcp.pack(luggage))
         };
+        let generations = generations.iter().map(generation).collect();
         let dead = beyond_repair.iter().filter_map(Weak::upgrade);
         Self {
             source: source.clone(),
@@ -126,7 +131,7 @@ impl State {
             manager: manager.clone(),
             runtime: runtime.pack(luggage),
             listeners: listeners.iter().map(|listener| listener.pack(luggage)).collect(),
-            generations: generations.iter().map(generation).collect(),
+            generations,
             beyond_repair: dead.filter_map(|dead| place(&dead)).collect(),
             kept: kept.clone(),
             targets: targets.pack(luggage),
@@ -164,11 +169,12 @@ impl State {
             .map(|listener| Listener::unpack(listener, luggage).map(Rc::new))
             .collect::<io::Result<_>>()?;
         let mut generations = BTreeMap::new();
-        for (id, release, places) in self.generations {
+        for (id, release, places, control_tcp) in self.generations {
             let common = Common::of(&release, id, &heritage)?;
             let shared = places.iter().filter_map(|place| listeners.get(*place)).map(Rc::clone).collect();
             let sockets = Prepared { listeners: shared, warnings: Vec::new() };
-            generations.insert(id, Generation { release, common, sockets });
+            let control_tcp = HandOver::unpack(control_tcp, luggage)?;
+            generations.insert(id, Generation { release, common, sockets, control_tcp });
         }
         let dead = self.beyond_repair.iter().filter_map(|place| listeners.get(*place));
         let demanded = self.demanded.into_iter().filter_map(|one| Demanded::unpack(one, &listeners));

@@ -1,0 +1,516 @@
+//! The control server on TCP: what it answers, who may speak, and that nobody who may not does any harm.
+
+#[expect(dead_code, reason = "no single test uses all of the support")]
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use support::client::{Load, MODES, Target};
+use support::control::Client;
+use support::log::Verdict;
+use support::manager::{Manager, Place, Starter, copy_program, liveswap};
+use support::service::Service;
+use support::{is_root, loopback};
+
+const TOKEN: &str = "correct-horse-battery-staple";
+
+/// A service, and where its manager is spoken to.
+fn service() -> (Service, SocketAddr) {
+    let address = loopback();
+    let control = SocketAddr::new(address.ip(), 3000);
+    let service = Service::worker().workers(2).listen(address).set("upgrade.probation", "'0s'");
+    (by_tcp(service, control), control)
+}
+
+fn by_tcp(service: Service, control: SocketAddr) -> Service {
+    service.set("control.tcp", format!("'{control}'"))
+}
+
+fn ask(control: SocketAddr, line: &str) -> Value {
+    let mut client = Client::by_tcp(control);
+    client.say(line);
+    client.hear()
+}
+
+/// Writes a token file that nobody else can read.
+fn write_token(path: &Path, token: &str) {
+    fs::write(path, format!("{token}\n")).expect("the token");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("chmod");
+}
+
+/// A shell of another user, or in another network, by words that go before it.
+fn shell<const N: usize>(by: [&str; N], script: &str) -> Child {
+    let mut command = Command::new(by[0]);
+    command.args(&by[1..]).args(["bash", "-c", script]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a shell")
+}
+
+/// What makes a command a stranger's.
+const STRANGER: [&str; 4] = ["setpriv", "--reuid=4711", "--regid=4711", "--clear-groups"];
+
+/// Has somebody say `text` to `to`, and returns the lines that he is answered before the end.
+fn told<const N: usize>(by: [&str; N], to: SocketAddr, text: &str) -> Vec<Value> {
+    let script = format!("exec 3<>/dev/tcp/{}/{} && printf '%s' '{text}' >&3 && cat <&3", to.ip(), to.port());
+    lines(shell(by, &script))
+}
+
+fn lines(child: Child) -> Vec<Value> {
+    let output = child.wait_with_output().expect("its end");
+    let text = String::from_utf8(output.stdout).expect("text");
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
+}
+
+fn reason(line: &Value) -> &str {
+    line["reason"].as_str().unwrap_or_default()
+}
+
+fn is_free(address: SocketAddr) -> bool {
+    TcpListener::bind(address).is_ok()
+}
+
+#[test]
+fn it_answers_line_by_line_as_the_control_socket_does() {
+    let (service, control) = service();
+    let manager = Manager::start(service.clone().set("service.messages", "true"));
+    manager.wait_log(Place::START, ["the manager is spoken to at", &control.to_string()]);
+    let mut client = Client::by_tcp(control);
+    client.say(r#"{"cmd":"upgrade","value":""}"#);
+    let answer = client.hear();
+    let expected = r#"{"cmd":"upgrade","value":"OK","ok":true,"outcome":"committed","generation":2}"#;
+    assert_eq!(answer, serde_json::from_str::<Value>(expected).expect("JSON"));
+    client.say(r#"{"cmd":"message","value":"π"}"#);
+    assert_eq!(client.hear()["value"], "OK");
+    // A command that is wrong is a command; so are long ones, and several at once.
+    let long = format!("{{\"cmd\":\"fly\",\"id\":2,\"more\":\"{}\"}}\n", "x".repeat(60_000));
+    client
+        .send(format!("{{\"cmd\":\"ping\",\"id\":1}}\n{long}{{\"cmd\":\"status\",\"id\":3}}\r\n").as_bytes());
+    let (ping, fly, status) = (client.hear(), client.hear(), client.hear());
+    assert_eq!((&ping["id"], &ping["service"]), (&1.into(), &"web".into()));
+    assert_eq!((&fly["id"], &fly["value"]), (&2.into(), &"unknown cmd `fly`".into()));
+    assert_eq!(status["status"]["phase"], "serving", "{status}");
+    // Who shuts its mouth still hears its answer.
+    client.say(r#"{"cmd":"respawn"}"#);
+    client.fall_silent();
+    assert_eq!(client.hear()["outcome"], "committed");
+    assert_eq!(client.try_hear(), None);
+    manager.stop();
+    assert!(is_free(control));
+}
+
+#[test]
+fn kill_and_die_are_answered_by_their_names_on_either_socket() {
+    let (service, control) = service();
+    let mut manager = Manager::start(service.args(["--ignore-term"]));
+    let first = manager.workers();
+    let mut by_tcp = Client::by_tcp(control);
+    by_tcp.say(r#"{"cmd":"kill","id":7}"#);
+    let answer = by_tcp.hear();
+    assert_eq!((&answer["cmd"], &answer["value"], &answer["id"]), (&"kill".into(), &"OK".into(), &7.into()));
+    let second = manager.wait_workers(1, 2);
+    assert!(second.iter().all(|worker| first.iter().all(|old| old.pid != worker.pid)), "{second:?}");
+    let answer = manager.ask(r#"{"cmd":"kill"}"#);
+    assert_eq!((&answer["cmd"], &answer["value"]), (&"kill".into(), &"OK".into()));
+    by_tcp.say(r#"{"cmd":"die"}"#);
+    let answer = by_tcp.hear();
+    assert_eq!((&answer["cmd"], &answer["value"]), (&"die".into(), &"OK".into()));
+    // It is true when it is said.
+    let address = SocketAddr::new(control.ip(), 8080);
+    assert!(is_free(control) && is_free(address) && !manager.control_path().exists());
+    assert_eq!(by_tcp.try_hear(), None);
+    assert!(manager.wait_exit().success());
+}
+
+#[test]
+fn a_stranger_is_refused_and_told_who_may_speak() {
+    if !is_root("being another user") {
+        return;
+    }
+    let (service, control) = service();
+    let manager = Manager::start(service);
+    let workers = manager.workers();
+    let said = told(STRANGER, control, "{\"cmd\":\"die\"}\n");
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(
+        reason(&said[0]).contains("user 4711 may not speak to this manager by TCP: only its owner and root")
+    );
+    assert!(said[0]["hint"].as_str().is_some_and(|hint| hint.contains("token_file")), "{said:?}");
+    assert_eq!(said[0]["ok"], false);
+    // A token that nobody asks for opens nothing.
+    let said = told(STRANGER, control, "{\"cmd\":\"die\",\"token\":\"\"}\n");
+    assert!(reason(&said[0]).contains("user 4711 may not speak"));
+    assert_eq!((ask(control, r#"{"cmd":"ping"}"#)["ok"].clone(), manager.workers()), (true.into(), workers));
+    manager.stop();
+}
+
+#[test]
+fn a_stranger_who_has_gone_before_it_is_met_does_not_pass_for_root() {
+    if !is_root("being another user") {
+        return;
+    }
+    let (service, control) = service();
+    let manager = Manager::start(service);
+    let workers = manager.workers();
+    let script = format!(
+        "for i in 1 2 3 4 5; do exec 3<>/dev/tcp/{}/{}; printf '{{\"cmd\":\"die\"}}\\n' >&3; exec 3>&-; done",
+        control.ip(),
+        control.port()
+    );
+    // The manager finds connections that are closed already.
+    manager.signal(Signal::SIGSTOP);
+    let status = shell(STRANGER, &script).wait().expect("its end");
+    assert!(status.success());
+    manager.signal(Signal::SIGCONT);
+    assert_eq!(ask(control, r#"{"cmd":"status"}"#)["status"]["phase"], "serving");
+    assert_eq!(manager.workers(), workers);
+    manager.stop();
+}
+
+#[test]
+fn a_browser_cannot_be_made_to_speak_to_it() {
+    let (service, control) = service();
+    let manager = Manager::start(service);
+    let workers = manager.workers();
+    let body = "{\"cmd\":\"die\"}\n";
+    let head =
+        format!("Host: {control}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n", body.len());
+    for request in [
+        format!("GET / HTTP/1.1\r\n{head}"),
+        format!("POST / HTTP/1.1\r\n{head}{body}"),
+        format!("GET /{} HTTP/1.1\r\n{head}{body}", "x".repeat(3000)),
+        format!("\r\n\r\n{body}"),
+        format!("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{body}"),
+        format!("\u{16}\u{3}\u{1}\n{body}"),
+    ] {
+        let mut client = Client::by_tcp(control);
+        client.send(request.as_bytes());
+        let refusal = client.hear();
+        assert!(reason(&refusal).starts_with("a line must be a JSON object"), "{refusal}");
+        assert_eq!(client.try_hear(), None, "{request:?}");
+    }
+    // In pieces, as a slow network brings it: nothing after the first line is heard.
+    let mut client = Client::by_tcp(control);
+    client.send(b"POST / HT");
+    client.send(b"TP/1.1\r\n");
+    assert!(reason(&client.hear()).starts_with("a line must be a JSON object"));
+    client.send(format!("{head}{body}").as_bytes());
+    assert_eq!(client.try_hear(), None);
+    // One that has spoken commands before is no exception.
+    let mut client = Client::by_tcp(control);
+    client.send(format!("{{\"cmd\":\"ping\"}}\nnonsense\n{body}").as_bytes());
+    assert_eq!((client.hear()["ok"].clone(), client.hear()["ok"].clone()), (true.into(), false.into()));
+    assert_eq!(client.try_hear(), None);
+    assert_eq!(manager.workers(), workers);
+    manager.stop();
+}
+
+#[test]
+fn a_long_line_is_refused_and_the_service_unharmed() {
+    let (service, control) = service();
+    let manager = Manager::start(service);
+    let mut client = Client::by_tcp(control);
+    client.send(&vec![b'x'; 10 << 20]);
+    let refusal = client.try_hear();
+    assert!(refusal.is_none_or(|refusal| refusal["value"] == "a line has at most 65536 bytes"));
+    assert_eq!(client.try_hear(), None);
+    let resident = manager.resident();
+    assert!(resident < 64 * 1024, "{resident} KiB");
+    assert_eq!(ask(control, r#"{"cmd":"ping"}"#)["ok"], true);
+    manager.stop();
+}
+
+#[test]
+fn a_thousand_idle_clients_and_half_lines_keep_nobody_out() {
+    let (service, control) = service();
+    let manager = Manager::start(service);
+    let before = manager.open_descriptors();
+    let load = Load::start(&[Target::Tcp(SocketAddr::new(control.ip(), 8080))], &MODES);
+    let mut upgrade = Client::by_tcp(control);
+    upgrade.say(r#"{"cmd":"events"}"#);
+    assert_eq!(upgrade.hear()["ok"], true);
+    let mut idle: Vec<Client> = Vec::new();
+    for number in 0..1000 {
+        let mut client = Client::by_tcp(control);
+        if number % 2 == 0 {
+            client.send(b"{\"cmd\":");
+        }
+        idle.push(client);
+    }
+    assert_eq!(ask(control, r#"{"cmd":"status"}"#)["ok"], true);
+    assert_eq!(manager.ask(r#"{"cmd":"status"}"#)["ok"], true, "the control socket has the same places");
+    upgrade.say(r#"{"cmd":"upgrade"}"#);
+    upgrade.wait_event("upgrade-ended");
+    let first = idle.remove(0).try_hear().expect("a reason");
+    assert!(reason(&first).contains("idle"), "{first}");
+    assert!(manager.open_descriptors() < before + 64 + 24, "no more than 64 are held");
+    load.wait_for_more(20);
+    drop(idle);
+    load.stop().assert_spotless();
+    manager.stop();
+}
+
+#[test]
+fn a_thousand_who_show_no_token_push_out_nobody_who_may_speak() {
+    if !is_root("being another user") {
+        return;
+    }
+    let starter = Starter::default();
+    write_token(&starter.path("token"), TOKEN);
+    let (service, control) = service();
+    let mut manager = starter.start(service.set("control.token_file", "'token'"));
+    manager.wait_ready();
+    let before = manager.open_descriptors();
+    // Idle, and there before all of them.
+    let mut idle: Vec<Client> = (0..60).map(|_| Client::by_tcp(control)).collect();
+    assert_eq!(ask(control, r#"{"cmd":"ping"}"#)["ok"], true, "all are let in");
+    let script = format!(
+        "ulimit -n 2048; for i in {{1..1000}}; do exec {{fd}}<>/dev/tcp/{}/{}; printf '{{\"cmd\":' >&$fd; done; \
+         echo; read",
+        control.ip(),
+        control.port()
+    );
+    let mut crowd = shell(STRANGER, &script);
+    let mut line = String::new();
+    BufReader::new(crowd.stdout.as_mut().expect("its output")).read_line(&mut line).expect("a line");
+    assert_eq!(ask(control, r#"{"cmd":"ping"}"#)["ok"], true);
+    let held = manager.open_descriptors() - before;
+    assert!(held <= 60 + 16 + 8, "{held} are held");
+    // One who shows it comes through the crowd.
+    let said = told(STRANGER, control, &format!("{{\"cmd\":\"ping\",\"token\":\"{TOKEN}\"}}\n-\n"));
+    assert_eq!(said[0]["ok"], true, "{said:?}");
+    for client in &mut idle {
+        client.say(r#"{"cmd":"ping"}"#);
+        assert_eq!(client.hear()["ok"], true);
+    }
+    drop(crowd.stdin.take());
+    crowd.wait().expect("its end");
+    manager.stop();
+}
+
+#[test]
+fn on_loopback_a_token_lets_a_stranger_in_who_may_not_speak_by_itself() {
+    if !is_root("being another user") {
+        return;
+    }
+    let starter = Starter::default();
+    write_token(&starter.path("token"), TOKEN);
+    let (service, control) = service();
+    let mut manager = starter.start(service.set("control.token_file", "'token'"));
+    manager.wait_ready();
+    assert_eq!(ask(control, r#"{"cmd":"ping"}"#)["ok"], true, "the owner needs none");
+    // Shown once, it holds for the connection.
+    let right = format!("{{\"cmd\":\"ping\",\"token\":\"{TOKEN}\"}}\n{{\"cmd\":\"status\"}}\nthe end\n");
+    let said = told(STRANGER, control, &right);
+    let ok: Vec<_> =
+        said.iter().map(|line| (line["cmd"].as_str().unwrap_or_default(), &line["ok"])).collect();
+    assert_eq!(
+        ok[..],
+        [("ping", &true.into()), ("", &false.into())][..],
+        "who is no client any more gets no status"
+    );
+    for (line, why) in [
+        ("{\"cmd\":\"die\"}\n".to_owned(), "the first line must have the `token`"),
+        (format!("{{\"cmd\":\"die\",\"token\":\"{TOKEN}x\"}}\n{right}"), "the `token` is not the right one"),
+        (format!("\n{right}"), "a line must be a JSON object"),
+        (format!("{}\n{right}", "x".repeat(5000)), "a line has at most 4096 bytes"),
+    ] {
+        let said = told(STRANGER, control, &line);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(reason(&said[0]).contains(why), "{why}: {said:?}");
+    }
+    // Half a line for ever is not for ever.
+    let said = told(STRANGER, control, "{\"cmd\":\"pi");
+    assert_eq!(reason(&said[0]), "the token was not shown within 10 s");
+    let log = manager.log.since(0).join("\n");
+    assert!(!log.contains(TOKEN), "the token is nobody's to read");
+    manager.stop();
+}
+
+#[test]
+fn elsewhere_the_token_alone_decides() {
+    if !is_root("a network of its own") {
+        return;
+    }
+    let own = "ip link set lo up && ip address add 192.0.2.7/32 dev lo && exec \"$@\"";
+    let starter = Starter::default().by(["unshare", "--net", "sh", "-c", own, "sh"]);
+    write_token(&starter.path("token"), TOKEN);
+    let anywhere: SocketAddr = "0.0.0.0:3000".parse().expect("an address");
+    let plain = Service::worker().set("upgrade.probation", "'0s'");
+    let service = by_tcp(plain, anywhere).set("control.token_file", "'token'");
+    let mut manager = starter.start(&service);
+    manager.wait_ready();
+    let network = format!("--net=/proc/{}/ns/net", manager.pid());
+    let inside = ["nsenter", &network];
+    let (elsewhere, here): (SocketAddr, SocketAddr) =
+        ("192.0.2.7:3000".parse().expect("an address"), "127.0.0.1:3000".parse().expect("an address"));
+    let say = |to: SocketAddr, token: &str| {
+        told(inside, to, &format!("{{\"cmd\":\"ping\"{token}}}\nthe end\n")).remove(0)
+    };
+    let shown = |token: &str| format!(",\"token\":\"{token}\"");
+    assert_eq!(say(here, "")["ok"], true, "the kernel knows who it is");
+    assert!(reason(&say(elsewhere, "")).contains("the first line must have the `token`"), "root or not");
+    assert!(reason(&say(elsewhere, &shown("wrong-horse-battery-staple-"))).contains("not the right one"));
+    assert_eq!(say(elsewhere, &shown(TOKEN))["ok"], true);
+
+    // Another token counts from the commit on.
+    let other = "another-horse-battery-staple";
+    write_token(&manager.path("token"), other);
+    assert_eq!(say(elsewhere, &shown(TOKEN))["ok"], true);
+    manager.upgrade(service.clone().args(["--exit", "1"]));
+    assert_eq!(say(elsewhere, &shown(TOKEN))["ok"], true, "a release that failed changes nothing");
+    manager.upgrade_committed(&service);
+    assert!(reason(&say(elsewhere, &shown(TOKEN))).contains("not the right one"));
+    assert_eq!(say(elsewhere, &shown(other))["ok"], true);
+    manager.stop();
+}
+
+#[test]
+fn a_token_file_that_others_may_use_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("token");
+    let control: SocketAddr = "0.0.0.0:3000".parse().expect("an address");
+    let service = by_tcp(Service::worker(), control).set("control.token_file", "'token'");
+    fs::write(folder.path().join("web.toml"), service.to_string()).expect("the service file");
+    let check = |status: i32, words: &str| {
+        let (ended, said) = liveswap(folder.path(), ["check", "web.toml"]);
+        assert!(ended.code() == Some(status) && said.contains(words), "{words}: {ended}: {said}");
+    };
+    check(3, "No such file or directory");
+    write_token(&path, TOKEN);
+    check(0, "");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).expect("chmod");
+    check(0, "");
+    for mode in [0o604, 0o640, 0o620, 0o601] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
+        check(3, &format!("others may use it (mode {mode:04o}); make it the owner's alone: chmod 600"));
+    }
+    write_token(&path, "too-short");
+    check(3, "the token must have 16 to 1024 characters, not 9");
+    write_token(&path, "two words are one too many");
+    check(3, "visible ASCII characters alone");
+    if is_root("a file of another user") {
+        write_token(&path, TOKEN);
+        chown(&path, Some(4711), None).expect("chown");
+        check(3, "it belongs to user 4711");
+    }
+    fs::remove_file(&path).expect("the token");
+    fs::create_dir(&path).expect("a folder");
+    check(3, "it is no regular file");
+}
+
+#[test]
+fn a_taken_address_is_an_error_at_the_start() {
+    let (service, control) = service();
+    let taken = TcpListener::bind(control).expect("the address");
+    let mut manager = Starter::default().start(&service);
+    assert_eq!(manager.wait_exit().code(), Some(1));
+    manager
+        .wait_log(Place::START, ["`[control] tcp`", &control.to_string(), "cannot listen on this address"]);
+    manager.wait_log(Place::START, ["Hint", "ss -ltnp 'sport = :3000'"]);
+    drop(taken);
+}
+
+#[test]
+fn an_upgrade_moves_the_control_server_when_it_is_committed_and_not_before() {
+    let (service, old) = service();
+    let new = SocketAddr::new(old.ip(), 3001);
+    let manager = Manager::start(service.clone());
+    let before = manager.open_descriptors();
+    let mut held = Client::by_tcp(old);
+
+    let taken = TcpListener::bind(new).expect("the address");
+    let refused = manager.upgrade(by_tcp(service.clone(), new));
+    assert_eq!(refused.verdict, Verdict::Refused);
+    assert!(refused.reason.contains("cannot listen on this address"), "{}", refused.reason);
+    drop(taken);
+    let covers: SocketAddr = SocketAddr::new([0, 0, 0, 0].into(), 3000);
+    write_token(&manager.path("token"), TOKEN);
+    let refused = manager.upgrade(by_tcp(service.clone(), covers).set("control.token_file", "'token'"));
+    assert!(refused.reason.contains("the present one"), "{}", refused.reason);
+
+    let failed = manager.upgrade(by_tcp(service.clone(), new).args(["--exit", "1"]));
+    assert_eq!(failed.verdict, Verdict::RolledBack);
+    manager.wait_until("the new address free again", || is_free(new).then_some(()));
+    assert_eq!(ask(old, r#"{"cmd":"ping"}"#)["ok"], true);
+
+    manager.upgrade_committed(by_tcp(service.clone(), new));
+    assert_eq!(ask(new, r#"{"cmd":"ping"}"#)["ok"], true);
+    assert!(TcpStream::connect(old).is_err());
+    held.say(r#"{"cmd":"ping"}"#);
+    assert_eq!(held.hear()["ok"], true, "a connection that is there stays");
+    assert_eq!(ask(new, r#"{"cmd":"rollback"}"#)["outcome"], "committed");
+    assert_eq!(ask(old, r#"{"cmd":"ping"}"#)["ok"], true);
+    assert!(is_free(new));
+
+    manager.upgrade_committed(Service::worker().workers(2).set("upgrade.probation", "'0s'"));
+    assert!(is_free(old));
+    drop(held);
+    manager.wait_until("no descriptor more than before", || {
+        (manager.open_descriptors() <= before).then_some(())
+    });
+    manager.stop();
+}
+
+#[test]
+fn a_reexec_keeps_the_listener_and_whoever_waits() {
+    let starter = Starter::default().of_a_copy();
+    let (service, control) = service();
+    let moved = SocketAddr::new(control.ip(), 3001);
+    let mut manager = starter.start(service.clone());
+    manager.wait_ready();
+    manager.rewrite(by_tcp(service, moved).set("upgrade.probation", "'1h'"));
+    let mut watcher = Client::by_tcp(control);
+    watcher.say(r#"{"cmd":"events"}"#);
+    let mut upgrade = Client::by_tcp(control);
+    upgrade.say(r#"{"cmd":"upgrade"}"#);
+    watcher.wait_event("probation");
+    // One has come to the listener that is not yet listened to; half of a line is said.
+    let mut early = Client::by_tcp(moved);
+    early.say(r#"{"cmd":"ping"}"#);
+    upgrade.send(b"{\"cmd\":");
+    for _ in 0..2 {
+        let place = manager.place();
+        copy_program(&manager.path("liveswap"));
+        assert_eq!(ask(control, r#"{"cmd":"reexec"}"#)["value"], "OK");
+        manager.wait_log(place, ["goes on as the manager"]);
+    }
+    upgrade.send(b"\"ping\"}\n");
+    assert_eq!(upgrade.hear()["cmd"], "ping");
+    assert_eq!(ask(control, r#"{"cmd":"rollback"}"#)["ok"], true);
+    let answer = upgrade.hear();
+    assert_eq!((&answer["cmd"], &answer["outcome"]), (&"upgrade".into(), &"rolled-back".into()));
+    watcher.wait_event("upgrade-ended");
+    assert_eq!(early.try_hear(), None, "the new listener has gone with its generation");
+    assert_eq!(ask(control, r#"{"cmd":"die"}"#)["value"], "OK");
+    assert!(is_free(control) && is_free(moved));
+    assert!(manager.wait_exit().success());
+}
+
+#[test]
+fn it_is_there_until_the_last_worker_has_gone() {
+    let (service, control) = service();
+    let mut manager = Manager::start(service);
+    let mut held = TcpStream::connect(SocketAddr::new(control.ip(), 8080)).expect("the service");
+    let place = manager.place();
+    let mut stop = Client::by_tcp(control);
+    std::io::Write::write_all(&mut held, b"GET / HTTP/1.1\r\nHost: a\r\n").expect("half a request");
+    manager.signal(Signal::SIGTERM);
+    manager.wait_log(place, ["stopping"]);
+    stop.say(r#"{"cmd":"stop"}"#);
+    stop.say(r#"{"cmd":"ping"}"#);
+    assert_eq!(stop.hear()["cmd"], "ping");
+    assert_eq!(ask(control, r#"{"cmd":"die"}"#)["value"], "OK");
+    assert_eq!(stop.hear()["cmd"], "stop");
+    assert!(is_free(control));
+    assert!(manager.wait_exit().success());
+    let mut rest = Vec::new();
+    let _ = held.read_to_end(&mut rest);
+}
