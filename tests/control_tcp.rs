@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -17,7 +17,7 @@ use support::control::Client;
 use support::log::Verdict;
 use support::manager::{Manager, Place, Starter, copy_program, liveswap};
 use support::service::Service;
-use support::{is_root, loopback};
+use support::{eventually, is_root, loopback};
 
 const TOKEN: &str = "correct-horse-battery-staple";
 
@@ -71,6 +71,16 @@ fn lines(child: Child) -> Vec<Value> {
 
 fn reason(line: &Value) -> &str {
     line["reason"].as_str().unwrap_or_default()
+}
+
+/// How many connections to `to` the kernel keeps whose maker has closed them, and has forgotten whose they were.
+fn forgotten(to: SocketAddr) -> usize {
+    let IpAddr::V4(ip) = to.ip() else { panic!("an IPv4 address") };
+    let to = format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), to.port());
+    let table = fs::read_to_string("/proc/net/tcp").expect("the kernel's table");
+    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // FIN-WAIT-2, and no inode.
+    fields.filter(|fields| fields[2] == to && fields[3] == "05" && fields[9] == "0").count()
 }
 
 fn is_free(address: SocketAddr) -> bool {
@@ -168,6 +178,7 @@ fn a_stranger_who_has_gone_before_it_is_met_does_not_pass_for_root() {
     manager.signal(Signal::SIGSTOP);
     let status = shell(STRANGER, &script).wait().expect("its end");
     assert!(status.success());
+    eventually("that the kernel forgets whose they are", || (forgotten(control) == 5).then_some(()));
     manager.signal(Signal::SIGCONT);
     assert_eq!(ask(control, r#"{"cmd":"status"}"#)["status"]["phase"], "serving");
     assert_eq!(manager.workers(), workers);

@@ -58,8 +58,8 @@ pub fn connections(ports: &BTreeSet<u16>) -> io::Result<BTreeSet<u32>> {
 /// Returns the user of the socket of this machine that is bound to `near` and connected to `far`; `None` where no process
 /// holds one.
 ///
-/// Of an end that its process has closed the kernel says that it is root's, and that it has no inode: who writes and closes
-/// at once would pass for root, so that only an end with an inode is believed. It is the user who made the socket, in the
+/// Of an end that its process has closed the kernel says sooner or later that it is root's, and that it has no inode: who
+/// writes and closes at once would pass for root, so that only an end with an inode is believed. It is the user who made the socket, in the
 /// view of our user namespace. It waits for nothing.
 ///
 /// # Errors
