@@ -49,15 +49,17 @@ fn write_token(path: &Path, token: &str) {
 fn shell<const N: usize>(by: [&str; N], script: &str) -> Child {
     let mut command = Command::new(by[0]);
     command.args(&by[1..]).args(["bash", "-c", script]);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a shell")
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a shell")
 }
 
 /// What makes a command a stranger's.
 const STRANGER: [&str; 4] = ["setpriv", "--reuid=4711", "--regid=4711", "--clear-groups"];
 
-/// Has somebody say `text` to `to`, and returns the lines that he is answered before the end.
+/// Has somebody say `text` to `to`, and returns the lines that he is answered before the end. That nobody takes all of it is
+/// no failure.
 fn told<const N: usize>(by: [&str; N], to: SocketAddr, text: &str) -> Vec<Value> {
-    let script = format!("exec 3<>/dev/tcp/{}/{} && printf '%s' '{text}' >&3 && cat <&3", to.ip(), to.port());
+    let (ip, port) = (to.ip(), to.port());
+    let script = format!("trap '' PIPE; exec 3<>/dev/tcp/{ip}/{port}; printf '%s' '{text}' >&3; cat <&3");
     lines(shell(by, &script))
 }
 
@@ -318,15 +320,10 @@ fn on_loopback_a_token_lets_a_stranger_in_who_may_not_speak_by_itself() {
     manager.wait_ready();
     assert_eq!(ask(control, r#"{"cmd":"ping"}"#)["ok"], true, "the owner needs none");
     // Shown once, it holds for the connection.
-    let right = format!("{{\"cmd\":\"ping\",\"token\":\"{TOKEN}\"}}\n{{\"cmd\":\"status\"}}\nthe end\n");
+    let right = format!("{{\"cmd\":\"ping\",\"token\":\"{TOKEN}\"}}\n{{\"cmd\":\"ping\"}}\nthe end\n");
     let said = told(STRANGER, control, &right);
-    let ok: Vec<_> =
-        said.iter().map(|line| (line["cmd"].as_str().unwrap_or_default(), &line["ok"])).collect();
-    assert_eq!(
-        ok[..],
-        [("ping", &true.into()), ("", &false.into())][..],
-        "who is no client any more gets no status"
-    );
+    let ok: Vec<_> = said.iter().map(|line| (line["cmd"].as_str(), line["ok"].as_bool())).collect();
+    assert_eq!(ok, [(Some("ping"), Some(true)), (Some("ping"), Some(true)), (Some(""), Some(false))]);
     for (line, why) in [
         ("{\"cmd\":\"die\"}\n".to_owned(), "the first line must have the `token`"),
         (format!("{{\"cmd\":\"die\",\"token\":\"{TOKEN}x\"}}\n{right}"), "the `token` is not the right one"),
