@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use tracing::{error, info, warn};
 
-use super::launch::{self, Common, Equipment, Place};
+use super::launch::{self, Equipment};
 use super::node::Channel;
 use super::process::{Process, Tail, WorkerOutput};
 use super::run::{Daemon, Role};
@@ -224,42 +224,6 @@ impl Daemon {
         self.running(worker).is_some()
     }
 
-    fn run_after(&mut self, generation: GenerationId, outcome: &Outcome) {
-        let place =
-            self.generations.get(&generation).or_else(|| self.generations.get(&self.manager.current()));
-        let Some(of) = place.filter(|of| !of.release.spec.hooks.after.is_empty()) else { return };
-        let told = ("LIVESWAP_OUTCOME", outcome.word().to_owned());
-        // A refused generation was never made: its hook is the current one's, and hears of the refused one.
-        let common = Common::of(&of.release, generation, &self.heritage);
-        let launch = common.and_then(|common| {
-            let place = Place { release: &of.release, common: &common, generation, slot: None };
-            launch::helper(place, &of.release.spec.hooks.after, &[told])
-        });
-        let ends_at = self.now() + of.release.spec.hooks.timeout;
-        match launch.and_then(spawn) {
-            Ok(hook) => {
-                self.hooks_end.insert(hook.pid, ends_at);
-                self.employ(Role::After(generation), hook);
-            }
-            Err(error) => warn!("generation {generation}: cannot run the hook `after`: {error}"),
-        }
-    }
-
-    /// Kills the hooks `after` whose time is over.
-    pub(super) fn end_late_hooks(&mut self) {
-        let now = self.now();
-        self.hooks_end.retain(|pid, at| {
-            let late = *at <= now;
-            if late {
-                warn!("the hook `after` (pid {pid}) has not ended in time; SIGKILL");
-                if let Err(error) = process::kill_tree(*pid) {
-                    warn!("cannot kill process {pid}: {error}");
-                }
-            }
-            !late
-        });
-    }
-
     fn tell(&mut self, notice: &Notice) {
         let (clock, clock_now) = (self.clock_micros(), self.now());
         self.upward.tell(notice, &self.manager, clock);
@@ -267,8 +231,8 @@ impl Daemon {
         if let Notice::Worker(worker, WorkerNotice::Ready | WorkerNotice::Ended(_) | WorkerNotice::Died(_)) =
             notice
         {
-            self.looks_at_sockets = true;
-            self.occasion = Some(*worker);
+            self.care.looks_at_sockets = true;
+            self.care.occasion = Some(*worker);
         }
         if let Notice::Serving(_) | Notice::UpgradeEnded(_, Outcome::Committed) = notice {
             self.tidy_up_soon();

@@ -4,8 +4,8 @@
 //! start     how a manager comes to be
 //! run       the loop, and what is ready turned into events   obey   signals
 //! apply     one action performed                          reap      children that have ended
-//! prepare   service file -> candidate -> generation          pre_upgrade  the hook that may name another target
-//! target    the code that runs, where an upgrade may name it
+//! prepare   service file -> candidate -> generation       target    the code that runs, where an upgrade may name it
+//! hooks     what runs before and after an upgrade         pre_upgrade   the one that may name another target
 //! checker   the forked child that reads the file          release   what it finds
 //! launch    release + place -> how a process is started    process   a worker's process
 //! sockets   the listeners, shared by generations           repair    mending what workers do to them
@@ -21,6 +21,7 @@ mod apply;
 mod checker;
 mod control;
 pub mod handover;
+mod hooks;
 mod launch;
 pub mod log;
 mod node;

@@ -6,10 +6,10 @@ use std::{io, mem};
 
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use super::checker::{Checker, CheckerState};
-use super::launch::{self, Common, Place};
+use super::launch::Common;
 use super::pre_upgrade::{PreUpgrade, PreUpgradeState};
 use super::release::{Refusal, Release, Source, in_words};
 use super::run::{Daemon, Generation, Role};
@@ -22,7 +22,6 @@ use crate::core::spec::SocketSpec;
 use crate::sys::handover::{HandOver, Luggage, Unpacked, hand_over};
 use crate::sys::output::wait_readable;
 use crate::sys::reaper::Exit;
-use crate::sys::spawn::spawn;
 use crate::sys::wait::{Interest, Poller};
 use crate::sys::{process, reaper};
 
@@ -147,22 +146,19 @@ impl Daemon {
 
     /// Takes what the checker has written by now, so that it never waits for us.
     pub(super) fn read_check(&mut self, generation: GenerationId) {
-        let Some(candidate) = self.candidate.as_mut().filter(|candidate| candidate.generation == generation)
-        else {
-            return;
-        };
+        let Some(candidate) = self.candidate_of(generation) else { return };
         let (Stage::Reading(checker) | Stage::ReadingAgain(checker)) = &mut candidate.stage else { return };
-        if checker.read().unwrap_or(true) {
+        if checker.read().unwrap_or(true)
+            && let Some(Candidate { stage: Stage::Reading(checker) | Stage::ReadingAgain(checker), .. }) =
+                &self.candidate
+        {
             let _ = self.poller.remove(checker);
         }
     }
 
     /// Takes the end of a check.
     pub(super) fn checked(&mut self, generation: GenerationId, exit: Exit) {
-        let Some(candidate) = self.candidate.as_mut().filter(|candidate| candidate.generation == generation)
-        else {
-            return;
-        };
+        let Some(candidate) = self.candidate_of(generation) else { return };
         let (checker, again) = match mem::replace(&mut candidate.stage, Stage::Idle) {
             Stage::Reading(checker) => (checker, false),
             Stage::ReadingAgain(checker) => (checker, true),
@@ -188,50 +184,9 @@ impl Daemon {
         }
     }
 
-    /// Runs what is to run before an upgrade: `pre_upgrade`, then `before`.
-    pub(super) fn run_hooks(&mut self, generation: GenerationId) {
-        if let Some(Stage::Read(release)) = self.stage().map(|stage| mem::replace(stage, Stage::Idle))
-            && let Some(release) = self.run_pre_upgrade(generation, release)
-        {
-            self.run_before(generation, &release);
-        }
-    }
-
-    /// Runs the hook `before`, where there is one.
-    pub(super) fn run_before(&mut self, generation: GenerationId, release: &Release) {
-        if release.spec.hooks.before.is_empty() {
-            self.set_stage(generation, Stage::Ran);
-            self.inbox.push_back(Event::HookEnded(generation, Ok(())));
-            return;
-        }
-        let hook = Common::of(release, generation, &self.heritage).and_then(|common| {
-            let place = Place { release, common: &common, generation, slot: None };
-            spawn(launch::helper(place, &release.spec.hooks.before, &[])?)
-        });
-        match hook {
-            Ok(hook) => {
-                info!("generation {generation}: running the hook `before` (pid {})", hook.pid);
-                self.set_stage(generation, Stage::Hook(hook.pid));
-                self.employ(Role::Before(generation), hook);
-            }
-            Err(error) => {
-                let how = format!("the hook `before` could not be started: {error}");
-                self.inbox.push_back(Event::HookEnded(generation, Err(how)));
-            }
-        }
-    }
-
-    /// Takes the end of a hook that ran before an upgrade; `how` it ended, and whether with status 0.
-    pub(super) fn before_ended(&mut self, generation: GenerationId, done: bool, how: &str) {
-        let stage = self.candidate.as_mut().filter(|candidate| candidate.generation == generation);
-        let result = match stage.map(|candidate| mem::replace(&mut candidate.stage, Stage::Ran)) {
-            Some(Stage::PreUpgrade(hook, release)) => {
-                return self.pre_upgrade_ended(generation, (hook, &release), (done, how));
-            }
-            _ if done => Ok(()),
-            _ => Err(format!("the hook `before` {how}")),
-        };
-        self.inbox.push_back(Event::HookEnded(generation, result));
+    /// What may become this generation, where anything may.
+    pub(super) fn candidate_of(&mut self, generation: GenerationId) -> Option<&mut Candidate> {
+        self.candidate.as_mut().filter(|candidate| candidate.generation == generation)
     }
 
     /// How far what may become the next generation has got.
@@ -240,18 +195,14 @@ impl Daemon {
     }
 
     pub(super) fn set_stage(&mut self, generation: GenerationId, stage: Stage) {
-        if let Some(candidate) =
-            self.candidate.as_mut().filter(|candidate| candidate.generation == generation)
-        {
+        if let Some(candidate) = self.candidate_of(generation) {
             candidate.stage = stage;
         }
     }
 
     /// Has what is yet to be read be of another target.
     pub(super) fn want_target(&mut self, generation: GenerationId, wanted: Wanted) {
-        if let Some(candidate) =
-            self.candidate.as_mut().filter(|candidate| candidate.generation == generation)
-        {
+        if let Some(candidate) = self.candidate_of(generation) {
             candidate.wanted = wanted;
         }
     }

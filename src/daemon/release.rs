@@ -58,12 +58,12 @@ pub struct Release {
     pub owners: Vec<Owner>,
     /// The group that may use the control socket.
     pub control_group: Option<u32>,
+    /// What lets anybody speak by TCP.
+    pub control_token: Option<Secret>,
     /// The code that runs, where it has a name of its own.
     pub target: Option<Target>,
     /// What is worth a word in the log and no reason to refuse.
     pub warnings: Vec<String>,
-    /// What lets anybody speak by TCP.
-    pub control_token: Option<Secret>,
 }
 
 /// The numbers of an identity.

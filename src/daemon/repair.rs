@@ -2,6 +2,7 @@
 
 use std::rc::{Rc, Weak};
 
+use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
 use super::run::{Daemon, Generation};
@@ -12,6 +13,50 @@ use crate::core::ids::{GenerationId, WorkerId};
 use crate::core::notice::{Notice, Outcome};
 use crate::core::spec::SocketKind;
 use crate::sys::wait::Interest;
+
+/// How the sockets are, as far as it is not theirs to know.
+#[derive(Debug, Default)]
+pub struct Care {
+    /// Whether something happened that is an occasion to look at them.
+    pub(super) looks_at_sockets: bool,
+    /// The worker whose change of state it was.
+    pub(super) occasion: Option<WorkerId>,
+    /// Whether workers run that share one which is dead.
+    shares_dead_socket: bool,
+    /// Those that could not be repaired, which was said.
+    beyond_repair: Vec<Weak<Listener>>,
+}
+
+/// A [`Care`] as plain data.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CareState {
+    shares_dead_socket: bool,
+    /// By their places among all sockets.
+    beyond_repair: Vec<usize>,
+}
+
+impl Care {
+    /// Writes it down; `place` tells where a socket stands among all.
+    pub(super) fn pack(&self, place: impl Fn(&Rc<Listener>) -> Option<usize>) -> CareState {
+        // What else there is ends with a turn of the loop.
+        let Self { looks_at_sockets: _, occasion: _, shares_dead_socket, beyond_repair } = self;
+        let dead = beyond_repair.iter().filter_map(Weak::upgrade);
+        CareState {
+            shares_dead_socket: *shares_dead_socket,
+            beyond_repair: dead.filter_map(|dead| place(&dead)).collect(),
+        }
+    }
+
+    /// Makes it again of what was written down and all sockets.
+    pub(super) fn unpack(state: &CareState, listeners: &[Rc<Listener>]) -> Self {
+        let dead = state.beyond_repair.iter().filter_map(|place| listeners.get(*place));
+        Self {
+            shares_dead_socket: state.shares_dead_socket,
+            beyond_repair: dead.map(Rc::downgrade).collect(),
+            ..Self::default()
+        }
+    }
+}
 
 impl Daemon {
     /// Has the kernel tell us when a socket is shut down or a path changes; what is watched already stays so.
@@ -69,20 +114,21 @@ impl Daemon {
                     error!("socket `{name}` ({listen}): {hurt}{whom}; cannot be repaired: {why}");
                     // It would be reported again and again.
                     let _ = self.poller.remove(&*listener);
-                    self.beyond_repair.retain(|known| known.strong_count() > 0);
-                    self.beyond_repair.push(Rc::downgrade(&listener));
+                    self.care.beyond_repair.retain(|known| known.strong_count() > 0);
+                    self.care.beyond_repair.push(Rc::downgrade(&listener));
                 }
             }
         }
     }
 
     pub(super) fn is_beyond_repair(&self, listener: &Rc<Listener>) -> bool {
-        self.beyond_repair.iter().any(|known| std::ptr::eq(known.as_ptr(), Rc::as_ptr(listener)))
+        self.care.beyond_repair.iter().any(|known| std::ptr::eq(known.as_ptr(), Rc::as_ptr(listener)))
     }
 
     /// Says which sockets are dead for good; empty where none is.
     pub(super) fn dead_sockets(&self) -> String {
-        let dead = self.beyond_repair.iter().filter_map(Weak::upgrade).filter(|listener| listener.is_dead());
+        let dead =
+            self.care.beyond_repair.iter().filter_map(Weak::upgrade).filter(|listener| listener.is_dead());
         let name = |listener: Rc<Listener>| format!("; socket `{}` is dead", listener.plan().spec.name);
         dead.map(name).collect()
     }
@@ -101,7 +147,7 @@ impl Daemon {
         let _ = self.poller.remove(&**dead);
         self.watch_sockets();
         info!("all workers are replaced, as those that run share the dead socket");
-        self.shares_dead_socket = true;
+        self.care.shares_dead_socket = true;
         self.inbox.push_back(Event::SocketReplaced);
         Ok(())
     }
@@ -111,9 +157,9 @@ impl Daemon {
     pub(super) fn insist_on_replacement(&mut self, notice: &Notice) {
         match notice {
             Notice::RespawnEnded(_, Ok(())) | Notice::UpgradeEnded(_, Outcome::Committed) => {
-                self.shares_dead_socket = false;
+                self.care.shares_dead_socket = false;
             }
-            Notice::RespawnEnded(_, Err(_)) if self.shares_dead_socket => {
+            Notice::RespawnEnded(_, Err(_)) if self.care.shares_dead_socket => {
                 self.inbox.push_back(Event::SocketReplaced);
             }
             _ => {}

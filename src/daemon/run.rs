@@ -8,7 +8,6 @@ use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::rc::Weak;
 use std::time::Duration;
 
 use nix::unistd::Pid;
@@ -23,8 +22,9 @@ use super::prepare::Candidate;
 use super::process::Process;
 use super::reap;
 use super::release::{Release, Source};
+use super::repair::Care;
 use super::runtime::RuntimeDirectory;
-use super::sockets::{Listener, Prepared, Sockets};
+use super::sockets::{Prepared, Sockets};
 use super::target::Recording;
 use super::token::{Stream, Token};
 use super::upward::ServiceManager;
@@ -116,14 +116,7 @@ pub struct Daemon {
     pub(super) hooks_end: BTreeMap<Pid, Mono>,
     /// When to look for what has outlived its worker.
     pub(super) look_for_orphans_at: Option<Mono>,
-    /// Whether something happened that is an occasion to look at the sockets.
-    pub(super) looks_at_sockets: bool,
-    /// The worker whose change of state it was.
-    pub(super) occasion: Option<WorkerId>,
-    /// Whether workers run that share a socket which is dead.
-    pub(super) shares_dead_socket: bool,
-    /// Sockets that could not be repaired, which was said.
-    pub(super) beyond_repair: Vec<Weak<Listener>>,
+    pub(super) care: Care,
     pub(super) outputs: Outputs,
 }
 
@@ -184,8 +177,8 @@ impl Daemon {
             for action in actions.drain(..) {
                 self.perform(action);
             }
-            if self.inbox.is_empty() && mem::take(&mut self.looks_at_sockets) {
-                let occasion = self.occasion.take();
+            if self.inbox.is_empty() && mem::take(&mut self.care.looks_at_sockets) {
+                let occasion = self.care.occasion.take();
                 self.mend_sockets(occasion);
             }
             // Its name was still needed to tell of its end.
@@ -241,7 +234,7 @@ impl Daemon {
         if let Some(process) = self.processes.get_mut(&worker) {
             self.barriers
                 .extend(process.listen_a_turn(|word| self.inbox.push_back(Event::Said(worker, word))));
-            self.looks_at_sockets = true;
+            self.care.looks_at_sockets = true;
         }
     }
 

@@ -7,6 +7,7 @@ use super::control::{Control, History};
 use super::launch::{Common, Heritage};
 use super::outlet::Outputs;
 use super::release::{Release, Source};
+use super::repair::Care;
 use super::run::{Daemon, Generation};
 use super::runtime::RuntimeDirectory;
 use super::sockets::{Prepared, Sockets};
@@ -84,10 +85,7 @@ impl Daemon {
             ended: false,
             hooks_end: BTreeMap::new(),
             look_for_orphans_at: None,
-            looks_at_sockets: false,
-            occasion: None,
-            shares_dead_socket: false,
-            beyond_repair: Vec::new(),
+            care: Care::default(),
             outputs: Outputs::open()?,
         };
         daemon.watch_sockets();

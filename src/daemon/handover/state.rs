@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
@@ -15,6 +15,7 @@ use super::super::outlet::{ERROR, OUTPUT, Outputs};
 use super::super::prepare::Candidate;
 use super::super::process::Process;
 use super::super::release::{Release, Source};
+use super::super::repair::{Care, CareState};
 use super::super::run::{Daemon, Generation, Role};
 use super::super::runtime::RuntimeDirectory;
 use super::super::sockets::{Listener, Prepared, Sockets};
@@ -51,7 +52,6 @@ pub struct State {
     /// Each once, though generations share them.
     listeners: Vec<As<Listener>>,
     generations: Vec<GenerationState>,
-    beyond_repair: Vec<usize>,
     kept: Option<(GenerationId, Release)>,
     targets: Vec<(RequestId, String)>,
     demanded: Vec<DemandedState>,
@@ -62,7 +62,7 @@ pub struct State {
     found_at_start: Vec<i32>,
     hooks_end: Vec<(i32, Mono)>,
     look_for_orphans_at: Option<Mono>,
-    shares_dead_socket: bool,
+    care: CareState,
     upward: As<ServiceManager>,
     control: As<Control>,
     history: As<History>,
@@ -70,6 +70,17 @@ pub struct State {
     unread: [(Vec<u8>, usize); 2],
     /// Who hears that the other has taken over.
     askers: Vec<Asker>,
+}
+
+/// Writes a generation down; `place` tells where a socket stands among all.
+fn written(
+    id: GenerationId,
+    of: &Generation,
+    place: impl Fn(&Rc<Listener>) -> Option<usize>,
+    luggage: &mut Luggage,
+) -> GenerationState {
+    let places = of.sockets.listeners.iter().filter_map(place).collect();
+    (id, of.release.clone(), places, of.control_tcp.pack(luggage))
 }
 
 impl State {
@@ -100,8 +111,7 @@ impl State {
             history,
             hooks_end,
             look_for_orphans_at,
-            shares_dead_socket,
-            beyond_repair,
+            care,
             poller: _,
             signals: _,
             reexec: _,
@@ -110,18 +120,11 @@ impl State {
             inbox: _,
             barriers: _,
             ended: _,
-            looks_at_sockets: _,
-            occasion: _,
             outputs: _,
         } = daemon;
         let listeners = sockets.listeners();
         let place = |one: &Rc<Listener>| listeners.iter().position(|other| Rc::ptr_eq(one, other));
-        let generation = |(id, of): (&GenerationId, &Generation)| {
-            let places = of.sockets.listeners.iter().filter_map(place).collect();
-            (*id, of.release.clone(), places, of.control_tcp.pack(luggage))
-        };
-        let generations = generations.iter().map(generation).collect();
-        let dead = beyond_repair.iter().filter_map(Weak::upgrade);
+        let generations = generations.iter().map(|(id, of)| written(*id, of, place, luggage)).collect();
         Self {
             source: source.clone(),
             program: program.clone(),
@@ -132,7 +135,6 @@ impl State {
             runtime: runtime.pack(luggage),
             listeners: listeners.iter().map(|listener| listener.pack(luggage)).collect(),
             generations,
-            beyond_repair: dead.filter_map(|dead| place(&dead)).collect(),
             kept: kept.clone(),
             targets: targets.pack(luggage),
             demanded: demanded.iter().filter_map(|one| Some(one.pack(place(&one.listener)?))).collect(),
@@ -143,7 +145,7 @@ impl State {
             found_at_start: found_at_start.pack(luggage),
             hooks_end: hooks_end.pack(luggage),
             look_for_orphans_at: *look_for_orphans_at,
-            shares_dead_socket: *shares_dead_socket,
+            care: care.pack(place),
             upward: upward.pack(luggage),
             control: control.pack(luggage),
             history: history.pack(luggage),
@@ -176,7 +178,6 @@ impl State {
             let control_tcp = HandOver::unpack(control_tcp, luggage)?;
             generations.insert(id, Generation { release, common, sockets, control_tcp });
         }
-        let dead = self.beyond_repair.iter().filter_map(|place| listeners.get(*place));
         let demanded = self.demanded.into_iter().filter_map(|one| Demanded::unpack(one, &listeners));
         let helpers: Vec<Spawned> = HandOver::unpack(self.helpers, luggage)?;
         let daemon = Daemon {
@@ -209,10 +210,7 @@ impl State {
             ended: false,
             hooks_end: HandOver::unpack(self.hooks_end, luggage)?,
             look_for_orphans_at: self.look_for_orphans_at,
-            looks_at_sockets: false,
-            occasion: None,
-            shares_dead_socket: self.shares_dead_socket,
-            beyond_repair: dead.map(Rc::downgrade).collect(),
+            care: Care::unpack(&self.care, &listeners),
             outputs: Outputs::open()?,
         };
         Ok((daemon, self.askers))
