@@ -10,6 +10,8 @@
 //! daemon   the loop round the core: performs actions              knows core, config, wire, sys
 //! cli      one file a command family                              knows config, wire, daemon
 //! ```
+//!
+//! [`Options`] is liveswap for programs that want to be a manager themselves.
 
 pub mod cli;
 pub mod config;
@@ -17,3 +19,5 @@ pub mod core;
 pub mod daemon;
 pub mod sys;
 pub mod wire;
+
+pub use cli::options::Options;

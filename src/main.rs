@@ -5,7 +5,7 @@ use std::process::{self, ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use liveswap::cli::{
-    change, check, completions, demo, events, man, report, run, status, try_handover, unit, upgrade,
+    change, check, completions, demo, events, man, original, report, run, status, try_handover, unit, upgrade,
 };
 use liveswap::daemon;
 
@@ -64,13 +64,18 @@ enum Command {
 
 fn main() -> ExitCode {
     // Before anything else: a SIGHUP that comes while we start is an upgrade that somebody wants, not our end.
-    if std::env::args_os().nth(1).is_some_and(|command| command == "run") {
+    let words = || std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let is_original = words().next().is_some_and(|first| original::is_meant(&first));
+    if words().next().is_some_and(|command| command == "run") || is_original && original::starts(words()) {
         daemon::hold_signals();
     }
     panic::set_hook(Box::new(|bug| {
         eprintln!("Error: a bug of liveswap: {bug}");
         process::exit(report::BUG);
     }));
+    if is_original {
+        return original::run(std::env::args_os());
+    }
     match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),

@@ -7,6 +7,8 @@ mod connection;
 pub mod demo;
 pub mod events;
 pub mod man;
+pub mod options;
+pub mod original;
 mod progress;
 pub mod report;
 pub mod run;

@@ -50,12 +50,26 @@ pub struct RunArgs {
     /// What a worker executes, in the current folder
     #[arg(last = true, help_heading = WITHOUT_FILE)]
     command: Vec<String>,
+    #[command(flatten)]
+    logging: Logging,
+}
+
+/// Arguments about the log.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Logging {
     /// How the log is written
     #[arg(long, value_enum, default_value_t = Format::Auto)]
     log_format: Format,
     /// How much is logged
     #[arg(long, value_enum, default_value_t = Verbosity::Info)]
     log_level: Verbosity,
+}
+
+impl Logging {
+    /// Has the log written so from now on.
+    pub(super) fn init(self) {
+        log::init(self.log_format.into(), self.log_level.into());
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -105,7 +119,7 @@ impl From<Verbosity> for Level {
 
 /// Runs a service until it has ended.
 pub fn run(args: &RunArgs) -> ExitCode {
-    log::init(args.log_format.into(), args.log_level.into());
+    args.logging.init();
     if let Some(ended) = daemon::resume() {
         return report(ended);
     }
@@ -120,7 +134,7 @@ pub fn run(args: &RunArgs) -> ExitCode {
 }
 
 /// Tells how a manager ended.
-fn report(ended: Result<(), ManagerError>) -> ExitCode {
+pub(super) fn report(ended: Result<(), ManagerError>) -> ExitCode {
     match ended {
         Ok(()) => Status::Done.into(),
         Err(ManagerError::BadFile(refusal)) => {
@@ -148,7 +162,7 @@ fn source(args: &RunArgs) -> io::Result<(Source, Vec<PathBuf>)> {
     let mut watched = watch.iter().map(std::path::absolute).collect::<io::Result<Vec<_>>>()?;
     let source = match file {
         Some(file) => Source::File(std::path::absolute(file)?),
-        None => Source::Flags(Flags { name, listen, workers, protocol, command, directory: directory()? }),
+        None => Source::Flags(Flags { name, listen, workers, protocol, command, directory: folder()? }),
     };
     if let Source::File(file) = &source
         && !watched.is_empty()
@@ -160,7 +174,7 @@ fn source(args: &RunArgs) -> io::Result<(Source, Vec<PathBuf>)> {
 
 /// Returns the folder that we are in by the name that the shell has for it: where that goes through a symbolic link, an
 /// upgrade is to follow it anew.
-fn directory() -> io::Result<PathBuf> {
+pub(super) fn folder() -> io::Result<PathBuf> {
     let here = std::env::current_dir()?;
     let named = std::env::var_os("PWD").map(PathBuf::from).filter(|named| named.is_absolute());
     let place = |path: &Path| path.metadata().map(|folder| (folder.dev(), folder.ino()));

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory};
 
+use super::original;
 use super::report::{self, Status};
 use crate::daemon::handover::try_state;
 
@@ -18,8 +19,10 @@ pub struct TryHandoverArgs {
 
 /// Says whether the state in descriptor 3, and the words, are understood; `C` is this program's command line.
 pub fn run<C: CommandFactory>(args: TryHandoverArgs) -> ExitCode {
+    let is_original = args.words.first().is_some_and(|first| original::is_meant(&first.to_string_lossy()));
+    let command = if is_original { original::command() } else { C::command() };
     let words = [OsString::from(env!("CARGO_PKG_NAME"))].into_iter().chain(args.words);
-    if let Err(error) = C::command().try_get_matches_from(words) {
+    if let Err(error) = command.try_get_matches_from(words) {
         report::print(&error, None);
         return Status::Usage.into();
     }

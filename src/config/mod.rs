@@ -15,13 +15,16 @@
 //! suggest      "did you mean"
 //! diagnostics  the problems, as people read them
 //! environment  the files of `environment_files`
-//! flags        a service without a file
+//! flags        a service without a file                 original   the same, as the first liveswap had it
+//! draft        the file that these are made into
 //! ```
 
 mod address;
 mod diagnostics;
+mod draft;
 pub mod environment;
 pub mod flags;
+pub mod original;
 mod policy;
 mod reader;
 mod service;
@@ -37,6 +40,7 @@ use std::path::{Component, Path, PathBuf};
 use toml::de::DeTable;
 
 pub use self::diagnostics::{Diagnostics, Problem};
+pub use self::draft::COMMAND_LINE;
 use self::reader::{Problems, Table};
 pub use self::service::is_node_program;
 use self::syntax::Recovered;

@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use super::sockets::Owner;
 use super::target::{Target, Wanted};
 use crate::config::flags::{self, Flags};
-use crate::config::{self, Origin};
+use crate::config::original::{self, Original};
+use crate::config::{self, COMMAND_LINE, Origin};
 use crate::core::spec::{Identity, ServiceSpec, SocketSpec};
 use crate::sys::names;
 use crate::wire::secret::Secret;
@@ -32,13 +33,15 @@ pub enum Source {
     File(PathBuf),
     /// By what was typed, which stays as it is.
     Flags(Flags),
+    /// The same, as the original command line has it.
+    Original(Original),
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(f),
-            Self::Flags(_) => f.write_str(flags::COMMAND_LINE),
+            Self::Flags(_) | Self::Original(_) => f.write_str(COMMAND_LINE),
         }
     }
 }
@@ -93,16 +96,20 @@ impl Refusal {
 
     /// Refuses a service for all that it refers to and that cannot be had.
     fn of(source: &Source, problems: &[String]) -> Self {
-        let name = match source {
-            Source::File(path) => path.file_name().unwrap_or(path.as_os_str()).display().to_string(),
-            Source::Flags(_) => source.to_string(),
+        let (short, long) = match source {
+            Source::File(path) => {
+                let name = path.file_name().unwrap_or(path.as_os_str()).display();
+                (format!("{name}: "), format!("{source}: "))
+            }
+            // There is one command line, and every problem names what it is about.
+            Source::Flags(_) | Source::Original(_) => (String::new(), String::new()),
         };
         let others = match problems.len() {
             0 | 1 => String::new(),
             count => format!(" (and {} more)", count - 1),
         };
-        let summary = format!("{name}: {}{others}", problems.first().map_or("", String::as_str));
-        let details: Vec<_> = problems.iter().map(|problem| format!("Error: {source}: {problem}")).collect();
+        let summary = format!("{short}{}{others}", problems.first().map_or("", String::as_str));
+        let details: Vec<_> = problems.iter().map(|problem| format!("Error: {long}{problem}")).collect();
         Self { summary, details: details.join("\n") }
     }
 }
@@ -188,6 +195,7 @@ pub fn read_spec(source: &Source, color: bool) -> Result<ServiceSpec, Refusal> {
             config::decode(&bytes, &origin).and_then(|text| config::parse(text, &origin))
         }
         Source::Flags(given) => flags::parse(given, cpus),
+        Source::Original(given) => original::parse(given, cpus),
     };
     spec.map_err(|problems| Refusal { summary: problems.summary(), details: problems.render(color) })
 }

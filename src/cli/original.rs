@@ -1,0 +1,235 @@
+//! The command line of the liveswap that was written in Node: `-s` runs a service, the other flags speak to it by TCP.
+//!
+//! An answer is printed as it was then, `{ cmd: 'upgrade', value: 'OK' }`, and nothing else is, on either output.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write, stdout};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{ArgGroup, CommandFactory, Parser};
+
+use super::options::{DEFAULT_ADDRESS, DEFAULT_PORT, Options};
+use super::report::Status;
+use super::run::{Logging, report};
+use super::upgrade::absolute;
+use crate::wire::control::{Command, Line, Reply, Request};
+use crate::wire::secret::Secret;
+
+/// Run a Node program, or any other, and swap its code
+#[derive(Debug, Parser)]
+#[command(name = "liveswap", disable_version_flag = true, group = ArgGroup::new("action").required(true))]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
+pub struct Original {
+    /// Run a Node program (.js, .cjs, .mjs, a package's folder) or any executable
+    #[arg(short, long, value_name = "TARGET", group = "action", help_heading = "One of")]
+    start: Option<String>,
+    /// Upgrade to the code at PATH, or to that of the same path again
+    #[arg(short, long, value_name = "PATH", num_args = 0..=1, default_missing_value = "", group = "action", help_heading = "One of")]
+    upgrade: Option<OsString>,
+    /// Kill all workers at once and start new ones
+    #[arg(short, long, group = "action", help_heading = "One of")]
+    kill: bool,
+    /// Kill all workers and end the manager
+    #[arg(short, long, group = "action", help_heading = "One of")]
+    die: bool,
+    /// Send a text to every worker
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        group = "action",
+        help_heading = "One of"
+    )]
+    message: Option<String>,
+    /// Print the version
+    #[arg(short, group = "action", help_heading = "One of")]
+    version: bool,
+    /// The port of the control server
+    #[arg(short, long, default_value_t = DEFAULT_PORT)]
+    port: u16,
+    /// The IP address of the control server
+    #[arg(short, long, default_value = DEFAULT_ADDRESS)]
+    address: String,
+    /// The file with the token that opens a control server to others than its owner and root
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// With -s: how many workers; as many as there are CPUs unless given
+    #[arg(short, long, value_name = "WORKERS")]
+    forks: Option<u32>,
+    /// With -s: the file that records which code serves, to begin with it the next time
+    #[arg(short = 'H', long, value_name = "FILE")]
+    head: Option<PathBuf>,
+    /// With -s: stop the old workers before new ones start
+    #[arg(short = 'z', long = "zero-downtime-off")]
+    recreate: bool,
+    /// With -s: a Node module, or any executable, that runs before each upgrade and may refuse it or name another path
+    #[arg(long, value_name = "MODULE")]
+    pre_upgrade: Option<PathBuf>,
+    #[command(flatten)]
+    logging: Logging,
+}
+
+/// Whether a command line is one of these, by its first word: everything else begins with a command.
+pub fn is_meant(first: &str) -> bool {
+    first.starts_with('-') && !matches!(first, "-h" | "--help" | "-V" | "--version")
+}
+
+/// Whether a command line runs a manager.
+pub fn starts(words: impl IntoIterator<Item = String>) -> bool {
+    words.into_iter().any(|word| word.starts_with("--start") || word.starts_with("-s"))
+}
+
+/// Does what the flags say.
+pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let flags = Original::parse_from(words);
+    let (command, value) = match &flags {
+        Original { version: true, .. } => {
+            println!("{}", env!("CARGO_PKG_VERSION"));
+            return Status::Done.into();
+        }
+        Original { start: Some(target), .. } => {
+            flags.logging.init();
+            return report(flags.options(target).run());
+        }
+        Original { upgrade: Some(path), .. } => match named(Path::new(path)) {
+            Ok(target) => (Command::Upgrade { target }, "upgrade"),
+            Err(error) => return answer("upgrade", &error.to_string(), false),
+        },
+        Original { kill: true, .. } => (Command::Kill, "kill"),
+        Original { die: true, .. } => (Command::Die, "die"),
+        Original { message: Some(text), .. } => (Command::Message(text.clone()), "message"),
+        // The flags are a group of which one is required.
+        _ => return Status::Usage.into(),
+    };
+    match flags.ask(command) {
+        Ok(reply) => answer(value, &reply.value, reply.ok),
+        Err(error) => answer(value, &error.to_string(), false),
+    }
+}
+
+impl Original {
+    fn options(&self, target: &str) -> Options {
+        let mut options =
+            Options::new(target).port(self.port).address(&self.address).zero_downtime(!self.recreate);
+        if let Some(forks) = self.forks {
+            options = options.forks(forks);
+        }
+        if let Some(head) = &self.head {
+            options = options.head(head);
+        }
+        if let Some(module) = &self.pre_upgrade {
+            options = options.pre_upgrade(module);
+        }
+        if let Some(token) = &self.token_file {
+            options = options.token_file(token);
+        }
+        options
+    }
+
+    /// Asks the control server, and waits for its answer.
+    fn ask(&self, command: Command) -> io::Result<Reply> {
+        let address = if self.address == "localhost" { DEFAULT_ADDRESS } else { &self.address };
+        let ip: IpAddr =
+            address.parse().map_err(|_| io::Error::other(format!("{address} is not an IP address")))?;
+        let server = SocketAddr::new(ip, self.port);
+        let token = self.token_file.as_deref().map(read_token).transpose()?;
+        let stream = TcpStream::connect(server).map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused => io::Error::other(format!("connect ECONNREFUSED {server}")),
+            _ => error,
+        })?;
+        let request = Request { token, ..Request::new(command) };
+        (&stream).write_all(format!("{}\n", request.to_line()).as_bytes())?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        match Line::parse(&line) {
+            Ok(Line::Reply(reply)) => Ok(*reply),
+            Ok(Line::Event(_)) | Err(_) if line.is_empty() => {
+                Err(io::Error::other("the connection was closed without an answer"))
+            }
+            Ok(Line::Event(_)) | Err(_) => Err(io::Error::other(format!("{server} is no control server"))),
+        }
+    }
+}
+
+fn read_token(file: &Path) -> io::Result<Secret> {
+    let failed = |why: &dyn std::fmt::Display| io::Error::other(format!("{}: {why}", file.display()));
+    let text = fs::read(file).map_err(|error| failed(&error))?;
+    Secret::read(&text).map_err(|why| failed(&why))
+}
+
+/// Returns the path to upgrade to, where one was named.
+fn named(path: &Path) -> io::Result<Option<String>> {
+    (!path.as_os_str().is_empty()).then(|| absolute(path)).transpose()
+}
+
+/// Prints an answer as Node's `console.log` prints an object.
+fn answer(command: &str, value: &str, ok: bool) -> ExitCode {
+    // Who does not read it has the exit status.
+    let _ = writeln!(stdout(), "{{ cmd: {}, value: {} }}", quoted(command), quoted(value));
+    if ok { Status::Done.into() } else { Status::Failed.into() }
+}
+
+/// Writes a text as Node's `util.inspect` does: in single quotes, or in others where it has such itself.
+fn quoted(text: &str) -> String {
+    let quote = ['\'', '"', '`'].into_iter().find(|quote| !text.contains(*quote)).unwrap_or('\'');
+    let mut written = String::from(quote);
+    for character in text.chars() {
+        match character {
+            '\n' => written.push_str("\\n"),
+            '\r' => written.push_str("\\r"),
+            '\t' => written.push_str("\\t"),
+            '\\' => written.push_str("\\\\"),
+            other if other == quote => written.extend(['\\', other]),
+            other if other.is_control() => {
+                let _ = write!(written, "\\x{:02X}", u32::from(other));
+            }
+            other => written.push(other),
+        }
+    }
+    written.push(quote);
+    written
+}
+
+/// The definition of this command line, for the manual pages.
+pub fn command() -> clap::Command {
+    Original::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_quoted_as_node_quotes_them() {
+        assert_eq!(quoted("OK"), "'OK'");
+        assert_eq!(quoted("it's"), "\"it's\"");
+        assert_eq!(quoted("it's \"so\""), "`it's \"so\"`");
+        assert_eq!(quoted("'\"`"), "'\\'\"`'");
+        assert_eq!(quoted("a\nb\\c\u{1b}"), "'a\\nb\\\\c\\x1B'");
+    }
+
+    #[test]
+    fn the_flags_are_those_of_always() {
+        Original::command().debug_assert();
+        let parse = |line: &str| Original::try_parse_from(line.split(' '));
+        let flags = parse("liveswap --pre-upgrade pre.js -s app.js -f 7 -p 4000 -a ::1 -H HEAD -z").unwrap();
+        assert_eq!((flags.start.as_deref(), flags.forks, flags.port), (Some("app.js"), Some(7), 4000));
+        assert!(flags.recreate);
+        assert_eq!(parse("liveswap -u").unwrap().upgrade, Some(OsString::new()));
+        assert_eq!(parse("liveswap -u ./index2.js").unwrap().upgrade, Some("./index2.js".into()));
+        assert_eq!(parse("liveswap -m -x").unwrap().message.as_deref(), Some("-x"));
+        assert!(parse("liveswap -k -d").is_err());
+        assert!(parse("liveswap -p 4000").is_err());
+    }
+
+    #[test]
+    fn other_command_lines_are_left_alone() {
+        assert!(is_meant("-s") && is_meant("--upgrade"));
+        assert!(!is_meant("run") && !is_meant("--help") && !is_meant("-V"));
+    }
+}
