@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -18,7 +18,7 @@ use nix::sys::signal::Signal;
 use support::client::{Connection, Target};
 use support::log::{Step, Verdict};
 use support::manager::{Place, Starter};
-use support::{eventually, loopback};
+use support::{eventually, is_installed, loopback};
 
 /// How many times each example is upgraded.
 const UPGRADES: u64 = 3;
@@ -115,17 +115,6 @@ fn upgrade_under_load(file: &str, prepare: impl FnOnce(&Path)) {
         }
     }
     manager.stop();
-}
-
-/// Whether a program is there. Where it is not, the test says so and proves nothing; in CI it fails.
-fn is_installed(program: &str) -> bool {
-    let search = Command::new("sh").args(["-c", "command -v \"$0\"", program]).stdout(Stdio::null()).status();
-    let found = search.expect("a shell").success();
-    if !found {
-        assert!(env::var_os("CI").is_none(), "{program} is not installed, and CI must not do without it");
-        eprintln!("SKIPPED, NOTHING WAS TESTED: {program} is not installed");
-    }
-    found
 }
 
 /// Clients that ask until they are stopped, some with one connection a request, some with many requests over one.

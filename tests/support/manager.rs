@@ -74,6 +74,8 @@ pub struct Starter {
     names: String,
     wrapper: Vec<String>,
     flags: Vec<String>,
+    /// The command of the program; none with the original command line.
+    subcommand: Option<&'static str>,
     /// What says where the service is defined.
     source: Vec<String>,
     log_is_read: bool,
@@ -94,6 +96,7 @@ impl Default for Starter {
             names: String::new(),
             wrapper: Vec::new(),
             flags: Vec::new(),
+            subcommand: Some("run"),
             source: vec!["web.toml".to_owned()],
             log_is_read: true,
             user: None,
@@ -176,6 +179,13 @@ impl Starter {
         self
     }
 
+    /// Starts the manager by the original command line.
+    #[must_use]
+    pub fn original(self, words: &[&str]) -> Self {
+        let source = words.iter().map(ToString::to_string).collect();
+        Self { subcommand: None, source, ..self }
+    }
+
     /// Lets nobody read the manager's log; what waits for a line of it waits in vain.
     #[must_use]
     pub fn log_unread(mut self) -> Self {
@@ -235,7 +245,7 @@ impl Starter {
             env!("CARGO_BIN_EXE_liveswap")
         };
         let source = self.source.iter().map(String::as_str);
-        let words = wrapper.chain([program, "run"]).chain(flags).chain(source);
+        let words = wrapper.chain([program]).chain(self.subcommand).chain(flags).chain(source);
         let words: Vec<_> = words.collect();
         let mut sockets =
             self.inherited.iter().map(|fd| Stdio::from(fd.try_clone().expect("a copy of a socket")));

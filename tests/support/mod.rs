@@ -61,6 +61,23 @@ pub fn is_root(what: &str) -> bool {
     root
 }
 
+/// Whether a program is there. Where it is not, the test says so and proves nothing; in CI it fails.
+pub fn is_installed(program: &str) -> bool {
+    let search = std_process::Command::new("sh")
+        .args(["-c", "command -v \"$0\"", program])
+        .stdout(std_process::Stdio::null())
+        .status();
+    let found = search.expect("a shell").success();
+    if !found {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "{program} is not installed, and CI must not do without it"
+        );
+        eprintln!("SKIPPED, NOTHING WAS TESTED: {program} is not installed");
+    }
+    found
+}
+
 /// Waits until `condition` gives a value; for what has no event of its own, such as a process of another parent.
 ///
 /// # Panics

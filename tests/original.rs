@@ -1,0 +1,331 @@
+//! The command line of the liveswap that was written in Node, and what its users did with it.
+
+#[expect(dead_code, reason = "no single test uses all of the support")]
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use support::client::{Connection, Target};
+use support::control::Client;
+use support::log::Step;
+use support::manager::{Manager, Place, Starter, liveswap};
+use support::{is_installed, is_root, loopback};
+
+/// The hello world of Node's own front page as it was, and the one that it is upgraded to.
+const HELLO: &str = include_str!("node/hello/index1.js");
+const NOT_FOUND: &str = include_str!("node/hello/index2.js");
+
+/// A program that answers with a text, and writes down every message that it gets with its pid.
+fn app(address: SocketAddr, text: &str) -> String {
+    format!(
+        "process.on('message', text => require('fs').appendFileSync('heard', process.pid + ' ' + text + '\\n'))\n\
+         require('http').createServer((request, response) => response.end('{text}'))\
+         .listen({}, '{}')\n",
+        address.port(),
+        address.ip()
+    )
+}
+
+/// A manager of seven workers that answer with `1`, with more words for its command line.
+struct Old {
+    manager: Manager,
+    address: SocketAddr,
+    host: String,
+}
+
+impl Old {
+    /// `None` where there is no Node.
+    fn start<const N: usize>(prepare: impl FnOnce(&Starter), more: [&str; N]) -> Option<Self> {
+        if !is_installed("node") {
+            return None;
+        }
+        let (starter, address) = (Starter::default(), loopback());
+        fs::write(starter.path("app1.js"), app(address, "1")).expect("a program");
+        fs::write(starter.path("app2.js"), app(address, "2")).expect("a program");
+        prepare(&starter);
+        let host = address.ip().to_string();
+        let words = ["-s", "app1.js", "-f", "7", "-a", &host];
+        let words: Vec<_> = words.into_iter().chain(more).collect();
+        let starter = starter.original(&words);
+        let mut manager = starter.start("this file is not read");
+        manager.wait_ready();
+        Some(Self { manager, address, host })
+    }
+
+    /// Speaks to the manager by the original command line; returns the exit status, and what it printed on standard output.
+    fn flags<const N: usize>(&self, flags: [&str; N]) -> (i32, String) {
+        let mut command = self.manager.command(flags);
+        let output = command.args(["-a", &self.host]).output().expect("the program");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "nothing is written to standard error");
+        (output.status.code().expect("a status"), String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn says(&self) -> String {
+        let mut connection = Connection::open(&Target::Tcp(self.address)).expect("a connection");
+        let (body, _) = connection.get("/", false).expect("an answer");
+        String::from_utf8_lossy(&body).into_owned()
+    }
+
+    fn workers(&self, generation: u64) -> BTreeSet<i32> {
+        self.manager.wait_workers(generation, 7).into_iter().map(|worker| worker.pid).collect()
+    }
+
+    fn control(&self) -> SocketAddr {
+        SocketAddr::new(self.address.ip(), 3000)
+    }
+}
+
+fn ok(command: &str) -> (i32, String) {
+    (0, format!("{{ cmd: '{command}', value: 'OK' }}\n"))
+}
+
+#[test]
+fn a_message_reaches_all_seven() {
+    let Some(old) = Old::start(|_| (), []) else { return };
+    assert_eq!(old.says(), "1");
+    assert_eq!(old.flags(["-m", "message to worker"]), ok("message"));
+    let heard = old.manager.wait_until("seven to have heard it", || {
+        let text = fs::read_to_string(old.manager.path("heard")).unwrap_or_default();
+        (text.lines().count() == 7).then_some(text)
+    });
+    let expected: BTreeSet<_> = old.workers(1).iter().map(|pid| format!("{pid} message to worker")).collect();
+    assert_eq!(heard.lines().map(str::to_owned).collect::<BTreeSet<_>>(), expected);
+}
+
+#[test]
+fn kill_replaces_all_seven() {
+    let Some(old) = Old::start(|_| (), []) else { return };
+    let before = old.workers(1);
+    assert_eq!(old.flags(["-k"]), ok("kill"));
+    assert!(old.workers(1).is_disjoint(&before));
+    assert_eq!(old.says(), "1");
+}
+
+#[test]
+fn an_upgrade_swaps_the_code_and_again_without_a_path_the_workers() {
+    let Some(old) = Old::start(|_| (), []) else { return };
+    assert_eq!(old.flags(["-u", "./app2.js"]), ok("upgrade"));
+    assert_eq!(old.says(), "2");
+    let before = old.workers(2);
+    assert_eq!(old.flags(["-u"]), ok("upgrade"));
+    assert_eq!(old.says(), "2");
+    assert!(old.workers(3).is_disjoint(&before));
+    let (status, said) = old.flags(["-u", "./nowhere.js"]);
+    let path = old.manager.path("nowhere.js");
+    let value = format!("target {}: No such file or directory (os error 2)", path.display());
+    assert_eq!((status, said), (1, format!("{{ cmd: 'upgrade', value: '{value}' }}\n")));
+    assert_eq!(old.says(), "2");
+}
+
+#[test]
+fn a_pre_upgrade_that_fails_refuses_with_its_own_words() {
+    let module = "module.exports = (data, callback) => callback(new Error('no pull of ' + data.value))";
+    let Some(old) = Old::start(
+        |starter| fs::write(starter.path("pre.js"), module).expect("a module"),
+        ["--pre-upgrade", "./pre.js"],
+    ) else {
+        return;
+    };
+    let before = old.workers(1);
+    let path = old.manager.path("app2.js");
+    let expected = format!("{{ cmd: 'upgrade', value: 'no pull of {}' }}\n", path.display());
+    assert_eq!(old.flags(["-u", "app2.js"]), (1, expected));
+    assert_eq!((old.says().as_str(), old.workers(1)), ("1", before));
+}
+
+#[test]
+fn a_pre_upgrade_makes_and_names_the_path() {
+    let module = "const fs = require('fs')\n\
+        module.exports = function (data, callback) {\n\
+          fs.copyFileSync('app2.js', 'made.js')\n\
+          callback(null, __dirname + '/made.js')\n\
+        }";
+    let Some(old) = Old::start(
+        |starter| fs::write(starter.path("pre.js"), module).expect("a module"),
+        ["--pre-upgrade", "pre"],
+    ) else {
+        return;
+    };
+    // The path that is asked for is there neither before nor after.
+    assert_eq!(old.flags(["-u", "app3.js"]), ok("upgrade"));
+    assert_eq!(old.says(), "2");
+    assert!(
+        old.manager
+            .workers()
+            .iter()
+            .all(|worker| worker.command.iter().any(|word| word.ends_with("/made.js")))
+    );
+}
+
+/// Asserts that nobody listens at an address any more.
+fn assert_free(address: SocketAddr) {
+    let error = TcpStream::connect(address).expect_err("nobody listens");
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{address}");
+}
+
+#[test]
+fn die_frees_both_ports_before_it_answers() {
+    let Some(mut old) = Old::start(|_| (), []) else { return };
+    assert_eq!(old.flags(["-d"]), ok("die"));
+    assert_free(old.address);
+    assert_free(old.control());
+    assert!(old.manager.wait_exit().success());
+    let expected = format!("{{ cmd: 'die', value: 'connect ECONNREFUSED {}' }}\n", old.control());
+    assert_eq!(old.flags(["-d"]), (1, expected));
+}
+
+#[test]
+fn sigterm_frees_both_ports_before_the_end() {
+    let Some(mut old) = Old::start(|_| (), []) else { return };
+    old.manager.signal(Signal::SIGTERM);
+    assert!(old.manager.wait_exit().success());
+    assert_free(old.address);
+    assert_free(old.control());
+}
+
+#[test]
+fn the_control_server_speaks_the_lines_of_always() {
+    let Some(old) = Old::start(|_| (), []) else { return };
+    let mut client = Client::by_tcp(old.control());
+    let path = old.manager.path("app2.js");
+    client.say(&format!(r#"{{"cmd":"upgrade","value":"{}"}}"#, path.display()));
+    let answer = client.hear();
+    assert_eq!((answer["cmd"].as_str(), answer["value"].as_str()), (Some("upgrade"), Some("OK")));
+    assert_eq!(old.says(), "2");
+}
+
+#[test]
+fn head_is_what_a_restarted_manager_begins_with() {
+    let Some(mut old) = Old::start(|_| (), ["-H", "HEAD"]) else { return };
+    let head = |old: &Old| fs::read_to_string(old.manager.path("HEAD")).expect("it is recorded");
+    // Nobody waits for the record of the first one.
+    old.manager.wait_until("the first record", || old.manager.path("HEAD").exists().then_some(()));
+    assert!(head(&old).ends_with("/app1.js\n"));
+    // What is refused or rolled back is not recorded.
+    fs::write(old.manager.path("broken.js"), "process.exit(3)").expect("a program");
+    let (status, said) = old.flags(["-u", "broken.js"]);
+    assert_eq!(status, 1);
+    assert!(said.starts_with("{ cmd: 'upgrade', value: 'rolled back: worker "), "{said}");
+    assert!(said.contains("exited with status 3 before it was ready"), "{said}");
+    assert!(head(&old).ends_with("/app1.js\n"));
+    assert_eq!(old.flags(["-u", "app2.js"]), ok("upgrade"));
+    assert!(head(&old).ends_with("/app2.js\n"));
+    assert_eq!(old.flags(["-d"]), ok("die"));
+    assert!(old.manager.wait_exit().success());
+
+    let again = |words: [&str; 8]| {
+        let mut command = old.manager.command(words);
+        let child = command.stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null()).spawn();
+        let mut child = child.expect("the program");
+        let said = old
+            .manager
+            .wait_until("it to serve", || Some(TcpStream::connect(old.address)).filter(Result::is_ok));
+        drop(said);
+        let said = old.says();
+        assert_eq!(old.flags(["-d"]), ok("die"));
+        assert!(child.wait().expect("its end").success());
+        said
+    };
+    let words = ["-s", "app1.js", "-f", "1", "-a", &old.host, "-H", "HEAD"];
+    assert_eq!(again(words), "2");
+    fs::write(old.manager.path("HEAD"), "/nowhere/app9.js\n").expect("a damaged head");
+    assert_eq!(again(words), "1");
+}
+
+#[test]
+fn the_hello_world_pair_typed_as_it_was_always_typed() {
+    if !is_installed("node") || !is_root("a network of its own") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("index1.js"), HELLO).expect("a program");
+    fs::write(folder.path().join("index2.js"), NOT_FOUND).expect("a program");
+    fs::write(folder.path().join("get.js"), include_str!("node/hello/get.js")).expect("a program");
+    let script = "ip link set lo up\n\
+        liveswap -s index1.js >log 2>&1 &\n\
+        node get.js until-it-serves\n\
+        liveswap -u ./index2.js\n\
+        node get.js\n\
+        liveswap -v\n\
+        liveswap -d\n\
+        wait $! && echo ended";
+    let program = Path::new(env!("CARGO_BIN_EXE_liveswap"));
+    let path = format!(
+        "{}:{}",
+        program.parent().expect("a folder").display(),
+        std::env::var("PATH").expect("a PATH")
+    );
+    let output = Command::new("unshare")
+        .args(["--net", "sh", "-c", script])
+        .current_dir(folder.path())
+        .env("PATH", path)
+        .env("RUNTIME_DIRECTORY", folder.path().join("run"))
+        .output()
+        .expect("unshare");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let log = fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{log}");
+    let expected = format!(
+        "200 Hello World\n{{ cmd: 'upgrade', value: 'OK' }}\n404 Not Found\n{}\n{{ cmd: 'die', value: 'OK' }}\nended\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert_eq!(said, expected, "{log}");
+}
+
+#[test]
+fn any_executable_is_a_target_too() {
+    let starter = Starter::default();
+    for name in ["one", "two"] {
+        let script = format!("#!/bin/sh\n# {name}\nexec sleep 600\n");
+        fs::write(starter.path(name), script).expect("a program");
+        fs::set_permissions(starter.path(name), fs::Permissions::from_mode(0o755)).expect("chmod");
+    }
+    let host = loopback().ip().to_string();
+    let starter = starter.original(&["-s", "./one", "-f", "1", "-z", "-a", &host]);
+    let mut manager = starter.start("this file is not read");
+    manager.wait_ready();
+    let output = manager.command(["-u", "two", "-a", &host]).output().expect("the program");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), ok("upgrade").1);
+    // With -z the old one has gone before the new one starts.
+    let transitions = manager.transitions(Place::START);
+    let place = |worker, step| transitions.iter().position(|one| one.worker == worker && one.step == step);
+    assert!(place(1, Step::Gone) < place(2, Step::Started), "{transitions:#?}");
+}
+
+#[test]
+fn what_cannot_be_is_said_in_words_of_the_command_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("index.js"), "").expect("a program");
+    let (status, said) = liveswap(folder.path(), ["-s", "index.js", "-f", "0"]);
+    assert_eq!(status.code(), Some(3), "{said}");
+    assert!(said.contains("`-f` must be an integer from 1 to 4096"), "{said}");
+    let (status, said) = liveswap(folder.path(), ["-s", "index.js", "-a", "0.0.0.0"]);
+    assert_eq!(status.code(), Some(3), "{said}");
+    assert!(said.contains("--token-file") && said.contains("-a 0.0.0.0 -p 3000"), "{said}");
+    let (status, said) = liveswap(folder.path(), ["-s", "nowhere.js"]);
+    assert_eq!(status.code(), Some(3), "{said}");
+    assert!(said.contains("nowhere.js: No such file"), "{said}");
+    let (status, said) = liveswap(folder.path(), ["-k", "-d"]);
+    assert_eq!(status.code(), Some(2), "{said}");
+}
+
+#[test]
+fn it_is_replaced_by_another_program_like_any_manager() {
+    let Some(old) = Old::start(|_| (), []) else { return };
+    let before = old.workers(1);
+    let place = old.manager.place();
+    old.manager.signal(Signal::SIGUSR2);
+    old.manager.wait_log(place, ["goes on as the manager"]);
+    assert_eq!(old.workers(1), before);
+    assert_eq!(old.flags(["-m", "still there"]), ok("message"));
+    assert_eq!(old.flags(["-u", "app2.js"]), ok("upgrade"));
+    assert_eq!(old.says(), "2");
+    assert!(matches!(old.control().ip(), IpAddr::V4(_)));
+}
