@@ -25,15 +25,18 @@ pub(super) use self::demand::{Demanded, DemandedState};
 use super::release::Release;
 use super::run::Daemon;
 use super::token::Token;
-use crate::core::Event;
 use crate::core::ids::WorkerId;
 use crate::core::spec::{SocketAddress, SocketKind, SocketSpec};
 use crate::core::word::Word;
+use crate::core::{self, Event};
 use crate::wire::node::{Answer, Place, Query, Said};
 
 /// How long a worker whose servers are all closed has to end by itself before it is sent its drain signal: one that has other
 /// things open, such as a pool of connections to a database, would never end.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// How long a worker that has closed its channel unasked has to exit: the news of its death says more than that it stops.
+const EXITING: Duration = Duration::from_millis(100);
 
 /// How often it is read what a worker that has ended had said.
 const LAST_TURNS: usize = 64;
@@ -175,12 +178,7 @@ impl Daemon {
             let _ = self.poller.remove(&*channel);
             let has_left = channel.standing() == Standing::Left;
             process.channel = None;
-            if has_left {
-                process.lingers_until = Some(now + LINGER);
-            } else {
-                // It disconnected, or is about to exit: whatever it had to serve with is closed.
-                self.inbox.push_back(Event::Said(worker, Word::Stopping));
-            }
+            process.lingers_until = Some(now + if has_left { LINGER } else { EXITING });
         } else if let Some(interest) = channel.watch() {
             let _ = self.poller.modify(&*channel, Token::Channel(worker).pack(), interest);
         }
@@ -194,13 +192,22 @@ impl Daemon {
         true
     }
 
-    /// Sends the drain signal to those that have closed all their servers and still run.
+    /// Takes it that those stop by themselves who have closed their channels and still run, and sends the drain signal to
+    /// those that were to stop.
     pub(super) fn end_lingering(&mut self) {
         let now = self.now();
-        let is_due = |at: Option<crate::core::time::Mono>| at.is_some_and(|at| at <= now);
+        let is_due = |at: Option<core::time::Mono>| at.is_some_and(|at| at <= now);
         let due = self.processes.iter_mut().filter(|(_, process)| is_due(process.lingers_until));
         let due: Vec<_> = due.map(|(worker, process)| (*worker, process.lingers_until.take())).collect();
         for (worker, _) in due {
+            if self.manager.worker(worker).is_some_and(core::Worker::is_live) {
+                // Whatever it had to serve with is closed.
+                self.inbox.push_back(Event::Said(worker, Word::Stopping));
+                if let Some(process) = self.processes.get_mut(&worker) {
+                    process.lingers_until = Some(now + LINGER);
+                }
+                continue;
+            }
             info!("worker {worker} has closed its servers and does not end; it is sent its drain signal");
             self.signal_to_drain(worker);
         }
