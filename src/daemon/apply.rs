@@ -71,7 +71,11 @@ impl Daemon {
             )));
         };
         let spec = &of.release.spec;
-        let channel = (spec.process.protocol == Protocol::Node).then(channel).transpose()?;
+        let is_node = spec.process.protocol == Protocol::Node;
+        let channel = is_node.then(channel).transpose()?;
+        if is_node {
+            self.runtime.lay_out_node_module()?;
+        }
         let speaks = spec.process.protocol == Protocol::Notify;
         let notify = speaks.then(|| self.bind_notify_socket()).transpose()?;
         let pipes = match spec.process.output {

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -38,14 +38,16 @@ pub struct Heritage {
     environment: BTreeMap<OsString, OsString>,
     /// The limit of open descriptors, which the manager raises for itself alone.
     nofile: Limit,
+    /// What Node programs are to load first.
+    node_module: PathBuf,
 }
 
 impl Heritage {
     /// Takes the manager's environment as it is now, without the variables that are meant for it alone.
-    pub fn take(nofile: Limit) -> Self {
+    pub fn take(nofile: Limit, node_module: PathBuf) -> Self {
         let is_own = |name: &OsStr| name.to_str().is_some_and(is_protocol_variable);
         let environment = std::env::vars_os().filter(|(name, _)| !is_own(name)).collect();
-        Self { environment, nofile }
+        Self { environment, nofile, node_module }
     }
 
     /// The limit of open descriptors that the manager was started with.
@@ -91,6 +93,9 @@ impl Common {
                 variables.insert(OsStr::new(name), value.into());
             }
         }
+        if process.protocol == Protocol::Node {
+            load_first(&heritage.node_module, &mut variables, &mut by_slot);
+        }
         let mut environment = CStrings::default();
         for (name, value) in &variables {
             environment.push(&[name.as_bytes(), b"=", value.as_bytes()])?;
@@ -102,6 +107,23 @@ impl Common {
         }
         let path = variables.remove(OsStr::new("PATH")).map(Cow::into_owned);
         Ok(Self { environment: Rc::new(environment), by_slot, path, limits: limits(release, heritage) })
+    }
+}
+
+/// Has Node programs load a module before anything else, beside what they were to load anyway.
+fn load_first(
+    module: &Path,
+    variables: &mut BTreeMap<&OsStr, Cow<'_, OsStr>>,
+    by_slot: &mut [(String, String)],
+) {
+    const OPTIONS: &str = "NODE_OPTIONS";
+    let quoted = module.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
+    let more = format!(" --require \"{quoted}\"");
+    if let Some((_, value)) = by_slot.iter_mut().find(|(name, _)| name == OPTIONS) {
+        value.push_str(&more);
+    } else {
+        let value = variables.entry(OsStr::new(OPTIONS)).or_default();
+        value.to_mut().push(more);
     }
 }
 

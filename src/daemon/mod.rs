@@ -140,8 +140,8 @@ pub fn run(source: Source, watched: &[PathBuf], color: bool) -> Result<(), Manag
         path.metadata().map_err(|source| ManagerError::Watch { path: path.clone(), source })?;
     }
     let runtime = RuntimeDirectory::take(&release.spec.name)?;
-    let heritage =
-        Heritage::take(raise_descriptor_limit().map_err(io("raising the limit of open descriptors"))?);
+    let nofile = raise_descriptor_limit().map_err(io("raising the limit of open descriptors"))?;
+    let heritage = Heritage::take(nofile, runtime.node_module());
     let upward = ServiceManager::from_environment();
     let control = Control::bind(&runtime.control(), release.control_group);
     let mut control = control.map_err(io("binding the control socket"))?;
@@ -199,7 +199,7 @@ pub struct Checked {
 pub fn check(file: &Path, color: bool) -> Result<Checked, Refusal> {
     let release = Release::read(&Source::File(file.to_owned()), &Wanted::First, false, color)?;
     let failed = |error: io::Error| Refusal::new(format!("{}: {error}", file.display()));
-    let heritage = Heritage::take(limits::own(Resource::Nofile).map_err(failed)?);
+    let heritage = Heritage::take(limits::own(Resource::Nofile).map_err(failed)?, PathBuf::new());
     let warnings = launch::missing_programs(&release, &heritage).map_err(failed)?;
     Ok(Checked { summary: summary(&release.spec), warnings })
 }

@@ -21,6 +21,7 @@ use tracing::{debug, info};
 
 pub(super) use self::channel::Channel;
 use self::channel::Standing;
+use self::demand::Asking;
 pub(super) use self::demand::{Demanded, DemandedState};
 use super::release::Release;
 use super::run::Daemon;
@@ -116,7 +117,8 @@ impl Daemon {
             return;
         }
         let Some(of) = self.generations.get(&process.generation) else { return };
-        let (seq, generation) = (query.seq, process.generation);
+        let seq = query.seq;
+        let by = Asking { generation: process.generation, slot: process.slot, held: channel.held.clone() };
         let found = match &query.place {
             Place::Nowhere(errno) => Err(*errno),
             // Those of the service file, which it has from 3 up.
@@ -128,20 +130,16 @@ impl Daemon {
                 listener.map(|listener| Demanded::new(key, listener, data)).ok_or(libc::EBADF)
             }
             Place::At(spec) => match may_have(spec, &of.release) {
-                Ok(()) => {
-                    let held = channel.held.clone();
-                    self.demand(generation, spec, query, &held)
-                }
+                Ok(()) => self.demand(&by, spec, query),
                 Err(errno) => Err(errno),
             },
             Place::Everywhere { port, backlog } => {
-                let held = channel.held.clone();
                 let either = [true, false].map(|is_ipv6| Place::everywhere(is_ipv6, *port, *backlog));
                 match may_have(&either[0], &of.release) {
-                    Ok(()) => match self.demand(generation, &either[0], query, &held) {
+                    Ok(()) => match self.demand(&by, &either[0], query) {
                         // There is no IPv6 here.
                         Err(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EINVAL) => {
-                            self.demand(generation, &either[1], query, &held)
+                            self.demand(&by, &either[1], query)
                         }
                         found => found,
                     },

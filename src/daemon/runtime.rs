@@ -14,6 +14,9 @@ use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
 /// The longest path of a runtime directory: of the 107 bytes of a socket's path, `/notify/` and a name take 40.
 const MAX_PATH: usize = 107 - 40;
 
+/// What Node programs load first: it has them ask for exclusive sockets too.
+const NODE_MODULE: &str = include_str!("node/exclusive.js");
+
 /// The name of the control socket in the runtime directory.
 pub const CONTROL: &str = "control.sock";
 
@@ -110,6 +113,28 @@ impl RuntimeDirectory {
         self.path.join(CONTROL)
     }
 
+    /// Returns the path of the module that Node programs load first.
+    #[must_use]
+    pub fn node_module(&self) -> PathBuf {
+        self.path.join("exclusive.js")
+    }
+
+    /// Sees to it that the module is there, for any user to read.
+    ///
+    /// # Errors
+    ///
+    /// Those of open(2), write(2), chmod(2) and rename(2).
+    pub fn lay_out_node_module(&self) -> io::Result<()> {
+        let (path, new) = (self.node_module(), self.path.join("exclusive.js.new"));
+        if fs::symlink_metadata(&path).is_ok_and(|file| file.len() == NODE_MODULE.len() as u64) {
+            return Ok(());
+        }
+        DirBuilder::new().recursive(true).mode(0o711).create(&self.path)?;
+        fs::write(&new, NODE_MODULE)?;
+        fs::set_permissions(&new, Permissions::from_mode(0o644))?;
+        fs::rename(&new, &path)
+    }
+
     /// Returns the folder of the notify sockets.
     #[must_use]
     pub fn notify(&self) -> PathBuf {
@@ -135,6 +160,7 @@ impl Drop for RuntimeDirectory {
     fn drop(&mut self) {
         // The lock file stays: removed, two managers could hold two locks of one name.
         let _ = fs::remove_dir_all(self.notify());
+        let _ = fs::remove_file(self.node_module());
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Query {
     pub place: Place,
     /// Which of several at the same place in the program; it counts for port 0 alone.
     pub index: u64,
+    /// Whether no other worker may have it.
+    pub exclusive: bool,
     /// What all workers are to have in common beside the socket, such as the keys of TLS tickets; the first one's is all's.
     pub data: Value,
 }
@@ -89,6 +91,9 @@ struct Wire {
     backlog: Option<i64>,
     #[serde(default)]
     index: u64,
+    /// By our own module alone: Node binds such sockets by itself.
+    #[serde(default)]
+    exclusive: bool,
 }
 
 impl Said {
@@ -102,6 +107,7 @@ impl Said {
                 seq: wire.seq,
                 place: wire.place(),
                 index: if wire.port == Some(0) { wire.index } else { 0 },
+                exclusive: wire.exclusive,
                 data: wire.data,
             }),
             (Some("NODE_CLUSTER"), Some("listening")) => Self::Listening,

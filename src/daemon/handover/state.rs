@@ -164,7 +164,8 @@ impl State {
         let [output, error] = self.unread;
         OUTPUT.resume(output);
         ERROR.resume(error);
-        let heritage = Heritage::take(self.nofile);
+        let runtime: RuntimeDirectory = HandOver::unpack(self.runtime, luggage)?;
+        let heritage = Heritage::take(self.nofile, runtime.node_module());
         let listeners: Vec<Rc<Listener>> = self
             .listeners
             .into_iter()
@@ -189,7 +190,7 @@ impl State {
             source: self.source,
             program: self.program,
             reexec: None,
-            runtime: HandOver::unpack(self.runtime, luggage)?,
+            runtime,
             heritage,
             sockets: Sockets::resume(&listeners),
             generations,

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::super::release::in_words;
 use super::super::run::Daemon;
 use super::super::sockets::{Listener, Owner, SocketError, SocketPlan};
-use crate::core::ids::GenerationId;
+use crate::core::ids::{GenerationId, SlotId};
 use crate::core::spec::{SocketAddress, SocketSpec};
 use crate::core::time::Mono;
 use crate::wire::node::Query;
@@ -31,6 +31,8 @@ pub struct Demanded {
     pub(in super::super) listener: Rc<Listener>,
     /// What all workers have in common beside it.
     pub(super) data: Value,
+    /// It belongs to one slot.
+    exclusive: bool,
     /// The generations whose workers asked for it.
     users: BTreeSet<GenerationId>,
     /// When it is let go of, where nobody asks for it before.
@@ -43,52 +45,63 @@ pub struct DemandedState {
     key: String,
     listener: usize,
     data: Value,
+    exclusive: bool,
     users: BTreeSet<GenerationId>,
     until: Option<Mono>,
 }
 
+/// Who asks for a socket.
+pub(super) struct Asking {
+    pub generation: GenerationId,
+    pub slot: SlotId,
+    /// The keys of the sockets that it has open.
+    pub held: BTreeSet<String>,
+}
+
 impl Demanded {
     pub(super) fn new(key: String, listener: Rc<Listener>, data: Value) -> Self {
-        Self { key, listener, data, users: BTreeSet::new(), until: None }
+        Self { key, listener, data, exclusive: false, users: BTreeSet::new(), until: None }
+    }
+
+    /// Whether it is at the place that is asked for; where the kernel chooses the port, nobody knows beforehand.
+    fn is_at(&self, spec: &SocketSpec) -> bool {
+        let own = &self.listener.plan().spec;
+        !is_any_port(spec) && own.address == spec.address && own.kind == spec.kind
     }
 
     /// Writes it down; `place` tells where its socket stands among all.
     pub(in super::super) fn pack(&self, place: usize) -> DemandedState {
-        let Self { key, listener: _, data, users, until } = self.clone();
-        DemandedState { key, listener: place, data, users, until }
+        let Self { key, listener: _, data, exclusive, users, until } = self.clone();
+        DemandedState { key, listener: place, data, exclusive, users, until }
     }
 
     /// Makes it again of what was written down and all sockets.
     pub(in super::super) fn unpack(state: DemandedState, listeners: &[Rc<Listener>]) -> Option<Self> {
-        let DemandedState { key, listener, data, users, until } = state;
-        Some(Self { key, listener: Rc::clone(listeners.get(listener)?), data, users, until })
+        let DemandedState { key, listener, data, exclusive, users, until } = state;
+        Some(Self { key, listener: Rc::clone(listeners.get(listener)?), data, exclusive, users, until })
     }
 }
 
 impl Daemon {
-    /// Returns the socket that a worker of `generation` asks for, which has those under the keys `held` open already.
+    /// Returns the socket that a worker asks for.
     ///
     /// # Errors
     ///
     /// The number of the error that the worker's own bind(2) or listen(2) would have had.
-    pub(super) fn demand(
-        &mut self,
-        generation: GenerationId,
-        spec: &SocketSpec,
-        query: &Query,
-        held: &BTreeSet<String>,
-    ) -> Result<Demanded, i32> {
-        let key = key_of(spec, query.index);
-        if held.contains(&key) {
-            // As a second bind(2) of the same program would have it.
+    pub(super) fn demand(&mut self, by: &Asking, spec: &SocketSpec, query: &Query) -> Result<Demanded, i32> {
+        let key = key_of(spec, query, by.slot);
+        let alive = |known: &&mut Demanded| !known.listener.is_dead();
+        let is_there = |known: &Demanded| known.key != key && known.is_at(spec);
+        // As a second bind(2) of the same program would have it, or of another where one of them shares with nobody.
+        if by.held.contains(&key)
+            || self.demanded.iter().any(|known| is_there(known) && (query.exclusive || known.exclusive))
+        {
             return Err(libc::EADDRINUSE);
         }
-        let known = self.demanded.iter_mut().find(|known| known.key == key);
-        if let Some(known) = known.filter(|known| !known.listener.is_dead()) {
-            known.users.insert(generation);
+        if let Some(known) = self.demanded.iter_mut().find(|known| known.key == key).filter(alive) {
+            known.users.insert(by.generation);
             known.until = None;
-            let backlog = known.listener.set_backlog(spec.options.backlog);
-            if let Err(error) = backlog {
+            if let Err(error) = known.listener.set_backlog(spec.options.backlog) {
                 warn!("socket {}: its backlog cannot be changed: {error}", spec.listen);
             }
             return Ok(known.clone());
@@ -97,6 +110,7 @@ impl Daemon {
             warn!("socket {}: workers have asked for {MAX_DEMANDED} sockets already", spec.listen);
             return Err(libc::EMFILE);
         }
+        let generation = by.generation;
         let plan = SocketPlan { spec: spec.clone(), owner: Owner::default() };
         let bound = self.sockets.bind_one(&plan, is_any_port(spec)).map_err(|error| refusal(&error))?;
         for warning in &bound.warnings {
@@ -107,6 +121,7 @@ impl Daemon {
         info!("socket {} bound, as a worker of generation {generation} listens on it", spec.listen);
         let demanded = Demanded {
             users: BTreeSet::from([generation]),
+            exclusive: query.exclusive,
             ..Demanded::new(key, Rc::clone(listener), query.data.clone())
         };
         self.demanded.push(demanded.clone());
@@ -154,11 +169,12 @@ fn is_any_port(spec: &SocketSpec) -> bool {
     matches!(spec.address, SocketAddress::Inet(address) if address.port() == 0)
 }
 
-/// What makes a socket the same one: the address as the program has it, what it carries and, where the kernel chooses the
-/// port, which of several it is.
-fn key_of(spec: &SocketSpec, index: u64) -> String {
+/// What makes a socket the same one: the address as the program has it, what it carries, where the kernel chooses the port
+/// which of several it is, and where it belongs to one slot which.
+fn key_of(spec: &SocketSpec, query: &Query, slot: SlotId) -> String {
     let kind = format!("{:?}", spec.kind).to_lowercase();
     let only = if spec.options.bind_ipv6_only == Some(true) { " only" } else { "" };
-    let which = if is_any_port(spec) { format!(" {index}") } else { String::new() };
-    format!("{kind} {}{only}{which}", spec.listen)
+    let which = if is_any_port(spec) { format!(" {}", query.index) } else { String::new() };
+    let whose = if query.exclusive { format!(" of slot {slot}") } else { String::new() };
+    format!("{kind} {}{only}{which}{whose}", spec.listen)
 }
