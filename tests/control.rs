@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -245,4 +245,26 @@ fn a_manager_without_descriptors_waits_for_one_and_does_not_spin() {
     drop(clients);
     assert_eq!(manager.ask(r#"{"cmd":"ping"}"#)["ok"], true);
     manager.stop();
+}
+
+#[test]
+fn a_control_socket_that_was_removed_is_bound_anew() {
+    let manager = Manager::start(service());
+    let mut before = manager.client();
+    for how in ["removed", "replaced", "folder"] {
+        let place = manager.place();
+        match how {
+            "removed" => fs::remove_file(manager.control_path()).expect("it is there"),
+            "replaced" => {
+                let other = manager.path("run/other");
+                drop(UnixListener::bind(&other).expect("another socket"));
+                fs::rename(other, manager.control_path()).expect("a new path");
+            }
+            _ => fs::remove_dir_all(manager.path("run")).expect("it is there"),
+        }
+        manager.wait_log(place, ["control.sock was removed or replaced; it is bound anew"]);
+        assert_eq!(manager.ask(r#"{"cmd":"ping"}"#)["value"], "OK", "{how}");
+    }
+    before.say(r#"{"cmd":"ping"}"#);
+    assert_eq!(before.hear()["value"], "OK", "who was there already is still served");
 }

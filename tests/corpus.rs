@@ -13,6 +13,7 @@ mod oracles {
     pub mod control_line;
     pub mod environment_file;
     pub mod lines;
+    pub mod node;
     pub mod notify;
     pub mod service_file;
 }
@@ -32,12 +33,13 @@ const ROUNDS: u64 = 200;
 type Oracle = fn(&[u8]);
 
 /// Every oracle by the name of its corpus.
-const ORACLES: [(&str, Oracle); 5] = [
+const ORACLES: [(&str, Oracle); 6] = [
     ("service_file", oracles::service_file::check),
     ("environment_file", oracles::environment_file::check),
     ("notify", oracles::notify::check),
     ("lines", oracles::lines::check),
     ("control_line", oracles::control_line::check),
+    ("node", oracles::node::check),
 ];
 
 /// The files of a corpus, by name.

@@ -62,7 +62,7 @@ fn a_service_of_flags_upgrades_to_where_its_folder_points_by_then() {
     load.stop().assert_spotless();
 
     fs::remove_file(manager.path("current")).expect("the link");
-    manager.cli(["upgrade"]).assert(1, ["command line: cannot enter directory", "/current"]);
+    manager.cli(["upgrade"]).assert(1, ["Caused by: cannot enter directory", "/current"]);
     manager.stop();
 }
 
@@ -111,7 +111,7 @@ fn all_that_is_wrong_with_flags_is_shown_on_the_command_line() {
         ),
         shown("`-n` must be an integer from 1 to 4096 or \"auto\"", 45, "^ out of range", ""),
         shown(
-            "`--protocol` must be \"notify\" or \"plain\"",
+            "`--protocol` must be \"notify\", \"plain\" or \"node\"",
             58,
             "^^^^^ none of them",
             "did you mean \"notify\"?",

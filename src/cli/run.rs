@@ -44,7 +44,7 @@ pub struct RunArgs {
     /// The service's name; that of the program, without its ending, unless given
     #[arg(long, requires = "command", help_heading = WITHOUT_FILE)]
     name: Option<String>,
-    /// "notify" where the command says READY=1, which is assumed, or "plain" where it says nothing
+    /// "notify" where the command says READY=1, which is assumed, "plain" where it says nothing, or "node" for a Node program
     #[arg(long, requires = "command", help_heading = WITHOUT_FILE)]
     protocol: Option<String>,
     /// What a worker executes, in the current folder

@@ -128,6 +128,18 @@ impl Control {
         Ok(control)
     }
 
+    /// Binds the control socket anew, and returns the one of before.
+    ///
+    /// # Errors
+    ///
+    /// Those of bind(2).
+    pub(super) fn bind_anew(&mut self, path: &Path) -> io::Result<ControlSocket> {
+        let before = mem::replace(&mut self.socket, ControlSocket::bind(path)?);
+        let group = self.group.take();
+        self.open_to(group);
+        Ok(before)
+    }
+
     /// Lets a group in from now on, or the owner and root alone.
     pub(super) fn open_to(&mut self, group: Option<u32>) {
         if self.group == group {

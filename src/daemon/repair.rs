@@ -12,6 +12,7 @@ use crate::core::Event;
 use crate::core::ids::{GenerationId, WorkerId};
 use crate::core::notice::{Notice, Outcome};
 use crate::core::spec::SocketKind;
+use crate::sys::path_watch::WatchedPath;
 use crate::sys::wait::Interest;
 
 /// How the sockets are, as far as it is not theirs to know.
@@ -25,6 +26,8 @@ pub struct Care {
     shares_dead_socket: bool,
     /// Those that could not be repaired, which was said.
     beyond_repair: Vec<Weak<Listener>>,
+    /// The watch of the control socket's path.
+    control_path: Option<WatchedPath>,
 }
 
 /// A [`Care`] as plain data.
@@ -38,8 +41,9 @@ pub struct CareState {
 impl Care {
     /// Writes it down; `place` tells where a socket stands among all.
     pub(super) fn pack(&self, place: impl Fn(&Rc<Listener>) -> Option<usize>) -> CareState {
-        // What else there is ends with a turn of the loop.
-        let Self { looks_at_sockets: _, occasion: _, shares_dead_socket, beyond_repair } = self;
+        // What else there is ends with a turn of the loop, or is made anew.
+        let Self { looks_at_sockets: _, occasion: _, control_path: _, shares_dead_socket, beyond_repair } =
+            self;
         let dead = beyond_repair.iter().filter_map(Weak::upgrade);
         CareState {
             shares_dead_socket: *shares_dead_socket,
@@ -74,6 +78,33 @@ impl Daemon {
         }
     }
 
+    /// Has the kernel tell us when the control socket loses its path.
+    pub(super) fn watch_control(&mut self) {
+        self.care.control_path = self.sockets.watch_path(self.control.socket.path());
+    }
+
+    /// Binds the control socket anew where somebody has removed its path; those who are there already stay.
+    fn mend_control(&mut self) {
+        if self.ended || self.care.control_path.is_none() || self.control.socket.is_in_place() {
+            return;
+        }
+        let path = self.runtime.control();
+        let bound = self.runtime.restore().and_then(|()| self.control.bind_anew(&path));
+        match bound {
+            Ok(before) => {
+                let _ = self.poller.remove(&before);
+                let _ = self.poller.add(&self.control.socket, Token::Control.pack(), Interest::Read);
+                warn!("{} was removed or replaced; it is bound anew", path.display());
+                self.watch_control();
+            }
+            Err(error) => {
+                error!("{} was removed or replaced, and cannot be bound anew: {error}", path.display());
+                // Said once.
+                self.care.control_path = None;
+            }
+        }
+    }
+
     /// Lets go of a generation and of the sockets that it alone had.
     pub(super) fn let_go(&mut self, generation: GenerationId) {
         let Some(of) = self.generations.remove(&generation) else { return };
@@ -94,6 +125,7 @@ impl Daemon {
         if let Err(error) = self.sockets.drain_watch() {
             error!("cannot read what happened to socket paths: {error}");
         }
+        self.mend_control();
         for (listener, hurt) in self.sockets.hurts() {
             if self.is_beyond_repair(&listener) {
                 continue;

@@ -27,13 +27,14 @@ mod tests;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::rc::{Rc, Weak};
 
 use nix::errno::Errno;
 
 use crate::core::spec::{SocketAddress, SocketSpec};
 use crate::sys::activation::Inherited;
-use crate::sys::path_watch::PathWatch;
+use crate::sys::path_watch::{PathWatch, WatchedPath};
 
 pub use error::{Problem, SocketError, Step};
 pub use guard::Hurt;
@@ -187,6 +188,11 @@ impl Sockets {
     /// kernel gave us none.
     pub fn watch(&self) -> Option<BorrowedFd<'_>> {
         self.watch.as_ref().ok().map(AsFd::as_fd)
+    }
+
+    /// Watches another path together with those of the sockets; `None` where that is not possible.
+    pub fn watch_path(&self, path: &Path) -> Option<WatchedPath> {
+        self.watch.as_ref().ok()?.watch(path).ok()
     }
 
     /// Reads the events of [`Self::watch`] away, so that it is readable no more.

@@ -55,7 +55,7 @@ impl Daemon {
         let manager = Manager::new(start.release.spec.policy.clone());
         let common = Common::of(&start.release, manager.current(), &start.heritage)?;
         let first = Generation { release: start.release, common, sockets: start.prepared, control_tcp: None };
-        let daemon = Self {
+        let mut daemon = Self {
             generations: BTreeMap::from([(manager.current(), first)]),
             manager,
             poller,
@@ -89,6 +89,7 @@ impl Daemon {
             outputs: Outputs::open()?,
         };
         daemon.watch_sockets();
+        daemon.watch_control();
         daemon.control.watch(&daemon.poller)?;
         Ok(daemon)
     }

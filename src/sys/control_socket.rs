@@ -15,7 +15,7 @@ use nix::unistd::geteuid;
 
 use super::handover::hand_over;
 use super::listener::{Address, Kind, create, listen};
-use super::socket_file::{Occupant, SocketFile, occupant, remove_stale};
+use super::socket_file::{Occupant, PathState, SocketFile, occupant, remove_stale};
 use super::stream_socket::{StreamSocket, accept};
 
 /// How many connections may wait to be accepted.
@@ -88,6 +88,16 @@ impl ControlSocket {
     /// Those of [`accept`].
     pub fn accept(&self) -> io::Result<Option<StreamSocket>> {
         accept(&self.socket)
+    }
+
+    /// Whether whoever connects to the path comes to this socket.
+    pub fn is_in_place(&self) -> bool {
+        self.file.state().is_ok_and(|state| state == PathState::Ours)
+    }
+
+    /// Returns the path.
+    pub fn path(&self) -> &Path {
+        self.file.path()
     }
 
     /// Removes the file, so that nobody comes any more.

@@ -239,6 +239,7 @@ impl Daemon {
             warn!("{warning}");
         }
         self.watch_sockets();
+        self.watch_control();
         // Everything else shows by itself: what is readable stays so. Of a signal for an end nothing may be left.
         self.reap_all();
         info!("{} {} goes on as the manager", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));

@@ -1,0 +1,60 @@
+//! The channel of a Node worker.
+
+use liveswap::core::spec::{SocketAddress, SocketKind};
+use liveswap::wire::node::{Answer, Place, Query, Said};
+use serde_json::{Value, json};
+
+/// Reads the bytes as a line of a worker, and answers it.
+///
+/// # Panics
+///
+/// Where a socket would be bound that cannot be, or that is not what the line says; and where an answer is no line of JSON that names
+/// the question.
+pub fn check(bytes: &[u8]) {
+    let Said::Query(query) = Said::parse(bytes) else { return };
+    let asked: Value = serde_json::from_slice(bytes).expect("a question is JSON");
+    match &query.place {
+        Place::At(spec) => {
+            match &spec.address {
+                SocketAddress::Inet(address) => {
+                    assert_eq!(asked["port"], json!(address.port()));
+                    assert_eq!(spec.options.bind_ipv6_only.is_some(), address.is_ipv6());
+                }
+                SocketAddress::Path(path) => assert!(path.is_absolute()),
+                SocketAddress::Abstract(name) => panic!("Node has no abstract names: {name}"),
+            }
+            assert_eq!(spec.listen, spec.address.to_string());
+            assert!(!spec.name.contains(':'));
+            assert_eq!(
+                spec.options.backlog.is_some(),
+                spec.kind == SocketKind::Stream || is_path(&spec.address)
+            );
+        }
+        Place::Everywhere { port, backlog } => {
+            assert_eq!(asked["port"], json!(port));
+            assert!(*backlog > 0);
+        }
+        Place::Inherited(fd) => assert_eq!(asked["fd"], json!(fd)),
+        Place::Nowhere(errno) => assert!(*errno > 0),
+    }
+    answers(&query);
+}
+
+fn is_path(address: &SocketAddress) -> bool {
+    matches!(address, SocketAddress::Path(_))
+}
+
+fn answers(query: &Query) {
+    let socket = Answer::Socket { seq: query.seq, key: "a key", data: &query.data, is_datagram: false };
+    let said = line(&socket);
+    assert_eq!((&said["msg"]["ack"], &said["msg"]["data"]), (&json!(query.seq), &query.data));
+    let none = line(&Answer::NoSocket { seq: query.seq, errno: 98 });
+    assert_eq!((&none["ack"], &none["errno"]), (&json!(query.seq), &json!(-98)));
+}
+
+fn line(answer: &Answer<'_>) -> Value {
+    let line = answer.to_line();
+    let (end, text) = line.split_last().expect("a line");
+    assert!(*end == b'\n' && !text.contains(&b'\n'));
+    serde_json::from_slice(text).expect("JSON")
+}
