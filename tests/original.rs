@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use support::client::{Connection, Target};
 use support::control::Client;
 use support::log::Step;
-use support::manager::{Manager, Place, Starter, liveswap};
+use support::manager::{Manager, Place, Starter, Worker, liveswap};
 use support::{is_installed, is_root, loopback};
 
 /// The hello world of Node's own front page as it was, and the one that it is upgraded to.
@@ -156,12 +156,8 @@ fn a_pre_upgrade_makes_and_names_the_path() {
     // The path that is asked for is there neither before nor after.
     assert_eq!(old.flags(["-u", "app3.js"]), ok("upgrade"));
     assert_eq!(old.says(), "2");
-    assert!(
-        old.manager
-            .workers()
-            .iter()
-            .all(|worker| worker.command.iter().any(|word| word.ends_with("/made.js")))
-    );
+    let runs_it = |worker: &Worker| worker.command.iter().any(|word| word.ends_with("/made.js"));
+    assert!(old.manager.wait_workers(2, 7).iter().all(runs_it));
 }
 
 /// Asserts that nobody listens at an address any more.

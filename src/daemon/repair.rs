@@ -5,6 +5,7 @@ use std::rc::{Rc, Weak};
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
+use super::control::Door;
 use super::run::{Daemon, Generation};
 use super::sockets::Listener;
 use super::token::Token;
@@ -88,6 +89,8 @@ impl Daemon {
         if self.ended || self.care.control_path.is_none() || self.control.socket.is_in_place() {
             return;
         }
+        // Whoever has connected already waits in the queue of the one of before.
+        self.admit(Door::File);
         let path = self.runtime.control();
         let bound = self.runtime.restore().and_then(|()| self.control.bind_anew(&path));
         match bound {

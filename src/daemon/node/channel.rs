@@ -18,9 +18,6 @@ plain!(Standing);
 /// How much is read in a turn, in bytes.
 const READ_SIZE: usize = 16 * 1024;
 
-/// The most that waits for a worker which does not read, in bytes; beyond it there are no messages for it.
-const MAX_WAITING: usize = 256 * 1024;
-
 /// The manager's end of a channel.
 #[derive(Debug)]
 pub struct Channel {
@@ -108,21 +105,26 @@ impl Channel {
         self.output.push_back(Line { rest: answer.to_line(), descriptor });
     }
 
-    /// Has a message said, where the worker reads those that it got before.
+    /// Hands over a message: when this returns, the worker has it to read.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` where it does not, `BrokenPipe` where it never will.
+    /// `WouldBlock` where it does not read those that it got before, `BrokenPipe` where it never will.
     pub(in super::super) fn tell(&mut self, text: &str) -> io::Result<()> {
         self.flush();
         if self.standing != Standing::Open {
             return Err(ErrorKind::BrokenPipe.into());
         }
-        if self.output.iter().map(|line| line.rest.len()).sum::<usize>() > MAX_WAITING {
+        if !self.output.is_empty() {
             return Err(ErrorKind::WouldBlock.into());
         }
-        self.say(&Answer::Message(text), None);
-        self.flush();
+        let line = Answer::Message(text).to_line();
+        let taken = send_some(&self.fd, &line, None)?;
+        // What was taken must be made whole, and is, before anything else is said.
+        let rest = line[taken..].to_vec();
+        if !rest.is_empty() {
+            self.output.push_back(Line { rest, descriptor: None });
+        }
         Ok(())
     }
 
