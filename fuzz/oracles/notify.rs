@@ -87,9 +87,19 @@ fn by_the_book(datagram: &[u8], count: usize) -> Option<Message> {
 
     let largest = u64::from(i32::MAX.unsigned_abs());
     let main_pid = within("MAINPID", largest).and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0);
-    let store = count > 0 && is("FDSTORE", "1");
-    let descriptors = if store { Descriptors::Store } else { Descriptors::Unclaimed };
-    Some(Message { words, main_pid, descriptors })
+    let is_named = |name: &[u8]| {
+        let legal = |byte: &u8| byte.is_ascii_graphic() && *byte != b':' || *byte == b' ';
+        (1..=255).contains(&name.len()) && name.iter().all(legal)
+    };
+    let name =
+        value("FDNAME").filter(|name| is_named(name)).map(|name| String::from_utf8_lossy(name).into_owned());
+    let removes = is("FDSTOREREMOVE", "1");
+    let descriptors = if count > 0 && is("FDSTORE", "1") && !removes {
+        Descriptors::Store { name: name.clone().unwrap_or("stored".into()), polled: !is("FDPOLL", "0") }
+    } else {
+        Descriptors::Unclaimed
+    };
+    Some(Message { words, main_pid, descriptors, forget: name.filter(|_| removes) })
 }
 
 /// A decimal number of any length, as large as it may be: more than any key may have where it does not fit.

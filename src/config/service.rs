@@ -16,6 +16,9 @@ use crate::core::spec::{
 /// The most workers that a service may have.
 pub(super) const WORKERS_MAX: u32 = 4096;
 
+/// The most descriptors that a slot may have in store.
+const FD_STORE_MAX: u32 = 1024;
+
 /// The name becomes a folder, and sockets in it have to fit in 107 bytes.
 const NAME_MAX: usize = 50;
 
@@ -71,6 +74,14 @@ pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> 
     let ignore_sigpipe = table.read("ignore_sigpipe", values::boolean);
     let listen_pid = table.read("listen_pid", values::boolean);
     let messages = table.read("messages", values::boolean);
+    let fd_store = table.read("fd_store_max", |value| values::number(value, 0..=FD_STORE_MAX));
+    if let Some(At { key, .. }) =
+        fd_store.as_ref().filter(|_| protocol.is_some_and(|it| it != Protocol::Notify))
+    {
+        let flaw =
+            Flaw::new("`fd_store_max` is ignored unless `protocol = \"notify\"`", "nobody could fill it");
+        table.problems().conclude(key.clone(), flaw.help("remove it"));
+    }
     if !table.has("target") {
         table.require("command", r#"the shortest service file: [service] with command = ["./server"]"#);
     }
@@ -90,6 +101,7 @@ pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> 
         ignore_sigpipe: ignore_sigpipe.is_none_or(At::value),
         listen_pid: listen_pid.is_none_or(At::value),
         messages: messages.is_some_and(At::value),
+        fd_store_max: fd_store.map_or(0, At::value),
         drain_signal,
     };
     Service { name, process, workers, protocol }

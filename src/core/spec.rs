@@ -84,6 +84,8 @@ pub struct ProcessSpec {
     pub listen_pid: bool,
     /// Whether it takes messages, on an inherited pipe (`LIVESWAP_MESSAGE_FD`).
     pub messages: bool,
+    /// How many descriptors each slot may have in store (systemd.service(5), `FileDescriptorStoreMax=`).
+    pub fd_store_max: u32,
     /// The number of the signal that asks a worker to drain.
     pub drain_signal: i32,
 }

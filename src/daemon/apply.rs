@@ -1,5 +1,6 @@
 //! Performs the core's actions, one function each.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use super::launch::{self, Equipment};
 use super::node::Channel;
 use super::process::{Process, Tail, WorkerOutput};
 use super::run::{Daemon, Role};
+use super::store;
 use super::token::{Stream, Token};
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::notice::{Loudness, Notice, Outcome, WorkerNotice};
@@ -83,8 +85,11 @@ impl Daemon {
             Output::Prefix => Some((output_pipe()?, output_pipe()?)),
         };
         let messages = spec.process.messages.then(message_pipe).transpose()?;
+        let stored = self.stored.of(slot);
+        let sockets = of.sockets.listeners.iter().map(|listener| listener.as_fd());
         let equipment = Equipment {
-            sockets: of.sockets.listeners.iter().map(|listener| listener.as_fd()).collect(),
+            sockets: sockets.chain(store::descriptors(stored)).collect(),
+            names: store::names(spec.sockets.iter().map(|socket| socket.name.as_str()), stored),
             notify: notify.as_ref().map(NotifySocket::path),
             watchdog: spec.policy.watchdog,
             messages: messages.as_ref().map(|(theirs, _)| theirs.as_fd()),
@@ -94,10 +99,6 @@ impl Daemon {
         let place = of.place(generation, Some(slot));
         let spawned = spawn(launch::worker(worker, place, &equipment)?)?;
         let prefix = format!("{}.{slot} | ", spec.name);
-        let outputs = pipes.into_iter().flat_map(|((out, _), (err, _))| {
-            [(Stream::Out, out), (Stream::Err, err)]
-                .map(|(stream, pipe)| WorkerOutput::new(stream, pipe, prefix.clone()))
-        });
         let process = Process {
             pid: spawned.pid,
             group: spawned.pid,
@@ -112,7 +113,7 @@ impl Daemon {
             channel: channel.map(|(ours, _)| Channel::new(ours)),
             lingers_until: None,
             tail: Tail::default(),
-            outputs: outputs.collect(),
+            outputs: pipes.map_or(Vec::new(), |(out, err)| outputs(out.0, err.0, &prefix)),
         };
         self.roles.insert(process.pid, Role::Worker(worker));
         self.history.started(worker, self.now());
@@ -270,6 +271,12 @@ impl Daemon {
             ..EventLine::new(notice, &text)
         }
     }
+}
+
+/// The ends of a worker's outputs that we read.
+fn outputs(out: File, err: File, prefix: &str) -> Vec<WorkerOutput> {
+    let both = [(Stream::Out, out), (Stream::Err, err)];
+    both.map(|(stream, pipe)| WorkerOutput::new(stream, pipe, prefix.to_owned())).into()
 }
 
 /// The process that a worker named as its main one where it is of its tree, or else the one that we know.

@@ -196,8 +196,10 @@ fn set(environment: &mut CStrings, name: &str, value: &str) -> io::Result<()> {
 /// What a worker has beside its place.
 #[derive(Debug)]
 pub struct Equipment<'a> {
-    /// The sockets in the order of the service file.
+    /// The sockets in the order of the service file, then what is in store for it.
     pub sockets: Vec<BorrowedFd<'a>>,
+    /// The names of them all.
+    pub names: String,
     /// Its notify socket.
     pub notify: Option<&'a Path>,
     /// Its watchdog's time-out.
@@ -221,12 +223,14 @@ pub fn worker<'a>(id: WorkerId, place: Place<'_>, equipment: &Equipment<'a>) -> 
     set(&mut environment, WORKER_VARIABLE, &id.to_string())?;
     let mut pid_variables = Vec::new();
     if !equipment.sockets.is_empty() {
-        let names: Vec<_> = spec.sockets.iter().map(|socket| socket.name.as_str()).collect();
         set(&mut environment, "LISTEN_FDS", &equipment.sockets.len().to_string())?;
-        set(&mut environment, "LISTEN_FDNAMES", &names.join(":"))?;
+        set(&mut environment, "LISTEN_FDNAMES", &equipment.names)?;
         if spec.process.listen_pid {
             pid_variables.push(c"LISTEN_PID");
         }
+    }
+    if spec.process.fd_store_max > 0 {
+        set(&mut environment, "FDSTORE", &spec.process.fd_store_max.to_string())?;
     }
     if spec.process.protocol == Protocol::Notify {
         if let Some(path) = equipment.notify {

@@ -11,6 +11,7 @@
 //! sockets   the listeners, shared by generations           repair    mending what workers do to them
 //! upward    what we tell systemd                            runtime   the runtime directory
 //! node      Node programs as workers, and the sockets they ask for
+//! store     what workers leave for those after them
 //! control   the clients of the control socket
 //! watch     the child that asks for an upgrade when files change
 //! handover  another program in our place, which goes on with all of it
@@ -37,6 +38,7 @@ mod run;
 pub mod runtime;
 pub mod sockets;
 mod start;
+mod store;
 mod target;
 mod token;
 mod upward;

@@ -11,6 +11,7 @@ use tracing::{debug, info};
 
 use super::node::Channel;
 use super::outlet::{ERROR, OUTPUT};
+use super::store::StoreWish;
 use super::token::Stream;
 use crate::core::ids::{GenerationId, SlotId};
 use crate::core::time::Mono;
@@ -19,10 +20,10 @@ use crate::sys::handover::hand_over;
 use crate::sys::notify_socket::NotifySocket;
 use crate::sys::spawn::Spawned;
 use crate::wire::lines::{Line, Lines};
-use crate::wire::notify::{self, Descriptors, MAX_DATAGRAM};
+use crate::wire::notify::{self, Descriptors, MAX_DATAGRAM, Message};
 
 /// The most messages of one worker that are taken before the others get their turn.
-const MESSAGES_A_TURN: usize = 64;
+pub const MESSAGES_A_TURN: usize = 64;
 
 /// The most messages that are read of a worker that has died; more than any queue holds
 /// (`net.unix.max_dgram_qlen`, as others of its tree may still send).
@@ -92,6 +93,35 @@ hand_over!(Process as ProcessState {
     outputs: Vec<WorkerOutput>,
 });
 
+/// What a worker has said.
+#[derive(Debug)]
+pub enum Heard {
+    /// A word for the core.
+    Word(Word),
+    /// A wish for the store.
+    Store(StoreWish),
+    /// The descriptor of a `BARRIER=1`: it is to be closed when all that was heard before has been acted on, which is what its
+    /// sender waits for.
+    Barrier(OwnedFd),
+}
+
+impl Heard {
+    /// Takes a message apart. Descriptors that nobody claims are closed.
+    fn all(message: Message, descriptors: Vec<OwnedFd>) -> Vec<Self> {
+        let Message { words, main_pid: _, descriptors: claim, forget } = message;
+        let words = words.into_iter().map(Self::Word);
+        let forget = forget.map(|name| Self::Store(StoreWish::Forget(name)));
+        let claimed = match claim {
+            Descriptors::Unclaimed => Vec::new(),
+            Descriptors::Barrier => descriptors.into_iter().map(Self::Barrier).collect(),
+            Descriptors::Store { name, polled } => {
+                vec![Self::Store(StoreWish::Keep { name, polled, descriptors })]
+            }
+        };
+        words.chain(forget).chain(claimed).collect()
+    }
+}
+
 /// One output of a worker, on its way through us.
 #[derive(Debug)]
 pub struct WorkerOutput {
@@ -125,13 +155,10 @@ impl Tail {
 }
 
 impl Process {
-    /// Takes what the worker has said, at most `limit` messages; `heard` gets each word in its order.
-    ///
-    /// Returns the descriptors that came with `BARRIER=1`: they are to be closed when all that was heard has been acted
-    /// on, which is what their senders wait for.
-    pub fn listen(&mut self, limit: usize, mut heard: impl FnMut(Word)) -> Vec<OwnedFd> {
-        let mut barriers = Vec::new();
-        let Some(socket) = &self.notify else { return barriers };
+    /// Takes what the worker has said, at most `limit` messages, in its order.
+    pub fn listen(&mut self, limit: usize) -> Vec<Heard> {
+        let mut heard = Vec::new();
+        let Some(socket) = &self.notify else { return heard };
         let mut buffer = [0; MAX_DATAGRAM];
         for _ in 0..limit {
             match socket.receive(&mut buffer) {
@@ -142,10 +169,7 @@ impl Process {
                     match notify::parse(&buffer[..datagram.len], datagram.descriptors.len()) {
                         Ok(message) => {
                             self.heir = message.main_pid.map(Pid::from_raw).or(self.heir);
-                            message.words.into_iter().for_each(&mut heard);
-                            if message.descriptors == Descriptors::Barrier {
-                                barriers.extend(datagram.descriptors);
-                            }
+                            heard.extend(Heard::all(message, datagram.descriptors));
                         }
                         Err(why) => debug!("{}: a message is dropped: {why}", self.name()),
                     }
@@ -157,12 +181,7 @@ impl Process {
                 }
             }
         }
-        barriers
-    }
-
-    /// As [`Process::listen`], as much as one worker may say before others get their turn.
-    pub fn listen_a_turn(&mut self, heard: impl FnMut(Word)) -> Vec<OwnedFd> {
-        self.listen(MESSAGES_A_TURN, heard)
+        heard
     }
 
     /// Tells how a probe failed, unless the one before it failed in the same way.

@@ -119,10 +119,10 @@ impl Daemon {
     /// Kills what is left of a worker whose process has ended, while the zombie still holds its number; returns whether the
     /// worker lives on as another process, which it has named.
     fn kill_rest(&mut self, worker: WorkerId, ended: Pid) -> bool {
+        // The last word on its heir may still be unread.
+        self.listen(worker, LAST_WORDS);
         let Some(process) = self.processes.get_mut(&worker) else { return false };
-        // The last word on it may still be unread. Its children are ours from the moment that it ended.
-        self.barriers
-            .extend(process.listen(LAST_WORDS, |word| self.inbox.push_back(Event::Said(worker, word))));
+        // Its children are ours from the moment that it ended.
         if let Some(heir) = process.heir.take().filter(|heir| *heir != ended)
             && process::own_children().is_ok_and(|children| children.contains(&heir))
             && !self.roles.contains_key(&heir)
@@ -164,9 +164,7 @@ impl Daemon {
 
     fn worker_ended(&mut self, worker: WorkerId, exit: reaper::Exit) {
         self.take_report(worker);
-        let Some(process) = self.processes.get_mut(&worker) else { return };
-        self.barriers
-            .extend(process.listen(LAST_WORDS, |word| self.inbox.push_back(Event::Said(worker, word))));
+        self.listen(worker, LAST_WORDS);
         self.hear_to_the_end(worker);
         let Some(process) = self.processes.get_mut(&worker) else { return };
         // A copy in a process that is about to be executed would keep a registration alive.

@@ -19,12 +19,13 @@ use super::launch::{Common, Heritage, Place};
 use super::node::Demanded;
 use super::outlet::Outputs;
 use super::prepare::Candidate;
-use super::process::Process;
+use super::process::{Heard, MESSAGES_A_TURN, Process};
 use super::reap;
 use super::release::{Release, Source};
 use super::repair::Care;
 use super::runtime::RuntimeDirectory;
 use super::sockets::{Prepared, Sockets};
+use super::store::Store;
 use super::target::Recording;
 use super::token::{Stream, Token};
 use super::upward::ServiceManager;
@@ -93,6 +94,8 @@ pub struct Daemon {
     pub(super) targets: BTreeMap<RequestId, String>,
     /// The record of the target that serves, on its way to the disk.
     pub(super) recording: Option<Recording>,
+    /// What workers have left for those after them.
+    pub(super) stored: Store,
     /// The sockets that workers have asked for.
     pub(super) demanded: Vec<Demanded>,
     /// What may become the next generation.
@@ -182,7 +185,9 @@ impl Daemon {
                 self.mend_sockets(occasion);
             }
             // Its name was still needed to tell of its end.
-            gone.map(|worker| self.processes.remove(&worker));
+            if let Some(process) = gone.and_then(|worker| self.processes.remove(&worker)) {
+                self.tidy_store(process.slot);
+            }
         }
         self.upward.sync(&self.manager, &self.dead_sockets(), self.now());
         self.serve_clients();
@@ -225,16 +230,26 @@ impl Daemon {
                 Token::Trial => self.read_trial(),
                 Token::PreUpgrade => self.read_pre_upgrade(),
                 Token::Channel(worker) => self.hear_node(worker),
+                Token::Stored(number) => self.end_stored(number),
                 Token::Signals => self.take_signals(),
             }
         }
     }
 
     fn hear(&mut self, worker: WorkerId) {
-        if let Some(process) = self.processes.get_mut(&worker) {
-            self.barriers
-                .extend(process.listen_a_turn(|word| self.inbox.push_back(Event::Said(worker, word))));
-            self.care.looks_at_sockets = true;
+        self.listen(worker, MESSAGES_A_TURN);
+        self.care.looks_at_sockets = true;
+    }
+
+    /// Takes what a worker has said on its notify socket, at most so many messages.
+    pub(super) fn listen(&mut self, worker: WorkerId, limit: usize) {
+        let heard = self.processes.get_mut(&worker).map(|process| process.listen(limit));
+        for heard in heard.into_iter().flatten() {
+            match heard {
+                Heard::Word(word) => self.inbox.push_back(Event::Said(worker, word)),
+                Heard::Store(wish) => self.store(worker, wish),
+                Heard::Barrier(barrier) => self.barriers.push(barrier),
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use super::repair::Care;
 use super::run::{Daemon, Generation};
 use super::runtime::RuntimeDirectory;
 use super::sockets::{Prepared, Sockets};
+use super::store::Store;
 use super::token::Token;
 use super::upward::ServiceManager;
 use crate::core::{Event, Manager};
@@ -71,6 +72,7 @@ impl Daemon {
             kept: None,
             targets: BTreeMap::new(),
             recording: None,
+            stored: Store::default(),
             demanded: Vec::new(),
             candidate: None,
             processes: BTreeMap::new(),

@@ -39,6 +39,8 @@ pub enum Token {
     Trial,
     /// The hook `pre_upgrade` has written.
     PreUpgrade,
+    /// What is in store under this number has hung up.
+    Stored(u64),
     /// A Node worker said something on its channel, or takes more.
     Channel(WorkerId),
 }
@@ -83,6 +85,7 @@ impl Token {
             Self::Survey => (10, 0),
             Self::Trial => (11, 0),
             Self::PreUpgrade => (12, 0),
+            Self::Stored(number) => (15, number),
             Self::Channel(WorkerId(id)) => (13, id),
             Self::ControlTcp => (14, 0),
         };
@@ -109,6 +112,7 @@ impl Token {
             10 => Self::Survey,
             11 => Self::Trial,
             12 => Self::PreUpgrade,
+            15 => Self::Stored(id),
             13 => Self::Channel(WorkerId(id)),
             14 => Self::ControlTcp,
             _ => return None,
@@ -138,6 +142,7 @@ mod tests {
             Token::Survey,
             Token::Trial,
             Token::PreUpgrade,
+            Token::Stored(5),
             Token::Channel(WorkerId(8)),
         ];
         for token in tokens {

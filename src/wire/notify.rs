@@ -15,6 +15,12 @@ pub const MAX_DATAGRAM: usize = 4096;
 /// The greatest errno that the kernel can return (`MAX_ERRNO` of Linux).
 const MAX_ERRNO: i32 = 4095;
 
+/// The name in the store of what has no valid one.
+const STORED: &str = "stored";
+
+/// The longest name of a descriptor, in bytes (sd_listen_fds(3)).
+const MAX_NAME: usize = 255;
+
 /// What one datagram of a worker says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message {
@@ -24,18 +30,25 @@ pub struct Message {
     pub main_pid: Option<i32>,
     /// What the sender wants done with the descriptors that came along.
     pub descriptors: Descriptors,
+    /// The name of those in the store that it no longer wants kept (`FDSTOREREMOVE=1`).
+    pub forget: Option<String>,
 }
 
 /// What a sender wants done with the descriptors of its message.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Descriptors {
     /// It does not say, or there are none: they are closed.
     #[default]
     Unclaimed,
     /// It waits until its descriptor is closed, which tells it that all it sent before has been acted on.
     Barrier,
-    /// It wants them kept (`FDSTORE=1`). There is no store yet, so they are closed.
-    Store,
+    /// It wants them kept (`FDSTORE=1`).
+    Store {
+        /// Under this name.
+        name: String,
+        /// Not beyond the hang-up of what is at their other end.
+        polled: bool,
+    },
 }
 
 /// Why a datagram is dropped whole.
@@ -79,11 +92,11 @@ pub fn parse(datagram: &[u8], descriptors: usize) -> Result<Message, Dropped> {
             _ => Err(Dropped::BarrierInCompany),
         };
     }
-    let store = descriptors > 0 && fields.fd_store == Some(b"1");
     Ok(Message {
         words: fields.words(),
         main_pid: fields.main_pid.and_then(number).filter(|&pid| pid > 0),
-        descriptors: if store { Descriptors::Store } else { Descriptors::Unclaimed },
+        descriptors: fields.store(descriptors),
+        forget: fields.forgotten(),
     })
 }
 
@@ -103,6 +116,9 @@ struct Fields<'a> {
     watchdog: Option<&'a [u8]>,
     watchdog_usec: Option<&'a [u8]>,
     fd_store: Option<&'a [u8]>,
+    fd_store_remove: Option<&'a [u8]>,
+    fd_name: Option<&'a [u8]>,
+    fd_poll: Option<&'a [u8]>,
     barrier: Option<&'a [u8]>,
     connections: Option<&'a [u8]>,
     drained: Option<&'a [u8]>,
@@ -127,6 +143,9 @@ impl<'a> Fields<'a> {
                 b"WATCHDOG" => &mut fields.watchdog,
                 b"WATCHDOG_USEC" => &mut fields.watchdog_usec,
                 b"FDSTORE" => &mut fields.fd_store,
+                b"FDSTOREREMOVE" => &mut fields.fd_store_remove,
+                b"FDNAME" => &mut fields.fd_name,
+                b"FDPOLL" => &mut fields.fd_poll,
                 b"BARRIER" => &mut fields.barrier,
                 b"X_LIVESWAP_CONNECTIONS" => &mut fields.connections,
                 b"X_LIVESWAP_DRAINED" => &mut fields.drained,
@@ -159,12 +178,33 @@ impl<'a> Fields<'a> {
         .collect()
     }
 
+    /// A removal wins over what comes with it, as in systemd.
+    fn store(&self, descriptors: usize) -> Descriptors {
+        if descriptors == 0 || self.fd_store != Some(b"1") || self.fd_store_remove == Some(b"1") {
+            return Descriptors::Unclaimed;
+        }
+        let name = self.fd_name.and_then(store_name).unwrap_or(STORED);
+        Descriptors::Store { name: name.into(), polled: self.fd_poll != Some(b"0") }
+    }
+
+    fn forgotten(&self) -> Option<String> {
+        let name = self.fd_name.filter(|_| self.fd_store_remove == Some(b"1"))?;
+        store_name(name).map(Into::into)
+    }
+
     /// STOPPING wins over READY, and READY over RELOADING.
     fn state(&self) -> Option<Word> {
         [(self.stopping, Word::Stopping), (self.ready, Word::Ready), (self.reloading, Word::Reloading)]
             .into_iter()
             .find_map(|(value, word)| (value == Some(b"1")).then_some(word))
     }
+}
+
+/// Reads a name for a descriptor in the store: one that `LISTEN_FDNAMES` can have (sd_listen_fds(3)).
+fn store_name(value: &[u8]) -> Option<&str> {
+    let legal = |byte: &u8| (0x20..=0x7e).contains(byte) && *byte != b':';
+    let is_name = !value.is_empty() && value.len() <= MAX_NAME && value.iter().all(legal);
+    str::from_utf8(value).ok().filter(|_| is_name)
 }
 
 /// Reads a decimal number of digits alone: no sign, no space.
@@ -410,7 +450,17 @@ mod tests {
     #[test]
     fn descriptors_to_be_stored_are_told_from_stray_ones() {
         let use_of = |text: &str, count| parse(text.as_bytes(), count).unwrap().descriptors;
-        assert_eq!(use_of("FDSTORE=1\nFDNAME=db", 2), Descriptors::Store);
+        let store = |name: &str, polled| Descriptors::Store { name: name.into(), polled };
+        assert_eq!(use_of("FDSTORE=1\nFDNAME=db", 2), store("db", true));
+        assert_eq!(use_of("FDSTORE=1\nFDPOLL=0", 1), store("stored", false));
+        for name in ["", "a:b", "\u{e9}", &"x".repeat(256)] {
+            assert_eq!(use_of(&format!("FDSTORE=1\nFDNAME={name}"), 1), store("stored", true), "{name}");
+        }
+        assert_eq!(use_of("FDSTORE=1\nFDSTOREREMOVE=1\nFDNAME=db", 1), Descriptors::Unclaimed);
+        let forgotten = |text: &str| parse(text.as_bytes(), 0).unwrap().forget;
+        assert_eq!(forgotten("FDSTOREREMOVE=1\nFDNAME=db"), Some("db".into()));
+        assert_eq!(forgotten("FDSTOREREMOVE=1"), None);
+        assert_eq!(forgotten("FDNAME=db"), None);
         assert_eq!(use_of("FDSTORE=1", 0), Descriptors::Unclaimed);
         assert_eq!(use_of("FDSTOREREMOVE=1\nFDNAME=db", 1), Descriptors::Unclaimed);
         assert_eq!(use_of("READY=1", 3), Descriptors::Unclaimed);

@@ -43,6 +43,7 @@ fn every_default_is_the_documented_one() {
             ignore_sigpipe: true,
             listen_pid: true,
             messages: false,
+            fd_store_max: 0,
             drain_signal: libc::SIGTERM,
         },
         sockets: Vec::new(),
@@ -91,6 +92,7 @@ fn the_example_of_a_web_service_means_what_it_says() {
             ignore_sigpipe: true,
             listen_pid: true,
             messages: false,
+            fd_store_max: 0,
             drain_signal: libc::SIGTERM,
         },
         sockets: vec![SocketSpec {

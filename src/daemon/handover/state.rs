@@ -19,6 +19,7 @@ use super::super::repair::{Care, CareState};
 use super::super::run::{Daemon, Generation, Role};
 use super::super::runtime::RuntimeDirectory;
 use super::super::sockets::{Listener, Prepared, Sockets};
+use super::super::store::Store;
 use super::super::token::Token;
 use super::super::upward::ServiceManager;
 use crate::core::ids::{GenerationId, RequestId, WorkerId};
@@ -54,6 +55,7 @@ pub struct State {
     generations: Vec<GenerationState>,
     kept: Option<(GenerationId, Release)>,
     targets: Vec<(RequestId, String)>,
+    stored: As<Store>,
     demanded: Vec<DemandedState>,
     candidate: As<Option<Candidate>>,
     processes: As<BTreeMap<WorkerId, Process>>,
@@ -100,6 +102,7 @@ impl State {
             generations,
             kept,
             targets,
+            stored,
             demanded,
             candidate,
             processes,
@@ -137,6 +140,7 @@ impl State {
             generations,
             kept: kept.clone(),
             targets: targets.pack(luggage),
+            stored: stored.pack(luggage),
             demanded: demanded.iter().filter_map(|one| Some(one.pack(place(&one.listener)?))).collect(),
             candidate: candidate.pack(luggage),
             processes: processes.pack(luggage),
@@ -197,6 +201,7 @@ impl State {
             kept: self.kept,
             targets: HandOver::unpack(self.targets, luggage)?,
             recording: None,
+            stored: HandOver::unpack(self.stored, luggage)?,
             demanded: demanded.collect(),
             candidate: HandOver::unpack(self.candidate, luggage)?,
             processes: HandOver::unpack(self.processes, luggage)?,
@@ -229,6 +234,7 @@ impl Daemon {
         reaper::set_subreaper()?;
         self.poller.add(&self.signals, Token::Signals.pack(), Interest::Read)?;
         self.control.watch(&self.poller)?;
+        self.stored.watch(&self.poller);
         for (worker, process) in &self.processes {
             self.watch(*worker, process)?;
         }

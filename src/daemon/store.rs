@@ -1,0 +1,139 @@
+//! What workers leave for those that come after them in their slot: descriptors in store (sd_pid_notify_with_fds(3), `FDSTORE=1`).
+//!
+//! A slot's store outlives its workers and generations. Each worker is handed all of it when it starts, after its sockets; what
+//! is in store stays there until it is removed by name, or what is at its other end hangs up.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use tracing::{debug, warn};
+
+use super::run::Daemon;
+use super::token::Token;
+use crate::core::ids::{SlotId, WorkerId};
+use crate::sys::handover::hand_over;
+use crate::sys::wait::{Interest, Poller};
+
+/// The descriptors in store, by slot.
+#[derive(Debug, Default)]
+pub struct Store {
+    slots: BTreeMap<SlotId, Vec<Stored>>,
+    /// The number of the newest.
+    last: u64,
+}
+
+hand_over!(Store as StoreState { slots: BTreeMap<SlotId, Vec<Stored>>, last: u64 });
+
+/// A descriptor in store.
+#[derive(Debug)]
+pub struct Stored {
+    /// By which an event names it.
+    number: u64,
+    pub(super) name: String,
+    pub(super) fd: OwnedFd,
+    /// It goes with the hang-up of what is at its other end.
+    polled: bool,
+}
+
+hand_over!(Stored as StoredState { number: u64, name: String, fd: OwnedFd, polled: bool });
+
+/// What a worker wants of the store.
+#[derive(Debug)]
+pub enum StoreWish {
+    /// To keep these under a name.
+    Keep {
+        /// The name.
+        name: String,
+        /// They are polled.
+        polled: bool,
+        /// What came along.
+        descriptors: Vec<OwnedFd>,
+    },
+    /// To forget all of a name.
+    Forget(String),
+}
+
+impl Store {
+    /// What the slot's next worker is handed.
+    pub(super) fn of(&self, slot: SlotId) -> &[Stored] {
+        self.slots.get(&slot).map_or(&[], Vec::as_slice)
+    }
+
+    /// Has everything watched by a new set.
+    pub(super) fn watch(&self, poller: &Poller) {
+        self.slots.values().flatten().for_each(|stored| stored.watch(poller));
+    }
+
+    /// Lets go of those that this is true of; a worker's copy would keep their registrations alive.
+    fn remove(&mut self, poller: &Poller, slot: Option<SlotId>, is_it: impl Fn(&Stored) -> bool) {
+        for (_, stored) in self.slots.iter_mut().filter(|(of, _)| slot.is_none_or(|slot| slot == **of)) {
+            for gone in stored.extract_if(.., |stored| is_it(stored)) {
+                let _ = poller.remove(&gone.fd);
+            }
+        }
+        self.slots.retain(|_, stored| !stored.is_empty());
+    }
+}
+
+impl Stored {
+    fn watch(&self, poller: &Poller) {
+        if self.polled {
+            // Files and memory have no other end (EPERM), and stay.
+            let _ = poller.add(&self.fd, Token::Stored(self.number).pack(), Interest::Nothing);
+        }
+    }
+}
+
+impl Daemon {
+    /// Does what a worker wants of its slot's store.
+    pub(super) fn store(&mut self, worker: WorkerId, wish: StoreWish) {
+        let Some(process) = self.processes.get(&worker) else { return };
+        let (slot, name_of_worker) = (process.slot, process.name());
+        let (name, polled, descriptors) = match wish {
+            StoreWish::Forget(name) => {
+                return self.stored.remove(&self.poller, Some(slot), |stored| stored.name == name);
+            }
+            StoreWish::Keep { name, polled, descriptors } => (name, polled, descriptors),
+        };
+        let of = self.generations.get(&process.generation);
+        let most = of.map_or(0, |of| of.release.spec.process.fd_store_max) as usize;
+        for fd in descriptors {
+            if self.stored.of(slot).len() >= most {
+                warn!(
+                    "worker {worker} ({name_of_worker}): its store is full (fd_store_max is {most}); `{name}` is not kept"
+                );
+                return;
+            }
+            self.stored.last += 1;
+            let stored = Stored { number: self.stored.last, name: name.clone(), fd, polled };
+            stored.watch(&self.poller);
+            self.stored.slots.entry(slot).or_default().push(stored);
+            debug!("worker {worker} ({name_of_worker}): `{name}` is in store");
+        }
+    }
+
+    /// Lets go of what has hung up.
+    pub(super) fn end_stored(&mut self, number: u64) {
+        self.stored.remove(&self.poller, None, |stored| stored.number == number);
+    }
+
+    /// Lets go of what is in store for a slot that the service no longer has.
+    pub(super) fn tidy_store(&mut self, slot: SlotId) {
+        let is_left = self.manager.workers().any(|(_, worker)| worker.slot() == slot && worker.is_live());
+        let strength = self.manager.strength(self.manager.current()).unwrap_or_default();
+        if !is_left && slot.0 >= strength {
+            self.stored.remove(&self.poller, Some(slot), |_| true);
+        }
+    }
+}
+
+/// The names of what a worker is handed, its sockets first.
+pub(super) fn names<'a>(sockets: impl Iterator<Item = &'a str>, stored: &'a [Stored]) -> String {
+    let stored = stored.iter().map(|stored| stored.name.as_str());
+    sockets.chain(stored).collect::<Vec<_>>().join(":")
+}
+
+/// What a worker is handed of the store.
+pub(super) fn descriptors(stored: &[Stored]) -> impl Iterator<Item = std::os::fd::BorrowedFd<'_>> {
+    stored.iter().map(|stored| stored.fd.as_fd())
+}
