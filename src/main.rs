@@ -11,6 +11,8 @@ use liveswap::daemon;
 
 /// What scripts go by.
 const EXIT_STATUS: &str = "\
+The command line of the Node.js tool of this name: liveswap -s TARGET, -u [PATH], -k, -d, -m TEXT, -v; `liveswap -s --help`.
+
 Exit status: 0 done; 1 refused, failed or rolled back; 2 wrong arguments; 3 bad service file; 4 no such manager; 70 a bug.";
 
 /// Swaps the code of a running network service without losing a connection
@@ -90,7 +92,9 @@ fn main() -> ExitCode {
         Command::Unit(args) => unit::print(&args),
         Command::Reexec(args) => change::reexec(&args),
         Command::Completions(args) => completions::print(&args, &mut Cli::command()),
-        Command::Man(args) => man::write(&args, Cli::command()),
+        Command::Man(args) => {
+            man::write(&args, [Cli::command(), original::command().name("liveswap-original")])
+        }
         Command::Demo(args) => demo::run(args),
         Command::DemoWorker(args) => demo::worker(args),
         Command::TryHandover(args) => try_handover::run::<Cli>(args),

@@ -355,7 +355,7 @@ fn each_command_has_a_manual_page() {
         commands.take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next());
     let mut wanted: Vec<_> =
         commands.filter(|name| *name != "help").map(|name| format!("liveswap-{name}.1")).collect();
-    wanted.push("liveswap.1".into());
+    wanted.extend(["liveswap.1".into(), "liveswap-original.1".into()]);
     wanted.sort();
     let entries = fs::read_dir(&pages).expect("the pages");
     let mut found: Vec<_> =

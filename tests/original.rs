@@ -198,6 +198,22 @@ fn the_control_server_speaks_the_lines_of_always() {
 }
 
 #[test]
+fn of_three_upgrades_at_once_each_hears_its_own_truth() {
+    let Some(old) = Old::start(|_| (), []) else { return };
+    let mut client = Client::by_tcp(old.control());
+    let line = |id: u32, path: &str| {
+        format!("{{\"id\":{id},\"cmd\":\"upgrade\",\"value\":\"{}\"}}", old.manager.path(path).display())
+    };
+    client.say(&[line(1, "app2.js"), line(2, "nowhere.js"), line(3, "app1.js")].join("\n"));
+    let answers: Vec<_> =
+        (0..3).map(|_| client.hear()).map(|a| (a["id"].clone(), a["value"].clone())).collect();
+    let superseded = "superseded: an upgrade to another target was asked for";
+    assert_eq!(answers, [(2.into(), superseded.into()), (1.into(), "OK".into()), (3.into(), "OK".into())]);
+    assert_eq!(old.says(), "1");
+    old.workers(3);
+}
+
+#[test]
 fn head_is_what_a_restarted_manager_begins_with() {
     let Some(mut old) = Old::start(|_| (), ["-H", "HEAD"]) else { return };
     let head = |old: &Old| fs::read_to_string(old.manager.path("HEAD")).expect("it is recorded");

@@ -15,10 +15,10 @@ pub struct ManArgs {
     directory: PathBuf,
 }
 
-/// Writes a page for `command`, and one for each command that it has.
-pub fn write(args: &ManArgs, command: Command) -> ExitCode {
-    let written =
-        fs::create_dir_all(&args.directory).and_then(|()| clap_mangen::generate_to(command, &args.directory));
+/// Writes a page for each of the `commands`, and one for each command that those have.
+pub fn write(args: &ManArgs, commands: impl IntoIterator<Item = Command>) -> ExitCode {
+    let page = |command| clap_mangen::generate_to(command, &args.directory);
+    let written = fs::create_dir_all(&args.directory).and_then(|()| commands.into_iter().try_for_each(page));
     match written {
         Ok(()) => Status::Done.into(),
         Err(error) => {

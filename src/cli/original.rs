@@ -86,6 +86,12 @@ pub fn starts(words: impl IntoIterator<Item = String>) -> bool {
 
 /// Does what the flags say.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let words: Vec<_> = words.into_iter().collect();
+    // Whoever asks for help with a flag does not know yet what it wants.
+    if words.iter().any(|word| word == "--help" || word == "-h") {
+        let _ = write!(stdout(), "{}", command().render_help());
+        return Status::Done.into();
+    }
     let flags = Original::parse_from(words);
     let (command, value) = match &flags {
         Original { version: true, .. } => {
