@@ -73,6 +73,8 @@ pub enum Place {
     Nowhere(i32),
 }
 
+/// A line as it comes. What is asked for is of any type, as Node passes on what the program gave it: `listen(80, callback)`
+/// has `false` for a backlog, and the port of a datagram socket may be a text.
 #[derive(Deserialize)]
 struct Wire {
     cmd: Option<String>,
@@ -82,18 +84,23 @@ struct Wire {
     key: Option<String>,
     #[serde(default)]
     data: Value,
-    address: Option<String>,
-    port: Option<i64>,
-    #[serde(rename = "addressType")]
-    address_type: Option<Value>,
-    fd: Option<i32>,
-    flags: Option<u64>,
-    backlog: Option<i64>,
     #[serde(default)]
-    index: u64,
+    address: Value,
+    #[serde(default)]
+    port: Value,
+    #[serde(default, rename = "addressType")]
+    address_type: Value,
+    #[serde(default)]
+    fd: Value,
+    #[serde(default)]
+    flags: Value,
+    #[serde(default)]
+    backlog: Value,
+    #[serde(default)]
+    index: Value,
     /// By our own module alone: Node binds such sockets by itself.
     #[serde(default)]
-    exclusive: bool,
+    exclusive: Value,
 }
 
 impl Said {
@@ -106,8 +113,8 @@ impl Said {
             (Some("NODE_CLUSTER"), Some("queryServer")) => Self::Query(Query {
                 seq: wire.seq,
                 place: wire.place(),
-                index: if wire.port == Some(0) { wire.index } else { 0 },
-                exclusive: wire.exclusive,
+                index: if number(&wire.port) == Some(0) { number(&wire.index).unwrap_or(0) } else { 0 },
+                exclusive: wire.exclusive == Value::Bool(true),
                 data: wire.data,
             }),
             (Some("NODE_CLUSTER"), Some("listening")) => Self::Listening,
@@ -120,30 +127,28 @@ impl Said {
 
 impl Wire {
     fn place(&self) -> Place {
-        if let Some(fd) = self.fd.filter(|fd| *fd >= 0) {
+        if let Some(fd) = number(&self.fd).filter(|fd: &i32| *fd >= 0) {
             return Place::Inherited(fd);
         }
-        let kind = match self.address_type.as_ref().and_then(Value::as_str) {
+        let kind = match self.address_type.as_str() {
             Some("udp4" | "udp6") => SocketKind::Datagram,
             _ => SocketKind::Stream,
         };
-        let backlog =
-            self.backlog.and_then(|backlog| u32::try_from(backlog).ok()).filter(|backlog| *backlog > 0);
-        let backlog = backlog.unwrap_or(USUAL_BACKLOG);
-        let port = self.port.unwrap_or(-1);
+        let backlog = number(&self.backlog).filter(|backlog| *backlog > 0).unwrap_or(USUAL_BACKLOG);
+        let port: i64 = number(&self.port).unwrap_or(-1);
         let Ok(port) = u16::try_from(port) else {
-            let path = self.address.as_deref().map(PathBuf::from).filter(|path| path.is_absolute());
+            let path = self.address.as_str().map(PathBuf::from).filter(|path| path.is_absolute());
             return match path {
                 Some(path) if port < 0 => Place::at(SocketAddress::Path(path), kind, Some(backlog), None),
                 _ => Place::Nowhere(libc::EINVAL),
             };
         };
-        let Some(address) = self.address.as_deref().filter(|address| !address.is_empty()) else {
+        let Some(address) = self.address.as_str().filter(|address| !address.is_empty()) else {
             return Place::Everywhere { port, backlog };
         };
         let Some(address) = internet(address, port) else { return Place::Nowhere(libc::EINVAL) };
         // Node asks for both IP versions unless it says otherwise, whatever the kernel's own default is.
-        let is_ipv6_only = address.is_ipv6().then_some(self.flags.unwrap_or(0) & IPV6_ONLY != 0);
+        let is_ipv6_only = address.is_ipv6().then_some(number(&self.flags).unwrap_or(0) & IPV6_ONLY != 0);
         let backlog = (kind == SocketKind::Stream).then_some(backlog);
         Place::at(SocketAddress::Inet(address), kind, backlog, is_ipv6_only)
     }
@@ -176,6 +181,12 @@ fn specification(
     let listen = address.to_string();
     let options = SocketOptions { backlog, bind_ipv6_only, non_blocking: true, ..SocketOptions::default() };
     Box::new(SocketSpec { name: listen.replace(':', "-"), listen, address, kind, options })
+}
+
+/// Reads a number, or a text that is one.
+fn number<T: TryFrom<i64>>(value: &Value) -> Option<T> {
+    let number = value.as_i64().or_else(|| value.as_str()?.parse().ok())?;
+    T::try_from(number).ok()
 }
 
 /// Reads an address as Node writes it, an IPv6 one perhaps with the number of its link.
@@ -283,6 +294,18 @@ mod tests {
         let udp = spec(r#""address":"0.0.0.0","port":53,"addressType":"udp4","fd":-1"#);
         assert_eq!((udp.kind, udp.options.backlog), (SocketKind::Datagram, None));
         assert_eq!(place(r#""fd":3,"port":null,"address":null,"addressType":null"#), Place::Inherited(3));
+    }
+
+    #[test]
+    fn what_node_passes_on_as_the_program_gave_it_is_understood() {
+        let callback = spec(r#""address":"127.0.0.1","port":80,"addressType":4,"flags":0,"backlog":false"#);
+        assert_eq!((callback.listen.as_str(), callback.options.backlog), ("127.0.0.1:80", Some(511)));
+        let text = spec(r#""address":"127.0.0.1","port":"53","addressType":"udp4","fd":-1"#);
+        assert_eq!((text.listen.as_str(), text.kind), ("127.0.0.1:53", SocketKind::Datagram));
+        assert_eq!(
+            place(r#""address":[],"port":80,"backlog":{},"flags":"x","index":null,"fd":null"#),
+            Place::Everywhere { port: 80, backlog: 511 }
+        );
     }
 
     #[test]
