@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use std::{env, fs, io};
+use std::{fs, io};
 
 use liveswap::config::{self, Origin};
 use nix::sys::signal::Signal;

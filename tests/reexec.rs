@@ -26,14 +26,6 @@ fn service() -> Service {
 }
 
 impl Manager {
-    /// Puts a new copy of the program in the place of the old one, and has it take over.
-    fn reexec(&self) {
-        let place = self.place();
-        copy_program(&self.path("liveswap"));
-        self.cli(["reexec"]).assert(0, []);
-        self.wait_log(place, ["goes on as the manager"]);
-    }
-
     fn worker_pids(&self) -> Vec<i32> {
         self.workers().iter().map(|worker| worker.pid).collect()
     }

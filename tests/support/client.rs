@@ -6,6 +6,10 @@
 //!
 //! Where tests kill workers, the client knows on which of them each request was lost ([`Load::start_attributed`]), so
 //! that those, and no others, can be forgiven ([`Report::forgive`]).
+//!
+//! A server that is no test worker of ours may close an idle connection at any moment, as HTTP lets it. A request that met
+//! such a close, with not a byte of an answer, is sent again on a new connection, as every client does; these are counted
+//! apart ([`Report::closed_idle`]), and the second attempt is forgiven nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -50,6 +54,33 @@ pub struct Answer {
     pub pid: i32,
 }
 
+/// An answer of whatever server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    pub status: u16,
+    pub body: String,
+}
+
+impl Response {
+    pub fn new(status: u16, body: &str) -> Self {
+        Self { status, body: body.to_owned() }
+    }
+}
+
+/// What the servers are, and so what a perfect answer is.
+#[derive(Clone, Debug)]
+enum Server {
+    /// Test workers.
+    Worker,
+    /// Test workers that name themselves on every connection.
+    Greeting,
+    /// Any others, which answer `GET /` by one of these.
+    Other(Vec<Response>),
+}
+
+/// Whose an answer is: a release, and a generation where the answer names one; `None` where it was only a body.
+type Origin = Option<(String, Option<u64>)>;
+
 /// A request without a perfect answer.
 #[derive(Clone, Debug)]
 pub struct Failure {
@@ -85,7 +116,10 @@ pub struct Report {
     pub answered: u64,
     pub failed: Vec<Failure>,
     pub by_generation: BTreeMap<u64, u64>,
+    /// By what test workers name, or by the body of what others answer.
     pub by_release: BTreeMap<String, u64>,
+    /// Requests that met the end of an idle connection, and were sent again.
+    pub closed_idle: u64,
     /// The slowest request since the last [`Load::mark`], those of [`Mode::Slow`] less their 200 ms.
     pub slowest: Duration,
 }
@@ -119,8 +153,13 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { answered, failed, by_generation, slowest, .. } = self;
-        write!(f, "{answered} answered by generations {by_generation:?}, {} failed, ", failed.len())?;
+        let Self { answered, failed, by_generation, by_release, closed_idle, slowest } = self;
+        if by_generation.is_empty() {
+            write!(f, "{answered} answered by {by_release:?}, {} failed, ", failed.len())?;
+            write!(f, "{closed_idle} sent again as an idle connection was closed, ")?;
+        } else {
+            write!(f, "{answered} answered by generations {by_generation:?}, {} failed, ", failed.len())?;
+        }
         write!(f, "slowest {:.1} ms", slowest.as_secs_f64() * 1000.0)?;
         failed.iter().take(20).try_for_each(|failure| write!(f, "\n  {failure}"))
     }
@@ -133,8 +172,7 @@ pub struct Load {
 }
 
 struct Shared {
-    /// Whether the workers name themselves on every connection.
-    attributed: bool,
+    server: Server,
     stop: AtomicBool,
     started: Instant,
     report: Mutex<Report>,
@@ -149,17 +187,22 @@ impl Shared {
 impl Load {
     /// Starts one thread for each mode and target.
     pub fn start(targets: &[Target], modes: &[Mode]) -> Self {
-        Self::start_with(targets, modes, false)
+        Self::start_with(targets, modes, Server::Worker)
     }
 
     /// As [`Load::start`], over test workers with `--greet`: each failure knows its worker.
     pub fn start_attributed(targets: &[Target], modes: &[Mode]) -> Self {
-        Self::start_with(targets, modes, true)
+        Self::start_with(targets, modes, Server::Greeting)
     }
 
-    fn start_with(targets: &[Target], modes: &[Mode], attributed: bool) -> Self {
+    /// As [`Load::start`], over servers that are no test workers, and answer `GET /` by one of `answers`.
+    pub fn start_on_others(targets: &[Target], modes: &[Mode], answers: &[Response]) -> Self {
+        Self::start_with(targets, modes, Server::Other(answers.to_vec()))
+    }
+
+    fn start_with(targets: &[Target], modes: &[Mode], server: Server) -> Self {
         let shared = Arc::new(Shared {
-            attributed,
+            server,
             stop: AtomicBool::new(false),
             started: Instant::now(),
             report: Mutex::new(Report::default()),
@@ -196,6 +239,13 @@ impl Load {
         super::eventually(&format!("an answer of generation {generation}"), || answered().then_some(()));
     }
 
+    /// Waits for so many more answers of a release.
+    pub fn wait_for_more_of(&self, release: &str, count: u64) {
+        let answered = || self.shared.report().by_release.get(release).copied().unwrap_or_default();
+        let aim = answered() + count;
+        super::eventually(&format!("answers of {release:?}"), || (answered() >= aim).then_some(()));
+    }
+
     /// Returns what was seen so far and begins to look for the slowest request anew.
     pub fn mark(&self) -> Report {
         let mut report = self.shared.report();
@@ -220,14 +270,18 @@ fn send_until_stopped(shared: &Shared, target: &Target, mode: Mode) {
         if shared.stop.load(Ordering::SeqCst) {
             break;
         }
-        let body = (number % 16 == 15 && mode != Mode::Slow).then_some(100_000);
         let begun = Instant::now();
-        let open = connection.take().map_or_else(|| connect(target, shared.attributed, &mut by), Ok);
-        let result = open.and_then(|open| one_request(open, mode, body));
-        let result = result.map(|(answer, kept)| {
-            connection = kept;
-            answer
-        });
+        let result = match &shared.server {
+            Server::Worker | Server::Greeting => {
+                let body = (number % 16 == 15 && mode != Mode::Slow).then_some(100_000);
+                let open = connection.take().map_or_else(|| connect(shared, target, &mut by), Ok);
+                open.and_then(|open| one_request(open, mode, body)).map(|(answer, kept)| {
+                    connection = kept;
+                    answer.map(|answer| (answer.release, Some(answer.generation)))
+                })
+            }
+            Server::Other(answers) => ask_other(shared, answers, target, mode, &mut connection),
+        };
         let mut took = begun.elapsed();
         if mode == Mode::Slow {
             took = took.saturating_sub(Duration::from_millis(200));
@@ -237,9 +291,11 @@ fn send_until_stopped(shared: &Shared, target: &Target, mode: Mode) {
         match result {
             Ok(answer) => {
                 report.answered += 1;
-                if let Some(Answer { release, generation, .. }) = answer {
-                    *report.by_generation.entry(generation).or_default() += 1;
+                if let Some((release, generation)) = answer {
                     *report.by_release.entry(release).or_default() += 1;
+                    if let Some(generation) = generation {
+                        *report.by_generation.entry(generation).or_default() += 1;
+                    }
                 }
             }
             Err(error) => {
@@ -256,13 +312,61 @@ fn send_until_stopped(shared: &Shared, target: &Target, mode: Mode) {
 }
 
 /// Opens a connection; `by` becomes the worker that has accepted it, where workers name themselves.
-fn connect(target: &Target, attributed: bool, by: &mut Option<i32>) -> io::Result<Connection> {
+fn connect(shared: &Shared, target: &Target, by: &mut Option<i32>) -> io::Result<Connection> {
     *by = None;
     let mut connection = Connection::open(target)?;
-    if attributed {
+    if matches!(shared.server, Server::Greeting) {
         *by = Some(connection.greeting()?);
     }
     Ok(connection)
+}
+
+/// Sends one request to a server that is no test worker, on the connection that was kept or a new one.
+fn ask_other(
+    shared: &Shared,
+    answers: &[Response],
+    target: &Target,
+    mode: Mode,
+    kept: &mut Option<Connection>,
+) -> io::Result<Origin> {
+    let keep_alive = mode == Mode::KeepAlive;
+    let old = kept.take().map(|mut connection| (connection.exchange("/", keep_alive), connection));
+    let (exchanged, mut connection) = match old {
+        Some((Err(_), connection)) if connection.closed_idle => {
+            shared.report().closed_idle += 1;
+            let mut connection = Connection::open(target)?;
+            (connection.exchange("/", keep_alive), connection)
+        }
+        Some(exchanged) => exchanged,
+        None => {
+            let mut connection = Connection::open(target)?;
+            (connection.exchange("/", keep_alive), connection)
+        }
+    };
+    let (response, closes) = exchanged?;
+    if closes {
+        connection.expect_end()?;
+    } else if keep_alive {
+        *kept = Some(connection);
+    } else {
+        return Err(wrong("the server ignored Connection: close".to_owned()));
+    }
+    if !answers.contains(&response) {
+        return Err(wrong(format!("not one of the answers: {response:?}")));
+    }
+    Ok(Some((response.body, None)))
+}
+
+/// Sends one `GET` to a server that is no test worker, over a connection of its own.
+///
+/// # Errors
+///
+/// Whatever keeps it from a whole answer.
+pub fn ask_any(target: &Target, path: &str) -> io::Result<Response> {
+    let mut connection = Connection::open(target)?;
+    let (response, _) = connection.exchange(path, false)?;
+    connection.expect_end()?;
+    Ok(response)
 }
 
 /// Sends one request; returns the answer, if it is one, and the connection where it goes on.
@@ -330,6 +434,8 @@ fn answer(content: &[u8]) -> io::Result<Answer> {
 pub struct Connection {
     stream: File,
     received: Vec<u8>,
+    /// Whether the last request met the end of the connection, with not a byte of an answer.
+    closed_idle: bool,
 }
 
 impl Connection {
@@ -355,7 +461,7 @@ impl Connection {
                 stream.into()
             }
         };
-        Ok(Self { stream: stream.into(), received: Vec::new() })
+        Ok(Self { stream: stream.into(), received: Vec::new(), closed_idle: false })
     }
 
     /// Sends a request and reads the whole answer; returns its body and whether the server closes the connection.
@@ -364,29 +470,94 @@ impl Connection {
     ///
     /// Whatever makes the answer less than perfect.
     pub fn get(&mut self, path: &str, keep_alive: bool) -> io::Result<(Vec<u8>, bool)> {
-        let connection = if keep_alive { "keep-alive" } else { "close" };
-        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: {connection}\r\n\r\n");
-        self.stream.write_all(request.as_bytes()).map_err(|error| during("sending", &error))?;
+        self.send(path, keep_alive)?;
         let head = self.head()?;
-        let mut lines = head.split("\r\n");
-        if lines.next() != Some("HTTP/1.1 200 OK") {
+        let (status, headers) = parts(&head);
+        if status != "HTTP/1.1 200 OK" {
             return Err(wrong(format!("head {head:?}")));
         }
-        let headers: BTreeMap<String, &str> = lines
-            .filter_map(|line| line.split_once(": "))
-            .map(|(name, value)| (name.to_ascii_lowercase(), value))
-            .collect();
         let length = headers.get("content-length").and_then(|length| length.parse().ok());
         let length: usize = length.ok_or_else(|| wrong(format!("no length in {head:?}")))?;
+        let body = self.take(length)?;
+        self.expect_no_more()?;
+        Ok((body, closes(&headers)))
+    }
+
+    /// Sends a request and reads the whole answer, as [`Connection::response`] does.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps it from a whole answer.
+    pub fn exchange(&mut self, path: &str, keep_alive: bool) -> io::Result<(Response, bool)> {
+        self.send(path, keep_alive).inspect_err(|error| self.closed_idle = is_end(error))?;
+        self.response()
+    }
+
+    /// Reads a whole answer, whatever its status and however its length is told; returns it and whether the server closes
+    /// the connection.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps it from a whole answer.
+    pub fn response(&mut self) -> io::Result<(Response, bool)> {
+        let head = self.head().inspect_err(|error| {
+            self.closed_idle = self.received.is_empty() && is_end(error);
+        })?;
+        let (status, headers) = parts(&head);
+        let status = status.strip_prefix("HTTP/1.1 ").and_then(|status| status.get(..3)?.parse().ok());
+        let status = status.ok_or_else(|| wrong(format!("head {head:?}")))?;
+        let body = match headers.get("content-length").and_then(|length| length.parse().ok()) {
+            Some(length) => self.take(length)?,
+            None if headers.get("transfer-encoding") == Some(&"chunked") => self.chunks()?,
+            None => return Err(wrong(format!("no length in {head:?}"))),
+        };
+        self.expect_no_more()?;
+        let body = String::from_utf8(body).map_err(|error| wrong(error.to_string()))?;
+        Ok((Response { status, body }, closes(&headers)))
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    ///
+    /// Those of write(2).
+    pub fn send(&mut self, path: &str, keep_alive: bool) -> io::Result<()> {
+        let connection = if keep_alive { "keep-alive" } else { "close" };
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: {connection}\r\n\r\n");
+        self.stream.write_all(request.as_bytes()).map_err(|error| during("sending", &error))
+    }
+
+    /// Reads so many bytes of a body.
+    fn take(&mut self, length: usize) -> io::Result<Vec<u8>> {
         while self.received.len() < length {
             self.receive("the body")?;
         }
-        let closes = headers.get("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
-        let body = self.received.drain(..length).collect();
-        if !self.received.is_empty() {
-            return Err(wrong(format!("{} bytes beyond the answer", self.received.len())));
+        Ok(self.received.drain(..length).collect())
+    }
+
+    /// Reads a body that comes in chunks.
+    fn chunks(&mut self) -> io::Result<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let line = self.up_to(b"\r\n", "a chunk")?;
+            let length = usize::from_str_radix(line.trim_end(), 16);
+            let length = length.map_err(|_| wrong(format!("not the length of a chunk: {line:?}")))?;
+            let mut chunk = self.take(length + 2)?;
+            if chunk.split_off(length) != b"\r\n" {
+                return Err(wrong("a chunk without its end".to_owned()));
+            }
+            if length == 0 {
+                return Ok(body);
+            }
+            body.extend(chunk);
         }
-        Ok((body, closes))
+    }
+
+    fn expect_no_more(&self) -> io::Result<()> {
+        match self.received.len() {
+            0 => Ok(()),
+            length => Err(wrong(format!("{length} bytes beyond the answer"))),
+        }
     }
 
     /// Reads the greeting of a test worker with `--greet`, which it sends as soon as it has accepted.
@@ -402,20 +573,27 @@ impl Connection {
 
     /// Reads up to the empty line that ends a head.
     fn head(&mut self) -> io::Result<String> {
+        self.up_to(b"\r\n\r\n", "the head")
+    }
+
+    fn up_to(&mut self, end: &[u8], what: &str) -> io::Result<String> {
         let end = loop {
-            if let Some(place) = self.received.windows(4).position(|window| window == b"\r\n\r\n") {
-                break place + 4;
+            if let Some(place) = self.received.windows(end.len()).position(|window| window == end) {
+                break place + end.len();
             }
-            self.receive("the head")?;
+            self.receive(what)?;
         };
-        let head = self.received.drain(..end).collect();
-        String::from_utf8(head).map_err(|error| wrong(error.to_string()))
+        let text = self.received.drain(..end).collect();
+        String::from_utf8(text).map_err(|error| wrong(error.to_string()))
     }
 
     fn receive(&mut self, what: &str) -> io::Result<()> {
         let mut chunk = [0; 16_384];
         match self.stream.read(&mut chunk).map_err(|error| during(what, &error))? {
-            0 => Err(wrong(format!("closed within {what}, {} bytes of it here", self.received.len()))),
+            0 => {
+                let text = format!("closed within {what}, {} bytes of it here", self.received.len());
+                Err(io::Error::new(ErrorKind::UnexpectedEof, text))
+            }
             length => {
                 self.received.extend_from_slice(&chunk[..length]);
                 Ok(())
@@ -438,4 +616,21 @@ impl Connection {
 
 fn during(what: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+/// Whether an error is that the other end has closed.
+fn is_end(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+}
+
+/// Returns the first line of a head, and its headers by their names in small letters.
+fn parts(head: &str) -> (&str, BTreeMap<String, &str>) {
+    let mut lines = head.split("\r\n");
+    let status = lines.next().unwrap_or_default();
+    let headers = lines.filter_map(|line| line.split_once(": "));
+    (status, headers.map(|(name, value)| (name.to_ascii_lowercase(), value)).collect())
+}
+
+fn closes(headers: &BTreeMap<String, &str>) -> bool {
+    headers.get("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
 }

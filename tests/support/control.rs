@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 
 use super::PATIENCE;
-use super::manager::Manager;
+use super::manager::{Manager, copy_program};
 
 /// A client that speaks the protocol itself.
 pub struct Client {
@@ -77,6 +77,14 @@ impl Manager {
     pub fn begin<const N: usize>(&self, arguments: [&str; N]) -> Child {
         let mut command = self.command(arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program")
+    }
+
+    /// Puts a new copy of the program in the place of the old one, and has it take over.
+    pub fn reexec(&self) {
+        let place = self.place();
+        copy_program(&self.path("liveswap"));
+        self.cli(["reexec"]).assert(0, []);
+        self.wait_log(place, ["goes on as the manager"]);
     }
 
     /// Rewrites the service file and upgrades by the command.

@@ -9,14 +9,16 @@ pub mod dice;
 pub mod ground;
 pub mod log;
 pub mod manager;
+pub mod node;
 pub mod process;
 pub mod real_systemd;
 pub mod service;
 pub mod systemd;
 
+use std::env;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process as std_process;
+use std::process::{self as std_process, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -55,7 +57,7 @@ pub fn worker_program() -> PathBuf {
 pub fn is_root(what: &str) -> bool {
     let root = nix::unistd::Uid::effective().is_root();
     if !root {
-        assert!(std::env::var_os("CI").is_none(), "CI runs as root");
+        assert!(env::var_os("CI").is_none(), "CI runs as root");
         eprintln!("SKIPPED: {what} takes root");
     }
     root
@@ -63,16 +65,10 @@ pub fn is_root(what: &str) -> bool {
 
 /// Whether a program is there. Where it is not, the test says so and proves nothing; in CI it fails.
 pub fn is_installed(program: &str) -> bool {
-    let search = std_process::Command::new("sh")
-        .args(["-c", "command -v \"$0\"", program])
-        .stdout(std_process::Stdio::null())
-        .status();
+    let search = Command::new("sh").args(["-c", "command -v \"$0\"", program]).stdout(Stdio::null()).status();
     let found = search.expect("a shell").success();
     if !found {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "{program} is not installed, and CI must not do without it"
-        );
+        assert!(env::var_os("CI").is_none(), "{program} is not installed, and CI must not do without it");
         eprintln!("SKIPPED, NOTHING WAS TESTED: {program} is not installed");
     }
     found

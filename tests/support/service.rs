@@ -35,6 +35,18 @@ impl Service {
         }
     }
 
+    /// A Node program as the service's target, its command left to what is usual.
+    pub fn target(path: impl Display) -> Self {
+        Self::command([]).set("service.target", quoted(&path.to_string()))
+    }
+
+    /// Another command for the same service.
+    #[must_use]
+    pub fn by<const N: usize>(mut self, command: [&str; N]) -> Self {
+        self.program = command.map(str::to_owned).to_vec();
+        self
+    }
+
     /// The same program, from another place.
     #[must_use]
     pub fn program(mut self, path: impl Display) -> Self {
@@ -107,7 +119,10 @@ impl Display for Service {
         }
         command.extend(self.arguments.iter().cloned());
         let words: Vec<String> = command.iter().map(|word| quoted(word)).collect();
-        writeln!(f, "[service]\ncommand = [{}]", words.join(", "))?;
+        writeln!(f, "[service]")?;
+        if !words.is_empty() {
+            writeln!(f, "command = [{}]", words.join(", "))?;
+        }
         let mut current = "service";
         // `service` first: its table is open.
         let (service, others): (Vec<_>, Vec<_>) =
