@@ -224,6 +224,106 @@ fn a_program_that_fails_says_how() {
 }
 
 #[test]
+fn every_way_to_replace_workers_loses_no_request() {
+    if !is_installed("node") {
+        return;
+    }
+    let (manager, target, service) = start("server().listen(PORT, HOST)");
+    let load = load(&target, &MODES);
+    manager.cli(["respawn"]).assert(0, []);
+    load.wait_for_more(50);
+    manager.cli(["scale", "4"]).assert(0, []);
+    manager.wait_workers(1, 4);
+    manager.cli(["scale", "1"]).assert(0, []);
+    manager.wait_workers(1, 1);
+    load.wait_for_more(50);
+    for (strategy, program) in [("blue-green", "two"), ("recreate", "one"), ("rolling", "two")] {
+        manager.rewrite(service.clone().set("upgrade.strategy", format!("'{strategy}'")));
+        manager.upgrade_to(&format!("{program}.js"));
+        load.wait_for_more_of(program, 50);
+    }
+    let report = load.stop();
+    println!("{report}");
+    if !report.failed.is_empty() {
+        manager.fail(&report.to_string());
+    }
+    manager.stop();
+}
+
+#[test]
+fn connections_wait_while_all_workers_are_dead() {
+    if !is_installed("node") {
+        return;
+    }
+    let address = loopback();
+    let service = service("one.js", address).set("restart.initial_delay", "'500ms'");
+    let manager = Starter::default().programs("server().listen(PORT, HOST)").start_ready(&service);
+    let place = manager.place();
+    for worker in manager.workers() {
+        kill(Pid::from_raw(worker.pid), Signal::SIGKILL).expect("a worker");
+        wait_gone(worker.pid);
+    }
+    assert_eq!(ask_any(&Target::Tcp(address), "/").expect("an answer"), Response::new(200, "one"));
+    manager.wait_log(place, ["was killed by SIGKILL"]);
+    manager.stop();
+}
+
+#[test]
+fn a_program_that_would_be_a_cluster_by_itself_is_a_worker() {
+    if !is_installed("node") {
+        return;
+    }
+    let text = "
+const cluster = require('cluster')
+if (cluster.isPrimary) {
+  console.error('it is the primary')
+  for (const _ of require('os').cpus()) cluster.fork()
+} else {
+  console.error(`it is worker ${cluster.worker.id}`)
+  server().listen(PORT, HOST)
+}
+";
+    let (manager, target, _) = start(text);
+    manager.wait_log(Place::START, ["it is worker"]);
+    let load = load(&target, &MODES);
+    manager.upgrade_to("two.js");
+    load.wait_for_more_of("two", 20);
+    load.stop().assert_spotless();
+    assert!(!manager.log.since(0).iter().any(|line| line.contains("it is the primary")));
+    manager.stop();
+}
+
+#[test]
+fn a_server_may_close_and_listen_again() {
+    if !is_installed("node") {
+        return;
+    }
+    let text = "
+const again = server().listen(PORT, HOST)
+server().on('error', (error) => console.error(`${slot} twice: ${error.code}`)).listen(PORT, HOST)
+process.on('message', (text) => {
+  if (text === 'close') again.close(() => console.error(`${slot} closed`))
+  if (text === 'listen') again.listen(PORT, HOST, () => console.error(`${slot} listens`))
+})
+";
+    let (manager, target, _) = start(text);
+    for slot in 0..2 {
+        manager.wait_log(Place::START, [&format!("{slot} twice: EADDRINUSE")]);
+    }
+    for _ in 0..2 {
+        for (message, said) in [("close", "closed"), ("listen", "listens")] {
+            let place = manager.place();
+            manager.cli(["message", message]).assert(0, []);
+            for slot in 0..2 {
+                manager.wait_log(place, [&format!("{slot} {said}")]);
+            }
+        }
+        assert_eq!(ask_any(&target, "/").expect("an answer"), Response::new(200, "one"));
+    }
+    manager.stop();
+}
+
+#[test]
 fn workers_serve_on_when_the_manager_is_killed() {
     if !is_installed("node") {
         return;

@@ -13,6 +13,7 @@ mod apps;
 mod hello;
 mod life;
 mod listen;
+mod target;
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
