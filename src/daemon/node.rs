@@ -32,12 +32,10 @@ use crate::core::word::Word;
 use crate::core::{self, Event};
 use crate::wire::node::{Answer, Place, Query, Said};
 
-/// How long a worker whose servers are all closed has to end by itself before it is sent its drain signal: one that has other
-/// things open, such as a pool of connections to a database, would never end.
+/// How long a worker that has closed its channel has to end by itself. Where it was not asked to close it, the news of its death
+/// says more than that it stops. Where it was, something else keeps it running, such as a pool of connections to a database, and
+/// might do so for ever: it is sent its drain signal.
 const LINGER: Duration = Duration::from_secs(1);
-
-/// How long a worker that has closed its channel unasked has to exit: the news of its death says more than that it stops.
-const EXITING: Duration = Duration::from_millis(100);
 
 /// How often it is read what a worker that has ended had said.
 const LAST_TURNS: usize = 64;
@@ -174,9 +172,8 @@ impl Daemon {
         channel.flush();
         if channel.is_closed() {
             let _ = self.poller.remove(&*channel);
-            let has_left = channel.standing() == Standing::Left;
             process.channel = None;
-            process.lingers_until = Some(now + if has_left { LINGER } else { EXITING });
+            process.lingers_until = Some(now + LINGER);
         } else if let Some(interest) = channel.watch() {
             let _ = self.poller.modify(&*channel, Token::Channel(worker).pack(), interest);
         }
