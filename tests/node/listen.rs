@@ -94,6 +94,25 @@ fn options_that_are_not_exclusive() {
     serve_at(loopback(), "server().listen({ host: HOST, port: PORT, exclusive: false, backlog: 100 })");
 }
 
+/// It is shared with no other worker, and with the next generation's all the same.
+#[test]
+fn options_that_are_exclusive() {
+    if !is_installed("node") {
+        return;
+    }
+    let address = loopback();
+    let text = "server().listen({ host: HOST, port: PORT, exclusive: true })\n\
+        .on('error', error => { console.error(error.code); process.exit(7) })";
+    let service = service("one.js", address).workers(1).set("service.output", "'prefix'");
+    let manager = Starter::default().programs(text).start_ready(&service);
+    upgrade_under_load(&manager, &[Target::Tcp(address)]);
+    let place = manager.place();
+    manager.cli(["scale", "2"]).assert(0, []);
+    manager.wait_log(place, ["(generation 4, slot 1", "exited with status 7"]);
+    manager.wait_log(place, ["web.1 | EADDRINUSE"]);
+    manager.stop();
+}
+
 #[test]
 fn an_ipv6_host() {
     if has_ipv6() {
