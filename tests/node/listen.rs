@@ -57,6 +57,7 @@ fn upgrade_under_load(manager: &Manager, targets: &[Target]) {
             manager.fail(&report.to_string());
         }
     }
+    manager.assert_ended_well();
 }
 
 /// Runs the same program through upgrades under load.

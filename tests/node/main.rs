@@ -40,6 +40,7 @@ fn upgrade_to_and_fro(manager: &Manager, target: &Target, programs: &[(&str, Res
     if !report.failed.is_empty() {
         manager.fail(&report.to_string());
     }
+    manager.assert_ended_well();
 }
 
 /// Returns the path of something that npm has installed, by .ci/run; where it is not there, the test says so and proves

@@ -9,7 +9,8 @@
 //!
 //! A server that is no test worker of ours may close an idle connection at any moment, as HTTP lets it. A request that met
 //! such a close, with not a byte of an answer, is sent again on a new connection, as every client does; these are counted
-//! apart ([`Report::closed_idle`]), and the second attempt is forgiven nothing.
+//! apart ([`Report::closed_idle`]), and the second attempt is forgiven nothing. A request that a server had taken before it
+//! died looks the same from here, so tests ask the manager too how its workers ended.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::client::{Load, Mode, Response, Target};
-use super::manager::{Manager, Starter};
+use super::log::{Step, Transition};
+use super::manager::{Manager, Place, Starter};
 use super::service::Service;
 
 /// How many workers a service of Node programs has, unless a test wants another number.
@@ -84,6 +85,14 @@ impl Manager {
     /// Asks for an upgrade to a target in the test's folder, and returns the answer.
     pub fn ask_target(&self, target: &str) -> Value {
         self.ask(&json!({ "cmd": "upgrade", "value": self.path(target) }).to_string())
+    }
+
+    /// Fails the test unless every worker that is gone has ended by itself, with all its requests answered.
+    pub fn assert_ended_well(&self) {
+        let gone = |one: &Transition| one.step == Step::Gone && one.words != "gone: exited with status 0";
+        if let Some(ended) = self.transitions(Place::START).into_iter().find(gone) {
+            self.fail(&format!("it did not drain as it should: {ended:?}"));
+        }
     }
 
     /// Upgrades to a target, and fails the test unless that is committed.
