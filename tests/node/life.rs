@@ -150,7 +150,7 @@ fn connections_that_are_always_busy_are_let_go_of() {
 
 #[test]
 fn connections_that_are_always_busy_are_let_go_of_by_a_program_that_says_so() {
-    let drain = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/drain.js");
+    let drain = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/examples/node/drain.js");
     upgrade_busy(&["node", "--require", drain, "{target}"]);
 }
 
