@@ -14,8 +14,8 @@ use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
 /// The longest path of a runtime directory: of the 107 bytes of a socket's path, `/notify/` and a name take 40.
 const MAX_PATH: usize = 107 - 40;
 
-/// What Node programs load first: it has them ask for exclusive sockets too.
-const NODE_MODULE: &str = include_str!("node/exclusive.js");
+/// What Node programs load first.
+const NODE_MODULE: &str = include_str!("node/first.js");
 
 /// The name of the control socket in the runtime directory.
 pub const CONTROL: &str = "control.sock";
@@ -116,7 +116,7 @@ impl RuntimeDirectory {
     /// Returns the path of the module that Node programs load first.
     #[must_use]
     pub fn node_module(&self) -> PathBuf {
-        self.path.join("exclusive.js")
+        self.path.join("first.js")
     }
 
     /// Sees to it that the module is there, for any user to read.
@@ -125,7 +125,7 @@ impl RuntimeDirectory {
     ///
     /// Those of open(2), write(2), chmod(2) and rename(2).
     pub fn lay_out_node_module(&self) -> io::Result<()> {
-        let (path, new) = (self.node_module(), self.path.join("exclusive.js.new"));
+        let (path, new) = (self.node_module(), self.path.join("first.js.new"));
         if fs::symlink_metadata(&path).is_ok_and(|file| file.len() == NODE_MODULE.len() as u64) {
             return Ok(());
         }
