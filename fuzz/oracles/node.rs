@@ -17,7 +17,9 @@ pub fn check(bytes: &[u8]) {
         Place::At(spec) => {
             match &spec.address {
                 SocketAddress::Inet(address) => {
-                    assert_eq!(asked["port"], json!(address.port()));
+                    let is_datagram = spec.kind == SocketKind::Datagram;
+                    let asked = number(&asked["port"]).or(is_datagram.then_some(0));
+                    assert_eq!(asked, Some(address.port().into()));
                     assert_eq!(spec.options.bind_ipv6_only.is_some(), address.is_ipv6());
                 }
                 SocketAddress::Path(path) => assert!(path.is_absolute()),
@@ -31,13 +33,18 @@ pub fn check(bytes: &[u8]) {
             );
         }
         Place::Everywhere { port, backlog } => {
-            assert_eq!(asked["port"], json!(port));
+            assert_eq!(number(&asked["port"]), Some((*port).into()));
             assert!(*backlog > 0);
         }
-        Place::Inherited(fd) => assert_eq!(asked["fd"], json!(fd)),
+        Place::Inherited(fd) => assert_eq!(number(&asked["fd"]), Some((*fd).into())),
         Place::Nowhere(errno) => assert!(*errno > 0),
     }
     answers(&query);
+}
+
+/// A number, or a text that is one, as programs take them from their environment.
+fn number(value: &Value) -> Option<i64> {
+    value.as_i64().or_else(|| value.as_str()?.parse().ok())
 }
 
 fn is_path(address: &SocketAddress) -> bool {

@@ -156,7 +156,7 @@ impl From<String> for Options {
 }
 
 /// Returns a path, or as Node has it the same with `.js` where only that is there.
-fn found(directory: &Path, path: String) -> String {
+pub(super) fn found(directory: &Path, path: String) -> String {
     let is_there = |path: &str| directory.join(path).exists();
     let with_end = format!("{path}.js");
     if !is_there(&path) && is_there(&with_end) { with_end } else { path }
@@ -169,15 +169,17 @@ fn is_node(path: &Path) -> bool {
 
 /// Whether a file that cannot be executed by itself, or that `node` would execute anyway, is a script for it.
 fn is_node_script(path: &Path) -> io::Result<bool> {
-    let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
+    // Not opened before that is known: a pipe would have us wait for whoever writes to it.
+    let metadata = path.metadata()?;
+    if !metadata.is_file() {
         return Ok(false);
     }
-    let is_executable = file.metadata()?.permissions().mode() & 0o111 != 0;
+    let is_executable = metadata.permissions().mode() & 0o111 != 0;
     let mut start = Vec::new();
-    file.take(128).read_to_end(&mut start)?;
+    File::open(path)?.take(128).read_to_end(&mut start)?;
     let first = start.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let names_node = String::from_utf8_lossy(first).trim_end().ends_with("node");
+    let line = String::from_utf8_lossy(first);
+    let names_node = line.split(['/', ' ']).any(|word| matches!(word.trim_end(), "node" | "nodejs"));
     Ok(if first.starts_with(b"#!") { names_node } else { !is_executable })
 }
 
@@ -196,6 +198,7 @@ mod tests {
         };
         write("a.mjs", "", 0o644);
         write("server", "#!/usr/bin/env node\nlisten()", 0o755);
+        write("other", "#!/usr/bin/env -S nodejs --flag\nlisten()", 0o755);
         write("script", "#!/bin/sh\nexec x", 0o755);
         write("binary", "\x7fELF", 0o755);
         write("code", "listen()", 0o644);
@@ -203,6 +206,7 @@ mod tests {
         for (target, node) in [
             ("a.mjs", true),
             ("server", true),
+            ("other", true),
             ("script", false),
             ("binary", false),
             ("code", true),

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{ArgGroup, CommandFactory, Parser};
 
-use super::options::{DEFAULT_ADDRESS, DEFAULT_PORT, Options};
+use super::options::{DEFAULT_ADDRESS, DEFAULT_PORT, Options, found};
 use super::report::Status;
 use super::run::{Logging, report};
 use super::upgrade::absolute;
@@ -170,7 +170,11 @@ fn read_token(file: &Path) -> io::Result<Secret> {
 
 /// Returns the path to upgrade to, where one was named.
 fn named(path: &Path) -> io::Result<Option<String>> {
-    (!path.as_os_str().is_empty()).then(|| absolute(path)).transpose()
+    if path.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    // It is absolute, and so found wherever one is.
+    Ok(Some(found(Path::new("/"), absolute(path)?)))
 }
 
 /// Prints an answer as Node's `console.log` prints an object.

@@ -198,6 +198,7 @@ mod tests {
             generation: 1,
             generation_ms: None,
             directory: "/".into(),
+            target: None,
             wanted: 3,
             ready: 3,
             upgrading_to: Some(2),

@@ -93,6 +93,9 @@ fn render(status: &Status) -> String {
         let _ = writeln!(text, "  {}", status.summary);
     }
     let _ = writeln!(text, "  directory: {}", status.directory);
+    if let Some(target) = &status.target {
+        let _ = writeln!(text, "  target: {target}");
+    }
     for socket in &status.sockets {
         let broken = if socket.broken { "; broken, and could not be repaired" } else { "" };
         let _ = writeln!(text, "  socket {}: {}{broken}", socket.name, socket.listen);
@@ -229,6 +232,7 @@ mod tests {
             generation: 3,
             generation_ms: Some(60_000),
             directory: "/srv/web/3".into(),
+            target: Some("/srv/web/3/index.js".into()),
             wanted: 2,
             ready: 2,
             upgrading_to: None,
@@ -241,6 +245,7 @@ mod tests {
         let expected = "\
 web: serving, generation 3 for 1 min, 2 of 2 ready (manager 77, up 3 h 20 min)
   directory: /srv/web/3
+  target: /srv/web/3/index.js
   last upgrade: to generation 4, rolled back 3 s ago: worker 9 (slot 0) exited with status 1
 
 SLOT  WORKER  GENERATION   PID  STATE           AGE   MEMORY  CONNECTIONS  RESTARTS  SAYS

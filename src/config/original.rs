@@ -51,9 +51,12 @@ impl Original {
     /// The name of the service: several are told apart by their ports.
     fn name(&self) -> String {
         let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        let stem = Path::new(&self.target).file_stem().unwrap_or_default().to_string_lossy();
+        // Without its `.` parts, as of a folder that is named so.
+        let path: PathBuf = self.directory.join(&self.target).components().collect();
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let stem: String = stem.chars().filter(|c| legal(*c)).take(STEM_MAX).collect();
-        format!("{stem}-{}", self.port)
+        let stem = stem.trim_start_matches('-');
+        format!("{}-{}", if stem.is_empty() { "service" } else { stem }, self.port)
     }
 
     /// Where the control server listens.
@@ -146,6 +149,14 @@ mod tests {
         assert_eq!((spec.process.protocol, spec.policy.workers), (Protocol::Plain, 8));
         assert_eq!(spec.process.command, ["{target}"]);
         assert_eq!(spec.control.tcp, Some("[::1]:3000".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_name_is_one_that_can_be_typed() {
+        let name = |target: &str| Original { target: target.into(), ..original() }.name();
+        assert_eq!(name("."), "srv-3000");
+        assert_eq!(name("./-x.js"), "x-3000");
+        assert_eq!(name("/"), "service-3000");
     }
 
     #[test]

@@ -112,6 +112,7 @@ impl Daemon {
             messages: messages.map(|(_, ours)| ours),
             channel: channel.map(|(ours, _)| Channel::new(ours)),
             lingers_until: None,
+            tries_again_at: None,
             tail: Tail::default(),
             outputs: pipes.map_or(Vec::new(), |(out, err)| outputs(out.0, err.0, &prefix)),
         };

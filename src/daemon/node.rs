@@ -32,10 +32,15 @@ use crate::core::word::Word;
 use crate::core::{self, Event};
 use crate::wire::node::{Answer, Place, Query, Said};
 
-/// How long a worker that has closed its channel has to end by itself. Where it was not asked to close it, the news of its death
-/// says more than that it stops. Where it was, something else keeps it running, such as a pool of connections to a database, and
-/// might do so for ever: it is sent its drain signal.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long a worker that was told to go, and has nothing left to serve, has to end by itself. It may have something to bring to an
+/// end; and it may never end, where it has a pool of connections to a database for instance: it is sent its drain signal.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// How long a worker that has closed its channel unasked has to exit: the news of its death says more than that it stops.
+const EXITING: Duration = Duration::from_secs(1);
+
+/// How soon it is tried again to hand a socket over where too many are on their way.
+const CROWDED: Duration = Duration::from_millis(100);
 
 /// How often it is read what a worker that has ended had said.
 const LAST_TURNS: usize = 64;
@@ -62,7 +67,7 @@ impl Daemon {
             }
         }
         let Some(process) = self.processes.get_mut(&worker) else { return };
-        process.lingers_until = None;
+        (process.lingers_until, process.tries_again_at) = (None, None);
         if let Some(channel) = process.channel.take() {
             // A process that outlives it may hold a copy, and that would keep the registration.
             let _ = self.poller.remove(&channel);
@@ -85,7 +90,7 @@ impl Daemon {
                 Word::Stopping
             }
             Said::Closed(key) => {
-                self.channel(worker).map(|channel| channel.held.remove(&key));
+                self.closed_by(worker, &key);
                 return;
             }
             Said::Descriptor => {
@@ -125,6 +130,9 @@ impl Daemon {
                 let listener = place.and_then(|place| of.sockets.listeners.get(place)).cloned();
                 let key = format!("fd {fd}");
                 let data = serde_json::Value::Null;
+                if let Some(listener) = &listener {
+                    self.suit_backlog(listener, query.backlog);
+                }
                 listener.map(|listener| Demanded::new(key, listener, data)).ok_or(libc::EBADF)
             }
             Place::At(spec) => match may_have(spec, &of.release) {
@@ -172,10 +180,25 @@ impl Daemon {
         channel.flush();
         if channel.is_closed() {
             let _ = self.poller.remove(&*channel);
+            let time = if channel.standing() == Standing::Left { LINGER } else { EXITING };
             process.channel = None;
-            process.lingers_until = Some(now + LINGER);
-        } else if let Some(interest) = channel.watch() {
+            process.lingers_until = Some(now + time);
+            return;
+        }
+        if let Some(interest) = channel.watch() {
             let _ = self.poller.modify(&*channel, Token::Channel(worker).pack(), interest);
+        }
+        process.tries_again_at = channel.is_crowded().then(|| now + CROWDED);
+    }
+
+    /// Tries again to hand over what could not be on its way together with others.
+    pub(super) fn end_crowds(&mut self) {
+        let now = self.now();
+        let is_due = |at: Option<core::time::Mono>| at.is_some_and(|at| at <= now);
+        let due = self.processes.iter().filter(|(_, process)| is_due(process.tries_again_at));
+        let due: Vec<_> = due.map(|(worker, _)| *worker).collect();
+        for worker in due {
+            self.tend_channel(worker);
         }
     }
 
@@ -199,7 +222,7 @@ impl Daemon {
                 // Whatever it had to serve with is closed.
                 self.inbox.push_back(Event::Said(worker, Word::Stopping));
                 if let Some(process) = self.processes.get_mut(&worker) {
-                    process.lingers_until = Some(now + LINGER);
+                    process.lingers_until = Some(now + EXITING);
                 }
                 continue;
             }

@@ -2,7 +2,9 @@
 const [module, target] = process.argv.slice(1)
 
 function callback(error, value) {
-  const said = error ? { error: String(error.message || error) } : value == null ? {} : { value: String(value) }
+  // A line has room for so much.
+  const text = String(error ? error.message || error : value).slice(0, 2000)
+  const said = error ? { error: text } : value == null ? {} : { value: text }
   require('fs').writeSync(3, JSON.stringify(said) + '\n')
   process.exit(error ? 1 : 0)
 }
@@ -17,5 +19,5 @@ try {
   call(require(module))
 } catch (error) {
   if (error.code !== 'ERR_REQUIRE_ESM') callback(error)
-  import(require('url').pathToFileURL(module)).then(call).catch(callback)
+  import(require('url').pathToFileURL(require.resolve(module))).then(call).catch(callback)
 }

@@ -20,7 +20,6 @@ use super::release::Release;
 use super::run::{Daemon, Role};
 use super::target::Wanted;
 use super::token::Token;
-use crate::config::is_node_program;
 use crate::core::Event;
 use crate::core::ids::GenerationId;
 use crate::core::word::one_line;
@@ -28,13 +27,14 @@ use crate::sys::handover::hand_over;
 use crate::sys::output::output_pipe;
 use crate::sys::spawn::{Launch, Spawned, spawn};
 use crate::sys::wait::Interest;
-use crate::wire::lines::Lines;
+use crate::wire::control::MAX_PATH;
+use crate::wire::lines::{Line, Lines};
 
 /// Has a module called as it was by the old liveswap; what it calls back comes as a line of JSON on descriptor 3.
 const CALL: &str = include_str!("pre_upgrade.js");
 
 /// The longest line that is understood, in bytes: a path, or an error of a module.
-const MAX_LINE: usize = 8192;
+const MAX_LINE: usize = 16 * 1024;
 
 /// How much of its output is read at a time, and how often when it has ended.
 const READ_SIZE: usize = 16 * 1024;
@@ -64,7 +64,7 @@ impl PreUpgrade {
     fn start(place: Place<'_>, hook: &Path, target: &str) -> io::Result<(Self, Spawned)> {
         let (output, theirs) = output_pipe()?;
         let path = hook.to_string_lossy().into_owned();
-        let is_node = is_node_program(&path) || hook.is_dir();
+        let is_node = place.release.pre_upgrade_is_node;
         let words = if is_node {
             vec!["node".into(), "-e".into(), CALL.into(), path, target.to_owned()]
         } else {
@@ -98,7 +98,7 @@ impl PreUpgrade {
             Err(error) => return matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
         }
         while let Some(line) = self.lines.next_line() {
-            note(line.bytes, self.is_node, &mut self.last);
+            note(&line, self.is_node, &mut self.last);
         }
         true
     }
@@ -111,11 +111,17 @@ impl PreUpgrade {
             }
         }
         if let Some(line) = self.lines.finish() {
-            note(line.bytes, self.is_node, &mut self.last);
+            note(&Line { ended: true, ..line }, self.is_node, &mut self.last);
         }
         let failed = || format!("the hook `pre_upgrade` {how}");
         if !self.is_node {
-            return if done { Ok(Some(self.last).filter(|path| !path.is_empty())) } else { Err(failed()) };
+            return match self.last {
+                _ if !done => Err(failed()),
+                path if path.len() > MAX_PATH => {
+                    Err("the last line of the hook `pre_upgrade` is too long for a path".into())
+                }
+                path => Ok(Some(path).filter(|path| !path.is_empty())),
+            };
         }
         match serde_json::from_str(&self.last) {
             Ok(CalledBack { error: Some(error), .. }) => Err(one_line(&error)),
@@ -126,13 +132,14 @@ impl PreUpgrade {
     }
 }
 
-fn note(line: &[u8], is_node: bool, last: &mut String) {
-    let text = String::from_utf8_lossy(line);
+fn note(line: &Line<'_>, is_node: bool, last: &mut String) {
+    let text = String::from_utf8_lossy(line.bytes);
     if !text.trim().is_empty() {
         text.trim().clone_into(last);
     }
     if !is_node {
-        OUTPUT.push_from_worker(&[line, b"\n"].concat());
+        let end: &[u8] = if line.ended { b"\n" } else { b"" };
+        OUTPUT.push_from_worker(&[line.bytes, end].concat());
     }
 }
 
@@ -148,14 +155,14 @@ impl Daemon {
         };
         let begun = Common::of(&release, generation, &self.heritage).and_then(|common| {
             let place = Place { release: &release, common: &common, generation, slot: None };
-            let (hook, spawned) = PreUpgrade::start(place, hook, &target.given)?;
-            self.poller.add(hook.output(), Token::PreUpgrade.pack(), Interest::Read)?;
-            Ok((hook, spawned))
+            PreUpgrade::start(place, hook, &target.given)
         });
         match begun {
             Ok((hook, spawned)) => {
                 info!("generation {generation}: running the hook `pre_upgrade` (pid {})", hook.pid);
                 self.employ(Role::Before(generation), spawned);
+                // Unwatched, it is read when it has ended, or when its time is over.
+                let _ = self.poller.add(hook.output(), Token::PreUpgrade.pack(), Interest::Read);
                 self.set_stage(generation, Stage::PreUpgrade(hook, release));
             }
             Err(error) => {

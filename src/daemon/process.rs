@@ -68,6 +68,8 @@ pub struct Process {
     pub channel: Option<Channel>,
     /// When it is sent its drain signal, where it has closed its servers and does not end.
     pub lingers_until: Option<Mono>,
+    /// When it is tried again to hand it a socket, where too many are on their way.
+    pub tries_again_at: Option<Mono>,
     /// The end of its standard error, under `output = "prefix"`.
     pub tail: Tail,
     /// How its last probe failed.
@@ -89,6 +91,7 @@ hand_over!(Process as ProcessState {
     messages: Option<OwnedFd>,
     channel: Option<Channel>,
     lingers_until: Option<Mono>,
+    tries_again_at: Option<Mono>,
     tail: Tail,
     outputs: Vec<WorkerOutput>,
 });

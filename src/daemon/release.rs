@@ -15,7 +15,7 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::sockets::Owner;
-use super::target::{Target, Wanted};
+use super::target::{Target, Wanted, unwritable};
 use crate::config::flags::{self, Flags};
 use crate::config::original::{self, Original};
 use crate::config::{self, COMMAND_LINE, Origin};
@@ -65,6 +65,8 @@ pub struct Release {
     pub control_token: Option<Secret>,
     /// The code that runs, where it has a name of its own.
     pub target: Option<Target>,
+    /// Whether the hook `pre_upgrade` is for `node` to run.
+    pub pre_upgrade_is_node: bool,
     /// What is worth a word in the log and no reason to refuse.
     pub warnings: Vec<String>,
 }
@@ -147,6 +149,9 @@ impl Release {
         let is_to_be_made = yet_to_run && spec.hooks.are_any_before();
         let target = wanted.find(&spec, is_to_be_made, &mut warnings);
         let target = target.map_err(|why| problems.push(why)).unwrap_or_default();
+        problems.extend(spec.hooks.head.as_deref().and_then(unwritable));
+        let is_node = |module: &Path| config::is_node_program(&module.to_string_lossy()) || module.is_dir();
+        let pre_upgrade_is_node = spec.hooks.pre_upgrade.as_deref().is_some_and(is_node);
         if !problems.is_empty() {
             return Err(Refusal::of(source, &problems));
         }
@@ -159,6 +164,7 @@ impl Release {
             control_group,
             control_token,
             target,
+            pre_upgrade_is_node,
             warnings,
         })
     }

@@ -90,7 +90,7 @@ pub struct Daemon {
     pub(super) generations: BTreeMap<GenerationId, Generation>,
     /// What the generation before the current one was made of, where that one has gone: a rollback needs it.
     pub(super) kept: Option<(GenerationId, Release)>,
-    /// The targets that requests name which are not yet answered.
+    /// The targets that requests name whose upgrades have not begun.
     pub(super) targets: BTreeMap<RequestId, String>,
     /// The record of the target that serves, on its way to the disk.
     pub(super) recording: Option<Recording>,
@@ -147,6 +147,7 @@ impl Daemon {
             self.end_late_trial();
             self.end_late_recording();
             self.end_lingering();
+            self.end_crowds();
             self.end_demands();
             self.kill_orphans();
             if tick_at.is_some_and(|at| at <= self.now()) {
@@ -186,7 +187,7 @@ impl Daemon {
             }
             // Its name was still needed to tell of its end.
             if let Some(process) = gone.and_then(|worker| self.processes.remove(&worker)) {
-                self.tidy_store(process.slot);
+                self.tidy_slot(process.slot);
             }
         }
         self.upward.sync(&self.manager, &self.dead_sockets(), self.now());
@@ -202,6 +203,7 @@ impl Daemon {
             .chain(self.look_for_orphans_at)
             .chain(self.control.next_deadline())
             .chain(self.processes.values().filter_map(|process| process.lingers_until))
+            .chain(self.processes.values().filter_map(|process| process.tries_again_at))
             .chain(self.next_end_of_demand())
             .chain(self.recording.as_ref().map(Recording::deadline))
             .chain(self.reexec.as_ref().and_then(Reexec::deadline))

@@ -3,7 +3,7 @@
 //! The file says what it is, an upgrade may name another one, and what was named holds until the file says something new.
 //! `[upgrade] head` records the one that serves, for the next manager to begin with.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ use crate::core::spec::ServiceSpec;
 use crate::core::time::Mono;
 use crate::core::word::one_line;
 use crate::sys::fork::{ForkedWork, in_child};
-use crate::sys::process::kill_tree;
+use crate::sys::process::{kill_tree, may_make_files_in};
 use crate::sys::reaper::Exit;
 
 /// How long answers wait for the record of what they are about.
@@ -97,6 +97,9 @@ impl Wanted {
 }
 
 fn locate(directory: &Path, path: &str, yet_to_run: bool) -> Result<Target, String> {
+    if path.contains(char::is_control) {
+        return Err(format!("target {}: its path has a control character", one_line(path)));
+    }
     let given = directory.join(path);
     let resolved = match given.canonicalize() {
         Err(error) if yet_to_run && error.kind() == ErrorKind::NotFound => Ok(given.clone()),
@@ -115,9 +118,20 @@ fn recorded(head: &Path) -> Result<Option<String>, String> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         bytes => bytes.map_err(|error| error.to_string())?,
     };
-    let path = String::from_utf8(bytes).ok().map(|text| text.trim_end().to_owned());
+    let path = String::from_utf8(bytes).ok().map(|text| text.strip_suffix('\n').unwrap_or(&text).to_owned());
     let is_path = |path: &String| path.starts_with('/') && !path.contains(char::is_control);
     path.filter(is_path).map(Some).ok_or_else(|| "it does not hold the path of a target".into())
+}
+
+/// Says why a record cannot be written there, as far as that can be known beforehand.
+pub(super) fn unwritable(head: &Path) -> Option<String> {
+    let folder = head.parent().unwrap_or(Path::new("/"));
+    let why = match (head.is_dir(), may_make_files_in(folder)) {
+        (true, _) => "it is a folder".to_owned(),
+        (false, Err(error)) => format!("{}: {}", folder.display(), error),
+        (false, Ok(())) => return None,
+    };
+    Some(format!("head {} cannot be written: {why}", head.display()))
 }
 
 /// Records what serves: whoever reads finds the path of before or this one, whatever happens meanwhile.
@@ -125,7 +139,9 @@ fn record(head: &Path, target: &str) -> io::Result<()> {
     let folder = head.parent().unwrap_or(Path::new("/"));
     let mut new = head.as_os_str().to_owned();
     new.push(format!(".{}", std::process::id()));
-    let mut file = File::create(&new)?;
+    // One that was left there is nobody's, and a link is not followed.
+    let _ = fs::remove_file(&new);
+    let mut file = OpenOptions::new().write(true).create_new(true).open(&new)?;
     let written =
         writeln!(file, "{target}").and_then(|()| file.sync_all()).and_then(|()| fs::rename(&new, head));
     if written.is_err() {

@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getpgrp, getpid};
+use nix::unistd::{AccessFlags, Pid, access, getpgrp, getpid};
 
 /// How often a tree is searched again for processes that appeared in the meantime.
 const MAX_PASSES: usize = 16;
@@ -70,6 +71,21 @@ pub fn descendants(root: Pid) -> BTreeSet<Pid> {
     add_children(&mut tree, |_| ());
     tree.remove(&root);
     tree
+}
+
+/// Finds out whether we may make files in a folder.
+///
+/// # Errors
+/// Those of access(2): why not.
+pub fn may_make_files_in(folder: &Path) -> io::Result<()> {
+    Ok(access(folder, AccessFlags::W_OK | AccessFlags::X_OK)?)
+}
+
+/// Returns our own file mode creation mask, which umask(2) tells only by changing it; the usual one where /proc does not say.
+pub fn own_umask() -> u32 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
 }
 
 /// Returns our own children, reaped ones excluded.

@@ -49,6 +49,8 @@ pub struct Query {
     pub place: Place,
     /// Which of several at the same place in the program; it counts for port 0 alone.
     pub index: u64,
+    /// The length of its queue that the worker sets when it listens.
+    pub backlog: u32,
     /// Whether no other worker may have it.
     pub exclusive: bool,
     /// What all workers are to have in common beside the socket, such as the keys of TLS tickets; the first one's is all's.
@@ -113,7 +115,8 @@ impl Said {
             (Some("NODE_CLUSTER"), Some("queryServer")) => Self::Query(Query {
                 seq: wire.seq,
                 place: wire.place(),
-                index: if number(&wire.port) == Some(0) { number(&wire.index).unwrap_or(0) } else { 0 },
+                index: if wire.is_any_port() { number(&wire.index).unwrap_or(0) } else { 0 },
+                backlog: wire.backlog(),
                 exclusive: wire.exclusive == Value::Bool(true),
                 data: wire.data,
             }),
@@ -126,6 +129,15 @@ impl Said {
 }
 
 impl Wire {
+    fn backlog(&self) -> u32 {
+        number(&self.backlog).filter(|backlog| *backlog > 0).unwrap_or(USUAL_BACKLOG)
+    }
+
+    fn is_any_port(&self) -> bool {
+        matches!(self.place(), Place::Everywhere { port: 0, .. })
+            || matches!(self.place(), Place::At(spec) if matches!(spec.address, SocketAddress::Inet(at) if at.port() == 0))
+    }
+
     fn place(&self) -> Place {
         if let Some(fd) = number(&self.fd).filter(|fd: &i32| *fd >= 0) {
             return Place::Inherited(fd);
@@ -134,8 +146,10 @@ impl Wire {
             Some("udp4" | "udp6") => SocketKind::Datagram,
             _ => SocketKind::Stream,
         };
-        let backlog = number(&self.backlog).filter(|backlog| *backlog > 0).unwrap_or(USUAL_BACKLOG);
-        let port: i64 = number(&self.port).unwrap_or(-1);
+        let backlog = self.backlog();
+        // dgram has the kernel choose a port where the program does not.
+        let none = if kind == SocketKind::Datagram { 0 } else { -1 };
+        let port: i64 = number(&self.port).unwrap_or(none);
         let Ok(port) = u16::try_from(port) else {
             let path = self.address.as_str().map(PathBuf::from).filter(|path| path.is_absolute());
             return match path {
@@ -143,8 +157,12 @@ impl Wire {
                 _ => Place::Nowhere(libc::EINVAL),
             };
         };
-        let Some(address) = self.address.as_str().filter(|address| !address.is_empty()) else {
-            return Place::Everywhere { port, backlog };
+        let address = self.address.as_str().filter(|address| !address.is_empty());
+        let address = match (address, self.address_type.as_str()) {
+            (Some(address), _) => address,
+            (None, Some("udp4")) => "0.0.0.0",
+            (None, Some("udp6")) => "::",
+            (None, _) => return Place::Everywhere { port, backlog },
         };
         let Some(address) = internet(address, port) else { return Place::Nowhere(libc::EINVAL) };
         // Node asks for both IP versions unless it says otherwise, whatever the kernel's own default is.

@@ -26,6 +26,9 @@ pub struct Status {
     pub generation_ms: Option<u64>,
     /// The folder that it is pinned to.
     pub directory: String,
+    /// The code that it runs, where that has a name of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
     /// How many workers it is to have.
     pub wanted: u32,
     /// How many of them are ready.

@@ -400,3 +400,58 @@ listen(PORT, HOST)
     assert!(!path.exists());
     manager.stop();
 }
+
+/// A datagram that a program sends at its start has it bind a socket; that is no sign that it serves.
+#[test]
+fn a_socket_that_only_sends_is_no_readiness() {
+    if !is_installed("node") {
+        return;
+    }
+    let address = loopback();
+    let sends = "require('dgram').createSocket('udp4').send('started', 9, HOST)
+setTimeout(() => process.exit(5), 500)";
+    let starter =
+        Starter::default().program("one.js", "server().listen(PORT, HOST)").program("two.js", sends);
+    let manager = starter.start_ready(&service("one.js", address));
+    let load = load(&Target::Tcp(address), &MODES);
+    let answer = manager.ask_target("two.js");
+    let why = answer["reason"].as_str().expect("a reason");
+    assert!(why.contains("exited with status 5 before it was ready"), "{answer}");
+    load.wait_for_more_of("one", 20);
+    load.stop().assert_spotless();
+    assert_eq!(manager.ask(r#"{"cmd":"status"}"#)["status"]["sockets"].as_array().map(Vec::len), Some(1));
+    manager.stop();
+}
+
+#[test]
+fn a_server_that_its_program_closes_is_closed() {
+    if !is_installed("node") {
+        return;
+    }
+    let (address, other) = (loopback(), loopback());
+    let text = format!(
+        "server().listen(PORT, HOST)
+const other = server().listen(8080, '{}', () => other.close())
+const any = server().listen(0, HOST, () => any.close())",
+        other.ip()
+    );
+    let manager = Starter::default().programs(&text).start_ready(&service("one.js", address));
+    let place = Place::START;
+    manager.wait_log(place, [&format!("socket {}:0 let go of", address.ip())]);
+    manager.wait_log(place, [&format!("socket {other} let go of")]);
+    let refused = TcpStream::connect(other).expect_err("a port that nobody listens on");
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    manager.stop();
+}
+
+#[test]
+fn a_unix_path_is_as_open_as_the_program_s_mask_has_it() {
+    if !is_installed("node") {
+        return;
+    }
+    let service = service("one.js", loopback()).set("service.umask", "'0027'");
+    let manager = Starter::default().programs("server().listen('web.sock')").start_ready(&service);
+    let mode = fs::metadata(manager.path("web.sock")).expect("the socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o750);
+    manager.stop();
+}

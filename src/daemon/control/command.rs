@@ -38,6 +38,10 @@ impl Daemon {
             Command::Upgrade { target: None } => {
                 self.ask(asker, |request| Event::Upgrade(Some(request)));
             }
+            // Who wants what another one waits for already waits together with that one.
+            Command::Upgrade { target: Some(path) } if self.is_awaited(&path) => {
+                self.ask(asker, |request| Event::Upgrade(Some(request)));
+            }
             Command::Upgrade { target: Some(path) } => {
                 let request = self.ask(asker, |request| Event::Asked(request, Wish::UpgradeTo));
                 self.targets.insert(request, path);
@@ -62,6 +66,11 @@ impl Daemon {
                 self.control.reply(asker, reply);
             }
         }
+    }
+
+    /// Whether the newest target that was asked for, and whose upgrade has not begun, is this one.
+    fn is_awaited(&self, path: &str) -> bool {
+        self.targets.last_key_value().is_some_and(|(_, newest)| newest == path)
     }
 
     fn wish(&mut self, asker: Asker, wish: Wish) {

@@ -36,6 +36,7 @@ impl Daemon {
             generation: current.0,
             generation_ms: ago(self.history.serves_since),
             directory: release.map_or_else(String::new, |release| release.directory.display().to_string()),
+            target: release.and_then(|release| release.target.as_ref()).map(|target| target.given.clone()),
             wanted: self.manager.strength(current).unwrap_or_default(),
             ready: u32::try_from(ready).unwrap_or(u32::MAX),
             upgrading_to: self.manager.upgrading_to().map(|id| id.0),

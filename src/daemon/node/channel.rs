@@ -29,6 +29,8 @@ pub struct Channel {
     /// The keys of the sockets that the worker has open.
     pub(in super::super) held: BTreeSet<String>,
     standing: Standing,
+    /// The kernel takes no more descriptors from us for now.
+    crowded: bool,
     watched: Interest,
 }
 
@@ -52,6 +54,7 @@ hand_over!(Channel as ChannelState {
     output: VecDeque<Line>,
     held: BTreeSet<String>,
     standing: Standing,
+    crowded: bool,
     watched: Interest,
 });
 
@@ -74,6 +77,7 @@ impl Channel {
             output: VecDeque::new(),
             held: BTreeSet::new(),
             standing: Standing::Open,
+            crowded: false,
             watched: Interest::Read,
         }
     }
@@ -156,6 +160,7 @@ impl Channel {
 
     /// Writes what is taken.
     pub(super) fn flush(&mut self) {
+        self.crowded = false;
         while let Some(line) = self.output.front_mut() {
             let beside = line.descriptor.as_ref().map(AsFd::as_fd);
             match send_some(&self.fd, &line.rest, beside) {
@@ -168,8 +173,11 @@ impl Channel {
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                // Too many descriptors are on their way (ETOOMANYREFS): later.
-                Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => return,
+                // Too many of our user's descriptors are on their way, and nothing tells when there are fewer.
+                Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => {
+                    self.crowded = true;
+                    return;
+                }
                 // What it said before it closed is still to be read.
                 Err(_) => self.output.clear(),
             }
@@ -178,10 +186,21 @@ impl Channel {
 
     /// Returns what it is to be watched for from now on, where that has changed.
     pub(super) fn watch(&mut self) -> Option<Interest> {
-        let wanted = if self.output.is_empty() { Interest::Read } else { Interest::Write };
+        let wanted = if self.output.is_empty() {
+            Interest::Read
+        } else if self.crowded {
+            Interest::Nothing
+        } else {
+            Interest::Write
+        };
         let has_changed = wanted != self.watched;
         self.watched = wanted;
         has_changed.then_some(wanted)
+    }
+
+    /// Whether it is to be tried again later to write what waits.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.crowded
     }
 
     /// What it is watched for now.

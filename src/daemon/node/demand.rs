@@ -1,6 +1,7 @@
 //! Sockets on demand: bound when the first worker asks, and kept for as long as a generation uses them.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -10,9 +11,11 @@ use tracing::{info, warn};
 use super::super::release::in_words;
 use super::super::run::Daemon;
 use super::super::sockets::{Listener, Owner, SocketError, SocketPlan};
-use crate::core::ids::{GenerationId, SlotId};
+use super::Standing;
+use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::spec::{SocketAddress, SocketSpec};
 use crate::core::time::Mono;
+use crate::sys::process::own_umask;
 use crate::wire::node::Query;
 
 /// The most sockets that a service may ask for.
@@ -31,8 +34,8 @@ pub struct Demanded {
     pub(in super::super) listener: Rc<Listener>,
     /// What all workers have in common beside it.
     pub(super) data: Value,
-    /// It belongs to one slot.
-    exclusive: bool,
+    /// The slot that it belongs to, where it is shared with no other.
+    owner: Option<SlotId>,
     /// The generations whose workers asked for it.
     users: BTreeSet<GenerationId>,
     /// When it is let go of, where nobody asks for it before.
@@ -45,7 +48,7 @@ pub struct DemandedState {
     key: String,
     listener: usize,
     data: Value,
-    exclusive: bool,
+    owner: Option<SlotId>,
     users: BTreeSet<GenerationId>,
     until: Option<Mono>,
 }
@@ -60,7 +63,7 @@ pub(super) struct Asking {
 
 impl Demanded {
     pub(super) fn new(key: String, listener: Rc<Listener>, data: Value) -> Self {
-        Self { key, listener, data, exclusive: false, users: BTreeSet::new(), until: None }
+        Self { key, listener, data, owner: None, users: BTreeSet::new(), until: None }
     }
 
     /// Whether it is at the place that is asked for; where the kernel chooses the port, nobody knows beforehand.
@@ -71,14 +74,14 @@ impl Demanded {
 
     /// Writes it down; `place` tells where its socket stands among all.
     pub(in super::super) fn pack(&self, place: usize) -> DemandedState {
-        let Self { key, listener: _, data, exclusive, users, until } = self.clone();
-        DemandedState { key, listener: place, data, exclusive, users, until }
+        let Self { key, listener: _, data, owner, users, until } = self.clone();
+        DemandedState { key, listener: place, data, owner, users, until }
     }
 
     /// Makes it again of what was written down and all sockets.
     pub(in super::super) fn unpack(state: DemandedState, listeners: &[Rc<Listener>]) -> Option<Self> {
-        let DemandedState { key, listener, data, exclusive, users, until } = state;
-        Some(Self { key, listener: Rc::clone(listeners.get(listener)?), data, exclusive, users, until })
+        let DemandedState { key, listener, data, owner, users, until } = state;
+        Some(Self { key, listener: Rc::clone(listeners.get(listener)?), data, owner, users, until })
     }
 }
 
@@ -94,23 +97,29 @@ impl Daemon {
         let is_there = |known: &Demanded| known.key != key && known.is_at(spec);
         // As a second bind(2) of the same program would have it, or of another where one of them shares with nobody.
         if by.held.contains(&key)
-            || self.demanded.iter().any(|known| is_there(known) && (query.exclusive || known.exclusive))
+            || self.demanded.iter().any(|known| is_there(known) && (query.exclusive || known.owner.is_some()))
         {
             return Err(libc::EADDRINUSE);
         }
         if let Some(known) = self.demanded.iter_mut().find(|known| known.key == key).filter(alive) {
             known.users.insert(by.generation);
             known.until = None;
-            if let Err(error) = known.listener.set_backlog(spec.options.backlog) {
-                warn!("socket {}: its backlog cannot be changed: {error}", spec.listen);
-            }
-            return Ok(known.clone());
+            let known = known.clone();
+            self.suit_backlog(&known.listener, query.backlog);
+            return Ok(known);
         }
         if self.demanded.len() >= MAX_DEMANDED {
             warn!("socket {}: workers have asked for {MAX_DEMANDED} sockets already", spec.listen);
             return Err(libc::EMFILE);
         }
+        refuse_strange_folder(spec)?;
         let generation = by.generation;
+        let mut spec = spec.clone();
+        // As Node's own bind(2) has it, by the worker's mask.
+        if matches!(spec.address, SocketAddress::Path(_)) {
+            spec.options.mode = Some(0o777 & !self.umask_of(generation));
+        }
+        let spec = &spec;
         let plan = SocketPlan { spec: spec.clone(), owner: Owner::default() };
         let bound = self.sockets.bind_one(&plan, is_any_port(spec)).map_err(|error| refusal(&error))?;
         for warning in &bound.warnings {
@@ -118,14 +127,61 @@ impl Daemon {
         }
         let [listener] = &bound.listeners[..] else { return Err(libc::EINVAL) };
         self.watch_sockets();
+        self.suit_backlog(listener, query.backlog);
         info!("socket {} bound, as a worker of generation {generation} listens on it", spec.listen);
         let demanded = Demanded {
             users: BTreeSet::from([generation]),
-            exclusive: query.exclusive,
+            owner: query.exclusive.then_some(by.slot),
             ..Demanded::new(key, Rc::clone(listener), query.data.clone())
         };
         self.demanded.push(demanded.clone());
         Ok(demanded)
+    }
+
+    /// Has a queue be as long as the worker makes it that is about to listen, unless the service file says how long it is to be.
+    pub(super) fn suit_backlog(&self, listener: &Rc<Listener>, backlog: u32) {
+        let given = self.generations.values().any(|of| {
+            let sockets = of.sockets.listeners.iter().zip(&of.release.spec.sockets);
+            sockets.into_iter().any(|(one, spec)| Rc::ptr_eq(one, listener) && spec.options.backlog.is_some())
+        });
+        if !given && let Err(error) = listener.set_backlog(Some(backlog)) {
+            warn!("socket {}: its backlog cannot be changed: {error}", listener.plan().spec.listen);
+        }
+    }
+
+    fn umask_of(&self, generation: GenerationId) -> u32 {
+        let release = self.generations.get(&generation).map(|of| &of.release);
+        let given = release.and_then(|release| release.spec.process.identity.umask);
+        given.unwrap_or_else(own_umask)
+    }
+
+    /// A worker has closed a socket by its program's own decision: where no other has it open, it goes. Its program may listen again
+    /// within the grace, but never at a port that the kernel chose.
+    pub(super) fn closed_by(&mut self, worker: WorkerId, key: &str) {
+        if let Some(channel) = self.processes.get_mut(&worker).and_then(|process| process.channel.as_mut()) {
+            channel.held.remove(key);
+            if channel.standing() != Standing::Open {
+                return;
+            }
+        }
+        let mut channels = self.processes.values().filter_map(|process| process.channel.as_ref());
+        if channels.any(|channel| channel.held.contains(key)) {
+            return;
+        }
+        let grace = self.now() + GRACE;
+        if let Some(demanded) = self.demanded.iter_mut().find(|demanded| demanded.key == key) {
+            let is_gone = is_any_port(&demanded.listener.plan().spec);
+            demanded.until = Some(if is_gone { Mono::ZERO } else { grace });
+        }
+        self.end_demands();
+    }
+
+    /// Lets go of what belongs to a slot that the service no longer has.
+    pub(in super::super) fn tidy_demands(&mut self, slot: SlotId) {
+        for demanded in self.demanded.iter_mut().filter(|demanded| demanded.owner == Some(slot)) {
+            demanded.until = Some(Mono::ZERO);
+        }
+        self.end_demands();
     }
 
     /// A generation is no more: what it alone had asked for goes too, at once where it never served.
@@ -157,6 +213,14 @@ impl Daemon {
                 let _ = self.poller.remove(&*listener);
             }
         }
+    }
+}
+
+/// A folder that is missing is an error of the program's; for the service file it would be made.
+fn refuse_strange_folder(spec: &SocketSpec) -> Result<(), i32> {
+    match &spec.address {
+        SocketAddress::Path(path) if !path.parent().is_some_and(Path::is_dir) => Err(libc::ENOENT),
+        SocketAddress::Path(_) | SocketAddress::Inet(_) | SocketAddress::Abstract(_) => Ok(()),
     }
 }
 

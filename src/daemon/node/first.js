@@ -13,13 +13,14 @@ function partWithBusyConnections() {
   })
 }
 
-// With `exclusive: true` a program binds by itself. It asks for such sockets too: they belong to its slot, and outlive the process.
+// With `exclusive: true` a program binds by itself. It asks for such sockets too: they belong to its slot, and outlive the process. Where
+// the kernel chooses the port nobody else can want the socket: so it is with those that dgram binds when it sends.
 function askForExclusiveSockets() {
   const alone = Symbol('exclusive')
   const note = (prototype, name) => {
     const original = prototype[name]
     prototype[name] = function (...words) {
-      if (words[0] && words[0].exclusive === true) {
+      if (words[0] && words[0].exclusive === true && +words[0].port) {
         this[alone] = true
         words[0] = { ...words[0], exclusive: false }
       }
