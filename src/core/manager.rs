@@ -79,6 +79,12 @@ impl Manager {
         }
     }
 
+    /// As [`Manager::new`], where the numbers up to `taken` are those of workers of which this manager knows nothing.
+    pub fn counting_from(taken: Option<WorkerId>, policy: Policy) -> Self {
+        let next_worker = taken.map_or(WorkerId(1), WorkerId::next);
+        Self { next_worker, ..Self::new(policy) }
+    }
+
     /// Takes an event that happened at `now` and appends what is to be done.
     pub fn handle(&mut self, now: Mono, event: Event, out: &mut Vec<Action>) {
         // Most of what a worker says changes nothing that anyone else is decided by.
@@ -105,6 +111,7 @@ impl Manager {
             Event::Probed(id, passed) => self.probed(now, id, passed, out),
             Event::StartFailed(id, why) => self.exited(now, id, Exit::NotExecuted(why), out),
             Event::Exited(id, exit) => self.exited(now, id, exit, out),
+            Event::TakenOver(gone) => self.taken_over(now, &gone, out),
         }
         self.tick_workers(now, out);
         if !is_of_one || is_due || out.len() > before {
@@ -210,7 +217,7 @@ impl Manager {
         }
     }
 
-    fn exited(&mut self, now: Mono, id: WorkerId, exit: Exit, out: &mut Vec<Action>) {
+    pub(super) fn exited(&mut self, now: Mono, id: WorkerId, exit: Exit, out: &mut Vec<Action>) {
         let Some(worker) = self.workers.get(id) else { return };
         if worker.is_live() {
             let why =

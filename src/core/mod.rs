@@ -15,6 +15,8 @@
 //! 5. [`Action::Forget`] comes only for a generation without a worker that neither serves nor is being prepared.
 //! 6. Every upgrade ends in exactly one [`Outcome`], in bounded time, and everyone who asked is answered.
 //! 7. After [`Event::Stop`] it ends, with no worker left.
+//!
+//! All of it holds over [`Event::TakenOver`] too, but that what was asked for before is forgotten.
 
 mod backoff;
 mod census;
@@ -27,6 +29,7 @@ mod request;
 mod respawn;
 mod roster;
 pub mod spec;
+mod takeover;
 pub mod time;
 mod upgrade;
 pub mod view;
@@ -39,7 +42,10 @@ pub use generation::Generation;
 pub use manager::Manager;
 pub use worker::{Worker, WorkerState};
 
+use std::collections::BTreeSet;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use ids::{GenerationId, RequestId, SlotId, WorkerId};
 use notice::{Exit, Notice, Outcome};
@@ -47,7 +53,7 @@ use spec::Policy;
 use word::Word;
 
 /// Something that happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// Time passed: at least the moment of [`Manager::next_deadline`].
     Tick,
@@ -83,10 +89,13 @@ pub enum Event {
     Probed(WorkerId, bool),
     /// A worker has ended and was reaped, all it said before was heard.
     Exited(WorkerId, Exit),
+    /// The manager was killed, and another goes on with its state. All workers served on but these, which have ended
+    /// meanwhile or were never started; nobody has heard what any of them said.
+    TakenOver(BTreeSet<WorkerId>),
 }
 
 /// What is asked for on the control socket, beside an upgrade and a gentle respawn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Wish {
     /// An upgrade to the target that the request names; who asks knows which it is.
     UpgradeTo,
@@ -103,7 +112,7 @@ pub enum Wish {
 }
 
 /// How many workers there are to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scale {
     /// That many.
     To(u32),

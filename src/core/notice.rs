@@ -17,6 +17,8 @@ pub enum Exit {
     Signal(i32, String),
     /// Its program never ran: the step that failed, and why.
     NotExecuted(String),
+    /// Nobody could see how: it was the child of a manager that was killed.
+    Unseen,
 }
 
 impl fmt::Display for Exit {
@@ -25,6 +27,7 @@ impl fmt::Display for Exit {
             Self::Status(status) => write!(f, "exited with status {status}"),
             Self::Signal(_, name) => write!(f, "was killed by {name}"),
             Self::NotExecuted(why) => write!(f, "could not be started: {why}"),
+            Self::Unseen => f.write_str("ended, and its exit status is not known"),
         }
     }
 }
@@ -42,6 +45,8 @@ pub enum DrainReason {
     NotReady,
     /// It said by itself that it stops.
     ByItself,
+    /// It was starting while there was no manager that could have heard that it is ready.
+    Unheard,
     /// The service stops.
     Stop,
 }
@@ -54,6 +59,7 @@ impl fmt::Display for DrainReason {
             Self::ScaledDown => "fewer workers are wanted",
             Self::NotReady => "not ready in time",
             Self::ByItself => "it stops by itself",
+            Self::Unheard => "nobody could hear whether it is ready",
             Self::Stop => "the service stops",
         })
     }
@@ -138,6 +144,8 @@ pub enum Notice {
     Stopping(usize),
     /// All workers are killed.
     KillingAll(usize),
+    /// The manager was killed, and another goes on with the generation and this many workers.
+    TakenOver(GenerationId, usize),
 }
 
 /// What happened to a worker.
@@ -192,6 +200,7 @@ impl Notice {
             Self::Backoff(..) => "worker-waits",
             Self::Stopping(_) => "stopping",
             Self::KillingAll(_) => "killing",
+            Self::TakenOver(..) => "taken-over",
         }
     }
 
@@ -210,7 +219,8 @@ impl Notice {
             | Self::Scaled(id, _)
             | Self::GenerationGone(id)
             | Self::GenerationCut(id)
-            | Self::Backoff(id, ..) => Some(*id),
+            | Self::Backoff(id, ..)
+            | Self::TakenOver(id, _) => Some(*id),
             Self::Worker(..) | Self::Stopping(_) | Self::KillingAll(_) => None,
         }
     }
@@ -238,6 +248,7 @@ impl Notice {
             | Self::RollingBack(..)
             | Self::GenerationCut(_)
             | Self::KillingAll(_)
+            | Self::TakenOver(..)
             | Self::Worker(
                 _,
                 WorkerNotice::NotReady(_)
@@ -279,6 +290,7 @@ impl fmt::Display for Notice {
             }
             Self::Stopping(count) => write!(f, "stopping: {} to drain", workers(*count)),
             Self::KillingAll(count) => write!(f, "killing {}", workers(*count)),
+            Self::TakenOver(id, count) => write!(f, "generation {id} taken over with {}", workers(*count)),
         }
     }
 }

@@ -258,7 +258,7 @@ impl Manager {
     }
 
     pub(super) fn roll_back(&mut self, now: Mono, reason: String, out: &mut Vec<Action>) {
-        let give_up_at = now + self.time_to_restore() + self.time_to_wait_for_ends(now);
+        let give_up_at = self.latest_restoration(now);
         let current = self.current;
         let Some(upgrade) = self.upgrade_mut() else { return };
         out.push(Action::Tell(Notice::RollingBack(upgrade.to, reason.clone())));
@@ -268,6 +268,11 @@ impl Manager {
             // It comes back at once: what failed there before the upgrade is no reason to wait.
             old.backoff.clear();
         }
+    }
+
+    /// Returns when the old generation must be back, if it begins to come back now.
+    pub(super) fn latest_restoration(&self, now: Mono) -> Mono {
+        now + self.time_to_restore() + self.time_to_wait_for_ends(now)
     }
 
     /// Returns how long the old generation may need to come back, if each of its workers boots as slowly as it may.

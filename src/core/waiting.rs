@@ -8,7 +8,7 @@ use super::manager::Manager;
 use super::notice::Outcome;
 use super::respawn::Respawn;
 use super::time::Mono;
-use super::upgrade::{Origin, answer};
+use super::upgrade::{Change, Origin, answer};
 
 /// Why an upgrade to a target that somebody named never began.
 const ANOTHER_TARGET: &str = "an upgrade to another target was asked for";
@@ -52,6 +52,23 @@ impl Manager {
         }
         let before = self.waiting.upgrade.get_or_insert_default().target.replace(request);
         answer(before.into_iter().collect(), &Outcome::Superseded(ANOTHER_TARGET.into()), out);
+    }
+
+    /// Forgets who asked for what: nobody of them is there any more. An upgrade that nobody has begun is not wanted either.
+    pub(super) fn forget_who_asked(&mut self) {
+        self.waiting.upgrade = None;
+        self.awaiting_end.clear();
+        if let Some(respawn) = &mut self.waiting.respawn {
+            respawn.requests.clear();
+        }
+        match &mut self.change {
+            Some(Change::Respawn(respawn)) => respawn.requests.clear(),
+            Some(Change::Upgrade(upgrade)) => {
+                upgrade.requests.clear();
+                upgrade.undo.clear();
+            }
+            None => {}
+        }
     }
 
     /// Begins what waits, where nothing is under way. An upgrade goes first, as it makes fresh workers too; a respawn under

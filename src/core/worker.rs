@@ -141,6 +141,18 @@ impl Worker {
         }
     }
 
+    /// Goes on under another manager: its program runs, as nobody takes over before that, and what it said meanwhile was
+    /// not heard.
+    pub(super) fn taken_over(&mut self, now: Mono, policy: &Policy) {
+        self.executed(now, policy);
+        self.feed_watchdog(now);
+    }
+
+    /// Whether it may have said that it is ready when nobody listened, and will not say so again.
+    pub(super) fn may_be_unheard(&self, policy: &Policy) -> bool {
+        matches!(self.state, WorkerState::Starting { .. }) && policy.readiness == Readiness::Notify
+    }
+
     /// Takes the end of a probe; one that comes too late changes nothing.
     pub(super) fn probed(&mut self, now: Mono, passed: bool, policy: &Policy) -> Option<Turn> {
         let (WorkerState::Starting { next, .. }, Readiness::Probe(pause)) =

@@ -1,5 +1,6 @@
 //! What the core decides, told as stories: each names the promise or the rule that it shows.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use liveswap::core::ids::{GenerationId, RequestId, WorkerId};
@@ -792,4 +793,64 @@ fn of_two_targets_that_wait_the_newest_is_had_and_the_other_hears_so() {
     story.expect_order(&["generation 2 rolled back", "generation 3 committed"]);
     story.expect_never("generation 4");
     assert_eq!(story.targets, [None, Some(second)]);
+}
+
+#[test]
+fn an_upgrade_ends_with_its_manager_in_favour_of_what_serves() {
+    let mut story = Story::with_workers(2);
+    story.next.probation = secs(10);
+    let request = story.upgrade();
+    assert_eq!((story.ready(1), story.ready(2)), (0, 2));
+    story.event(Event::TakenOver(BTreeSet::new()));
+    story.expect_order(&[
+        "generation 2 on probation",
+        "generation 1 taken over with 2 workers",
+        "generation 2 rolling back: the manager was killed",
+        "ready [1/1]",
+        "draining: its generation failed",
+        "generation 2 rolled back: the manager was killed",
+    ]);
+    assert_eq!((story.ready(1), story.ready(2)), (2, 0));
+    assert_eq!(story.answer(request), None, "nobody is there any more who could hear it");
+    story.event(Event::TakenOver(BTreeSet::new()));
+    assert_eq!(
+        story.manager.status(),
+        "generation 1: 2 of 2 ready; upgrade to generation 2 rolled back: the manager was killed"
+    );
+}
+
+#[test]
+fn what_was_said_while_there_was_no_manager_is_no_reason_to_blame_anyone() {
+    let mut story = Story::with(Policy { watchdog: Some(secs(5)), ..policy(2) });
+    let dies = story.worker_in(1, 1);
+    story.release(1, Behaviour::Silent).event(Event::Exited(dies, Exit::Status(1)));
+    story.after(secs(1));
+    story.event(Event::Said(story.worker_in(1, 0), Word::Watchdog));
+    // Long after every deadline, one worker has died, and one may have said that it is ready.
+    story.now = story.now + secs(20);
+    let (serves, starts) = (story.worker_in(1, 0), story.worker_in(1, 1));
+    story.release(1, Behaviour::Good).event(Event::TakenOver(BTreeSet::new()));
+    story.expect_never("missed its watchdog");
+    assert_eq!(story.worker_in(1, 0), serves);
+    assert_ne!(story.worker_in(1, 1), starts, "nobody waits for a word that may have come");
+    story.expect_order(&[
+        "taken over with 2 workers",
+        "draining: nobody could hear whether it is ready [1/1]",
+    ]);
+    story.event(Event::TakenOver(BTreeSet::from([serves])));
+    story.expect_order(&["taken over with 1 worker", "worker 1 ended, and its exit status is not known"]);
+    story.after(secs(1));
+    assert_eq!(story.ready(1), 2);
+}
+
+#[test]
+fn whoever_starts_a_manager_wants_the_service_to_run() {
+    let mut story = Story::with_workers(1);
+    story.release(1, Behaviour::Stubborn).event(Event::Stop);
+    assert_eq!((story.ready(1), story.draining()), (0, 1));
+    story.release(1, Behaviour::Good).event(Event::TakenOver(BTreeSet::new()));
+    story.expect_order(&["stopping", "taken over with 0 workers", "ready [1/0]", "generation 1 serving"]);
+    assert_eq!((story.ready(1), story.draining()), (1, 1), "who drains goes on draining");
+    story.after(secs(60));
+    story.expect_order(&["worker 1 not finished after 1 min; SIGKILL"]);
 }

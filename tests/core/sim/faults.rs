@@ -59,7 +59,7 @@ impl World {
     pub(super) fn mishap(&mut self, number: u64) -> Verdict {
         self.plan_next(Coming::Mishap(number + 1));
         self.chance.turn_to(Whose::Mishap(number));
-        match self.chance.below(8) {
+        match self.chance.below(9) {
             0..3 => self.stray_event(),
             3 | 4 => {
                 self.forge();
@@ -75,8 +75,14 @@ impl World {
                 self.massacre();
                 Ok(())
             }
-            _ => {
+            7 => {
                 self.reap_at_once();
+                Ok(())
+            }
+            _ if self.chance.one_in(2) => self.kill_manager(),
+            _ => {
+                self.note(|| "THE MANAGER DIES after its next decision".into());
+                self.dies_next = true;
                 Ok(())
             }
         }
@@ -95,6 +101,48 @@ impl World {
             let time = self.chance.time(most);
             self.later(time, coming);
         }
+    }
+
+    /// The manager is killed, and after a while another takes over. What anybody says meanwhile is heard by nobody.
+    pub(super) fn kill_manager(&mut self) -> Verdict {
+        (self.dies_next, self.age) = (false, Duration::ZERO);
+        if self.checker.has_exited() {
+            return Ok(());
+        }
+        let most = self.chance.pick(&[Duration::ZERO, secs(1), secs(10), secs(300)]);
+        let gap = self.chance.time(most);
+        self.note(|| format!("THE MANAGER IS KILLED; another takes over after {gap:?}"));
+        self.now = self.now + gap;
+        self.checker.grant(gap);
+        let later = self.coming.split_off(&(self.now, u64::MAX));
+        for (key, coming) in std::mem::replace(&mut self.coming, later) {
+            match coming {
+                Coming::Event(Event::Exited(id, _) | Event::StartFailed(id, _)) => {
+                    self.processes.remove(&id);
+                }
+                Coming::Event(_) | Coming::Forged(..) => {}
+                Coming::Feed(_) | Coming::Command(_) | Coming::Mishap(_) => {
+                    self.coming.insert((self.now, key.1), coming);
+                }
+            }
+        }
+        // Whoever checked, prepared or probed something did so for the manager that is no more.
+        let is_of_manager = |coming: &Coming| {
+            matches!(
+                coming,
+                Coming::Event(
+                    Event::FileRead(..)
+                        | Event::HookEnded(..)
+                        | Event::Prepared(..)
+                        | Event::PreparationFailed(..)
+                        | Event::Probed(..)
+                )
+            )
+        };
+        self.coming.retain(|_, coming| !is_of_manager(coming));
+        let is_gone = |id: &WorkerId| !self.processes.contains_key(id);
+        let gone = self.manager.workers().map(|(id, _)| id).filter(is_gone).collect();
+        self.handle(&Event::TakenOver(gone))
     }
 
     /// Any worker that there ever was, or none that there is.

@@ -54,7 +54,7 @@ pub struct World {
     /// The latest moment that the core has heard of.
     latest: Mono,
     /// How long ago whoever brings the next event looked at the clock.
-    age: Duration,
+    pub age: Duration,
     pub manager: Manager,
     pub checker: Checker,
     pub coming: BTreeMap<(Mono, u64), Coming>,
@@ -67,6 +67,8 @@ pub struct World {
     pub faults: bool,
     pub plan: Plan,
     pub no_fork_until: Mono,
+    /// The manager is killed after it has decided once more, and before it has done all of that.
+    pub dies_next: bool,
     pub scaled: i32,
     requests: u64,
     steps: u64,
@@ -96,6 +98,7 @@ impl World {
             faults: true,
             plan,
             no_fork_until: Mono::ZERO,
+            dies_next: false,
             scaled: 0,
             requests: 0,
             steps: 0,
@@ -275,10 +278,15 @@ impl World {
         if self.events.is_multiple_of(travel) {
             self.travel()?;
         }
+        let is_killed = self.dies_next && self.faults;
         for action in &actions {
-            self.perform(action);
+            // Who takes over makes up for what a worker was to be told.
+            let is_done = matches!(action, Action::Drain(_) | Action::Abort(_) | Action::Kill(_));
+            if is_done || !is_killed {
+                self.perform(action);
+            }
         }
-        Ok(())
+        if is_killed { self.kill_manager() } else { Ok(()) }
     }
 
     /// Checks that everything was decided at once: a moment later there is nothing to do, nor to tell.

@@ -5,6 +5,7 @@
 
 mod model;
 mod rules;
+mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -172,8 +173,10 @@ pub struct Checker {
     cancelled: Option<GenerationId>,
     /// The generation whose end the present event forced.
     cut: Option<GenerationId>,
-    /// The worker whose end is the present event, and whether it was live until then.
-    ending: Option<(WorkerId, bool)>,
+    /// The workers whose end is the present event, and whether they were live until then.
+    ending: BTreeMap<WorkerId, bool>,
+    /// The present event is that another manager takes over.
+    takes_over: bool,
 }
 
 impl Checker {
@@ -205,7 +208,8 @@ impl Checker {
             scaling: BTreeMap::new(),
             cancelled: None,
             cut: None,
-            ending: None,
+            ending: BTreeMap::new(),
+            takes_over: false,
         }
     }
 
@@ -220,6 +224,9 @@ impl Checker {
             && *id <= newest
         {
             self.check_heard(*id)?;
+        }
+        if let Event::TakenOver(_) = event {
+            self.check_taken_over(newest)?;
         }
         self.check_state(now, manager)
     }
@@ -298,15 +305,8 @@ impl Checker {
                     worker.executed = Some(now);
                 }
             }
-            Event::StartFailed(id, _) | Event::Exited(id, _) => {
-                if let Some(worker) = self.workers.remove(id) {
-                    let was_live = worker.stage.is_live();
-                    self.ending = Some((*id, was_live));
-                    if was_live {
-                        self.lost(worker.generation);
-                    }
-                }
-            }
+            Event::StartFailed(id, _) | Event::Exited(id, _) => self.take_end(*id),
+            Event::TakenOver(gone) => self.take_over(now, gone),
             Event::Said(id, word) => self.take_word(now, *id, word),
             Event::Tick
             | Event::Upgrade(None)
@@ -316,6 +316,16 @@ impl Checker {
             | Event::HookEnded(..)
             | Event::PreparationFailed(..)
             | Event::Probed(..) => {}
+        }
+    }
+
+    fn take_end(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.remove(&id) {
+            let was_live = worker.stage.is_live();
+            self.ending.insert(id, was_live);
+            if was_live {
+                self.lost(worker.generation);
+            }
         }
     }
 
@@ -487,7 +497,7 @@ impl Checker {
     }
 
     fn check_state(&mut self, now: Mono, manager: &Manager) -> Verdict {
-        self.ending = None;
+        self.ending.clear();
         if !self.respawning {
             self.stale.clear();
             self.kills = false;

@@ -109,6 +109,11 @@ impl Checker {
                 self.backoff.insert((*generation, *slot), now + *pause);
             }
             Notice::Stopping(_) | Notice::KillingAll(_) => ensure!(self.stop_by.is_some(), "nobody asked"),
+            Notice::TakenOver(generation, left) => {
+                ensure!(*generation == self.current, "it does not serve");
+                let live = self.live().count();
+                ensure!(*left == live, "{live} workers are left");
+            }
             Notice::Worker(..) => unreachable!("has a check of its own"),
         }
         Ok(())
@@ -151,16 +156,16 @@ impl Checker {
                 Ok(())
             }
             WorkerNotice::Died(_) => {
-                ensure!(self.ending == Some((id, true)), "it did not");
+                ensure!(self.ending.get(&id) == Some(&true), "it did not");
                 Ok(())
             }
             WorkerNotice::Ended(_) => {
-                ensure!(self.ending == Some((id, false)), "it did not");
+                ensure!(self.ending.get(&id) == Some(&false), "it did not");
                 Ok(())
             }
             WorkerNotice::Spared => {
                 let is_kill = matches!(event, Event::Exited(_, Exit::Signal(9, _)));
-                ensure!(is_kill && self.ending == Some((id, true)), "it was not killed from outside");
+                ensure!(is_kill && self.ending.get(&id) == Some(&true), "it was not killed from outside");
                 let upgrade = self.upgrade.as_mut().filter(|upgrade| upgrade.phase == Phase::Surging);
                 let upgrade = upgrade.ok_or("nothing surges")?;
                 upgrade.spared += 1;
@@ -250,6 +255,10 @@ impl Checker {
                 }
             }
             DrainReason::NotReady | DrainReason::ByItself => self.lost(generation),
+            DrainReason::Unheard => {
+                ensure!(self.is_unheard(id), "somebody has listened to it all the while");
+                self.lost(generation);
+            }
             DrainReason::Stop => ensure!(self.stop_by.is_some(), "nobody asked for an end"),
         }
         if let Some(upgrade) = self.upgrade.as_mut().filter(|_| why == DrainReason::Replaced) {
