@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -16,7 +17,10 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{Pid, pipe2, setpgid};
 
 use super::handover::hand_over;
+use super::output::wait_readable;
+use super::process::kill_tree;
 use super::raw::{self, Sweep};
+use super::reaper::{Exit, wait_until_ended};
 
 /// The exit status of a child whose work panicked, as std has it.
 pub const PANICKED: i32 = 101;
@@ -51,6 +55,26 @@ impl ForkedWork {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for the whole result; only for where nothing else is to be done meanwhile.
+    ///
+    /// # Errors
+    /// Those of read(2) and waitid(2); `TimedOut` where a pause is longer than `patience`, and then the child is killed;
+    /// another where the child failed.
+    pub fn wait(mut self, patience: Duration) -> io::Result<Vec<u8>> {
+        let mut result = Vec::new();
+        while !self.read(&mut result)? {
+            if !wait_readable(&self, patience)? {
+                let _ = kill_tree(self.pid);
+                let _ = wait_until_ended(self.pid);
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        match wait_until_ended(self.pid)? {
+            Exit::Code(0) => Ok(result),
+            exit => Err(io::Error::other(format!("it {exit}"))),
         }
     }
 }
@@ -141,15 +165,13 @@ pub(super) fn make_child(clone: impl FnOnce() -> nix::Result<Pid>) -> io::Result
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::fs;
-    use std::process;
-    use std::time::Duration;
-
     use nix::sys::wait::{Id, WaitPidFlag, waitid};
     use nix::unistd::{alarm, getpgrp, getpid};
+    use std::fs;
+    use std::process;
 
     use super::super::process as processes;
-    use super::super::reaper::{self, Exit};
+    use super::super::reaper;
     use super::super::wait::{Interest, Poller};
     use super::*;
 

@@ -12,7 +12,8 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, bind as nix_bind, getsockname, socket,
+    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, bind as nix_bind, getpeername, getsockname,
+    socket,
 };
 
 use super::options::get_number;
@@ -155,6 +156,11 @@ pub fn kind(fd: impl AsFd) -> io::Result<Option<Kind>> {
 /// Those of getsockopt(2).
 pub fn is_listening(fd: impl AsFd) -> io::Result<bool> {
     Ok(get_number(&fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? != 0)
+}
+
+/// Returns whether a socket has one other end (getpeername(2)).
+pub fn is_connected(fd: impl AsFd) -> bool {
+    getpeername::<SockaddrStorage>(fd.as_fd().as_raw_fd()).is_ok()
 }
 
 /// Returns whether someone called shutdown(2) for reading on a listening or datagram socket.

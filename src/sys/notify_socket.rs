@@ -88,6 +88,22 @@ impl NotifySocket {
         })
     }
 
+    /// Binds a socket in the place of one whose owner is no more: whoever sends to the path reaches this one from now on,
+    /// and there is no moment without a socket there.
+    ///
+    /// Who has connected to the old one, instead of naming the path with each message as sd_notify(3) does, reaches nobody.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`NotifySocket::bind`], and of rename(2).
+    pub fn bind_again(path: &Path) -> io::Result<Self> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let mut bound = Self::bind(folder)?;
+        fs::rename(&bound.path, path)?;
+        path.clone_into(&mut bound.path);
+        Ok(bound)
+    }
+
     fn bind_to(path: &Path) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;

@@ -104,12 +104,32 @@ pub fn started(pid: Pid) -> Option<u64> {
     Stat::of(pid).filter(|stat| !stat.has_ended).map(|stat| stat.started)
 }
 
+/// Returns the parent of a process; `None` where it has gone.
+pub fn parent(pid: Pid) -> Option<Pid> {
+    Stat::of(pid).map(|stat| stat.parent)
+}
+
 /// Returns the value that a variable had when the process was executed; `None` where it had none, or we may not look.
 pub fn variable(pid: Pid, name: &str) -> Option<String> {
     let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let mut variables = environment.split(|&byte| byte == 0);
     let value = variables.find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
     String::from_utf8(value.to_vec()).ok()
+}
+
+/// Returns every process that was executed with these variables, as far as we may look.
+pub fn with_variables(wanted: &[(&str, &str)]) -> Vec<Pid> {
+    let has_all =
+        |pid: &Pid| wanted.iter().all(|(name, value)| variable(*pid, name).as_deref() == Some(*value));
+    processes().filter(has_all).collect()
+}
+
+/// Returns what names the present run of the machine: numbers and moments of another one mean nothing.
+///
+/// # Errors
+/// Those of read(2), where `/proc` is not mounted.
+pub fn boot() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 /// Kills a living process with its process group and all that descends from it, other groups and sessions included.

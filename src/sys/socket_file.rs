@@ -184,12 +184,38 @@ impl SocketFile {
     /// # Errors
     /// Those of open(2); ENOTSOCK where something else stands there.
     pub fn hold(path: &Path) -> io::Result<Self> {
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let handle = open(path, flags, Mode::empty())?;
+        let handle = open_path(path)?;
         if !is_socket(&fstat(&handle)?) {
             return Err(io::Error::from_raw_os_error(libc::ENOTSOCK));
         }
         Ok(Self { spare: spare_of(path), path: path.to_owned(), handle, is_ours_to_remove: false })
+    }
+
+    /// Takes hold of a file that a process before us bound, by either of its names; `None` where it has none left.
+    /// `identity` is what [`SocketFile::identity`] was.
+    pub fn recover(path: &Path, identity: (u64, u64), is_ours_to_remove: bool) -> Option<Self> {
+        let spare = spare_of(path);
+        let held = |name: &Path| {
+            let handle = open_path(name).ok()?;
+            let stat = fstat(&handle).ok()?;
+            ((stat.st_dev, stat.st_ino) == identity).then_some(handle)
+        };
+        let handle = held(path).or_else(|| held(&spare))?;
+        Some(Self { path: path.to_owned(), spare, handle, is_ours_to_remove })
+    }
+
+    /// Returns what tells the file from every other.
+    ///
+    /// # Errors
+    /// Those of fstat(2).
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        let stat = fstat(&self.handle)?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
+    /// Whether its names are removed with it.
+    pub fn is_ours_to_remove(&self) -> bool {
+        self.is_ours_to_remove
     }
 
     /// Returns where the socket was bound.
@@ -304,6 +330,10 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         self.remove();
     }
+}
+
+fn open_path(path: &Path) -> nix::Result<OwnedFd> {
+    open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 fn spare_of(path: &Path) -> PathBuf {
