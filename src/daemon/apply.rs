@@ -101,6 +101,8 @@ impl Daemon {
         let prefix = format!("{}.{slot} | ", spec.name);
         let process = Process {
             pid: spawned.pid,
+            started: process::started(spawned.pid),
+            survivor: None,
             group: spawned.pid,
             heir: None,
             generation,
@@ -128,6 +130,7 @@ impl Daemon {
         );
         let watched = self.watch(worker, &process);
         self.processes.insert(worker, process);
+        self.note_process(worker);
         if let Err(error) = watched {
             // It runs, but could not be heard: it ends as any other that fails.
             error!("cannot watch worker {worker}: {error}");
@@ -163,6 +166,9 @@ impl Daemon {
         if let Some(start) = &process.start {
             self.poller.add(start, Token::Report(worker).pack(), Interest::Read)?;
         }
+        if let Some(survivor) = &process.survivor {
+            self.poller.add(survivor, Token::Survivor(worker).pack(), Interest::Read)?;
+        }
         for output in &process.outputs {
             self.poller.add(&output.pipe, Token::Output(worker, output.stream).pack(), Interest::Read)?;
         }
@@ -186,11 +192,13 @@ impl Daemon {
 
     /// Remembers a probe or hook that was started.
     pub(super) fn employ(&mut self, role: Role, helper: Spawned) {
-        self.roles.insert(helper.pid, role);
-        self.helpers.insert(helper.pid, helper);
+        let pid = helper.pid;
+        self.roles.insert(pid, role);
+        self.helpers.insert(pid, helper);
+        self.note_helper(pid);
     }
 
-    fn drain(&mut self, worker: WorkerId) {
+    pub(super) fn drain(&mut self, worker: WorkerId) {
         if !self.disconnect(worker) {
             self.signal_to_drain(worker);
         }
@@ -204,17 +212,25 @@ impl Daemon {
         }
     }
 
-    fn signal(&self, worker: WorkerId, number: i32) {
+    pub(super) fn signal(&self, worker: WorkerId, number: i32) {
+        let send = |process: &Process| match (&process.survivor, main_process(process)) {
+            (Some(survivor), main) if main == process.pid => survivor.signal(number),
+            (_, main) => process::signal(main, number),
+        };
         if let Some(process) = self.running(worker)
-            && let Err(error) = process::signal(main_process(process), number)
+            && let Err(error) = send(process)
         {
             warn!("cannot signal worker {worker} ({}): {error}", process.name());
         }
     }
 
-    fn kill(&self, worker: WorkerId) {
+    pub(super) fn kill(&self, worker: WorkerId) {
+        let kill = |process: &Process| match &process.survivor {
+            Some(survivor) => survivor.kill_tree(),
+            None => process::kill_tree(process.pid),
+        };
         if let Some(process) = self.running(worker)
-            && let Err(error) = process::kill_tree(process.pid)
+            && let Err(error) = kill(process)
         {
             warn!("cannot kill worker {worker} ({}): {error}", process.name());
         }
@@ -240,9 +256,15 @@ impl Daemon {
             self.care.looks_at_sockets = true;
             self.care.occasion = Some(*worker);
         }
-        if let Notice::Serving(_) | Notice::UpgradeEnded(_, Outcome::Committed) = notice {
-            self.tidy_up_soon();
-            self.record_head();
+        match notice {
+            Notice::Serving(_) | Notice::UpgradeEnded(_, Outcome::Committed) => {
+                self.tidy_up_soon();
+                self.record_head();
+                self.drain_leftovers();
+            }
+            Notice::Stopping(_) => self.drain_leftovers(),
+            Notice::KillingAll(_) => self.kill_leftovers(),
+            _ => {}
         }
         self.insist_on_replacement(notice);
         self.history.note(notice, &self.manager, &self.processes, clock_now);

@@ -14,6 +14,7 @@ use std::time::Duration;
 use nix::unistd::{Gid, Uid};
 
 use super::release::Release;
+use super::runtime::NODE_MODULE;
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::spec::{self, Output, Protocol, is_protocol_variable};
 use crate::sys::limits::{Limit, Resource};
@@ -29,6 +30,9 @@ pub const MESSAGE_VARIABLE: &str = "LIVESWAP_MESSAGE_FD";
 /// The number of the first descriptor that a worker inherits (sd_listen_fds(3)).
 const FIRST_DESCRIPTOR: usize = 3;
 
+/// The manager's runtime directory: with the service's name it tells whose process it is, whoever is the manager then.
+pub const RUNTIME_VARIABLE: &str = "LIVESWAP_RUNTIME_DIRECTORY";
+
 /// The service's name, which hooks and probes have too.
 pub const SERVICE_VARIABLE: &str = "LIVESWAP_SERVICE";
 
@@ -38,16 +42,22 @@ pub struct Heritage {
     environment: BTreeMap<OsString, OsString>,
     /// The limit of open descriptors, which the manager raises for itself alone.
     nofile: Limit,
-    /// What Node programs are to load first.
-    node_module: PathBuf,
+    /// The runtime directory, where there is one.
+    runtime: Option<PathBuf>,
 }
 
 impl Heritage {
     /// Takes the manager's environment as it is now, without the variables that are meant for it alone.
-    pub fn take(nofile: Limit, node_module: PathBuf) -> Self {
+    pub fn take(nofile: Limit) -> Self {
         let is_own = |name: &OsStr| name.to_str().is_some_and(is_protocol_variable);
         let environment = std::env::vars_os().filter(|(name, _)| !is_own(name)).collect();
-        Self { environment, nofile, node_module }
+        Self { environment, nofile, runtime: None }
+    }
+
+    /// Tells what is started where the manager has its runtime directory.
+    #[must_use]
+    pub fn with_runtime(self, runtime: &Path) -> Self {
+        Self { runtime: Some(runtime.to_owned()), ..self }
     }
 
     /// The limit of open descriptors that the manager was started with.
@@ -93,8 +103,8 @@ impl Common {
                 variables.insert(OsStr::new(name), value.into());
             }
         }
-        if process.protocol == Protocol::Node {
-            load_first(&heritage.node_module, &mut variables, &mut by_slot);
+        if let Some(runtime) = heritage.runtime.as_ref().filter(|_| process.protocol == Protocol::Node) {
+            load_first(&runtime.join(NODE_MODULE), &mut variables, &mut by_slot);
         }
         let mut environment = CStrings::default();
         for (name, value) in &variables {
@@ -102,6 +112,10 @@ impl Common {
         }
         set(&mut environment, SERVICE_VARIABLE, &release.spec.name)?;
         set(&mut environment, "LIVESWAP_GENERATION", &generation.to_string())?;
+        if let Some(runtime) = &heritage.runtime {
+            let value = runtime.as_os_str().as_bytes();
+            environment.push(&[RUNTIME_VARIABLE.as_bytes(), b"=", value])?;
+        }
         if let Some(target) = &release.target {
             set(&mut environment, "LIVESWAP_TARGET", &target.resolved)?;
         }

@@ -1,7 +1,7 @@
 //! The shell round the core: it waits, hands events in, and performs what comes out.
 //!
 //! ```text
-//! start     how a manager comes to be
+//! begin     how a manager comes to be                       start    one that is new
 //! run       the loop, and what is ready turned into events   obey   signals
 //! apply     one action performed                          reap      children that have ended
 //! prepare   service file -> candidate -> generation       target    the code that runs, where an upgrade may name it
@@ -15,10 +15,12 @@
 //! control   the clients of the control socket
 //! watch     the child that asks for an upgrade when files change
 //! handover  another program in our place, which goes on with all of it
+//! recovery  going on with what a manager has left that was killed
 //! log       the form of the log                             outlet    our outputs, never waited for
 //! ```
 
 mod apply;
+mod begin;
 mod checker;
 mod control;
 pub mod handover;
@@ -32,6 +34,7 @@ mod pre_upgrade;
 mod prepare;
 mod process;
 mod reap;
+mod recovery;
 mod release;
 mod repair;
 mod run;
@@ -47,22 +50,17 @@ mod watch;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tracing::{info, warn};
-
-use self::control::{Control, TcpError};
+use self::control::TcpError;
 use self::handover::State;
 use self::launch::Heritage;
 use self::release::Release;
 pub use self::release::{Refusal, Source, read_spec};
-use self::run::Daemon;
-use self::runtime::{RuntimeDirectory, RuntimeError};
-use self::sockets::{SocketError, Sockets};
-use self::start::Start;
+use self::runtime::RuntimeError;
+use self::sockets::SocketError;
 use self::target::Wanted;
-use self::upward::ServiceManager;
 pub use crate::core::spec::PROTOCOL_VARIABLES;
 use crate::core::spec::ServiceSpec;
-use crate::sys::activation::{self, ActivationError};
+use crate::sys::activation::ActivationError;
 use crate::sys::handover::Unpacked;
 use crate::sys::limits::{self, Resource};
 use crate::sys::signals;
@@ -134,31 +132,8 @@ pub fn hold_signals() {
 ///
 /// What kept it from starting; nothing that happens later ends a manager early.
 pub fn run(source: Source, watched: &[PathBuf], color: bool) -> Result<(), ManagerError> {
-    let io = |doing| move |source| ManagerError::Io { doing, source };
-    let release =
-        prepare::first_release(&source, color).map_err(|refusal| ManagerError::BadFile(refusal.into()))?;
-    let mut sockets = Sockets::new(activation::take()?);
-    for path in watched {
-        path.metadata().map_err(|source| ManagerError::Watch { path: path.clone(), source })?;
-    }
-    let runtime = RuntimeDirectory::take(&release.spec.name)?;
-    let nofile = raise_descriptor_limit().map_err(io("raising the limit of open descriptors"))?;
-    let heritage = Heritage::take(nofile, runtime.node_module());
-    let upward = ServiceManager::from_environment();
-    let control = Control::bind(&runtime.control(), release.control_group);
-    let mut control = control.map_err(io("binding the control socket"))?;
-    control.listen_by_tcp(&release)?;
-    let prepared = prepare::prepare_sockets(&mut sockets, &release)?;
-    for warning in &release.warnings {
-        warn!("{warning}");
-    }
-    info!("{} runs {} (pid {})", env!("CARGO_PKG_NAME"), summary(&release.spec), std::process::id());
-    let start = Start { source, release, prepared, sockets, runtime, heritage, upward, control };
-    if !watched.is_empty() {
-        watch::start(watched.to_vec()).map_err(io("starting to watch files"))?;
-    }
-    let mut daemon = Daemon::new(start).map_err(io("setting up the event loop"))?;
-    let ended = daemon.run().map_err(io("waiting for events"));
+    let mut daemon = begin::begin(source, watched, color)?;
+    let ended = daemon.run().map_err(|source| ManagerError::Io { doing: "waiting for events", source });
     daemon.part();
     ended
 }
@@ -201,7 +176,7 @@ pub struct Checked {
 pub fn check(file: &Path, color: bool) -> Result<Checked, Refusal> {
     let release = Release::read(&Source::File(file.to_owned()), &Wanted::First, false, color)?;
     let failed = |error: io::Error| Refusal::new(format!("{}: {error}", file.display()));
-    let heritage = Heritage::take(limits::own(Resource::Nofile).map_err(failed)?, PathBuf::new());
+    let heritage = Heritage::take(limits::own(Resource::Nofile).map_err(failed)?);
     let warnings = launch::missing_programs(&release, &heritage).map_err(failed)?;
     Ok(Checked { summary: summary(&release.spec), warnings })
 }

@@ -260,6 +260,7 @@ impl Daemon {
             Ok(sockets) => {
                 let policy = release.spec.policy.clone();
                 self.generations.insert(generation, Generation { release, common, sockets, control_tcp });
+                self.journal.needs_snapshot();
                 self.watch_sockets();
                 self.inbox.push_back(Event::Prepared(generation, policy));
             }
@@ -307,6 +308,7 @@ impl Daemon {
     /// Gives the sockets that `generation` holds the options that it wants.
     pub(super) fn restore_sockets(&mut self, generation: GenerationId) {
         let Some(of) = self.generations.get(&generation) else { return };
+        self.journal.needs_snapshot();
         for error in self.sockets.revert(&plans(&of.release)) {
             error!("generation {generation}: {}", in_words(&error));
         }

@@ -18,6 +18,7 @@ use crate::core::time::Mono;
 use crate::core::word::{Word, one_line};
 use crate::sys::handover::hand_over;
 use crate::sys::notify_socket::NotifySocket;
+use crate::sys::pidfd::Pidfd;
 use crate::sys::spawn::Spawned;
 use crate::wire::lines::{Line, Lines};
 use crate::wire::notify::{self, Descriptors, MAX_DATAGRAM, Message};
@@ -45,8 +46,12 @@ const TAIL_LINE: usize = 400;
 /// A worker's process, until it is reaped.
 #[derive(Debug)]
 pub struct Process {
-    /// Our child whose end is the worker's.
+    /// The process whose end is the worker's; our child, unless it is a survivor.
     pub pid: Pid,
+    /// When it was started, in clock ticks since the boot.
+    pub started: Option<u64>,
+    /// Where it outlived the manager that had started it: what we hold it by.
+    pub survivor: Option<Pidfd>,
     /// The process group that it was started in.
     pub group: Pid,
     /// The process that the worker named as its main one (`MAINPID=`): it is signalled, and the worker goes on as it
@@ -80,6 +85,8 @@ pub struct Process {
 
 hand_over!(Process as ProcessState {
     pid: Pid,
+    started: Option<u64>,
+    survivor: Option<Pidfd>,
     group: Pid,
     heir: Option<Pid>,
     generation: GenerationId,

@@ -8,11 +8,15 @@ use tracing::{error, info, warn};
 
 use super::launch::{SERVICE_VARIABLE, WORKER_VARIABLE};
 use super::process::LAST_WORDS;
+use super::recovery::kill_family;
 use super::run::{Daemon, Role};
+use super::token::Token;
 use crate::core::Event;
 use crate::core::ids::WorkerId;
 use crate::core::notice::Exit;
+use crate::sys::pidfd::Pidfd;
 use crate::sys::spawn::{Report, Spawned};
+use crate::sys::wait::Interest;
 use crate::sys::{process, reaper, rest};
 
 /// How long after an end it is looked for what outlived it: what the kernel hands on to us has arrived by then.
@@ -128,8 +132,9 @@ impl Daemon {
             && !self.roles.contains_key(&heir)
         {
             info!("worker {worker} ({}) goes on as pid {heir}", process.name());
-            process.pid = heir;
+            (process.pid, process.started) = (heir, process::started(heir));
             self.roles.insert(heir, Role::Worker(worker));
+            self.note_process(worker);
             return true;
         }
         kill_group(ended);
@@ -138,6 +143,40 @@ impl Daemon {
             kill_group(process.group);
         }
         false
+    }
+
+    /// Takes the end of a worker that is no child of ours: how it ended was told to somebody else.
+    pub(super) fn survivor_ended(&mut self, worker: WorkerId) {
+        let Some(process) = self.processes.get_mut(&worker) else { return };
+        let Some(survivor) = process.survivor.take_if(|survivor| survivor.has_ended()) else { return };
+        let _ = self.poller.remove(&survivor);
+        let ended = survivor.pid();
+        self.listen(worker, LAST_WORDS);
+        self.roles.remove(&ended);
+        if self.goes_on_elsewhere(worker, ended) {
+            return;
+        }
+        if let Some(of) = self.generations.get(&self.processes[&worker].generation) {
+            kill_family(&of.release.spec.name, self.runtime.path(), worker);
+        }
+        self.take_end(worker, Exit::Unseen);
+    }
+
+    /// Whether a worker that is no child of ours lives on as another process, which it has named.
+    fn goes_on_elsewhere(&mut self, worker: WorkerId, ended: Pid) -> bool {
+        let Some(process) = self.processes.get_mut(&worker) else { return false };
+        let Some(heir) = process.heir.take().filter(|heir| *heir != ended) else { return false };
+        let is_its_own = process::variable(heir, WORKER_VARIABLE) == Some(worker.to_string());
+        let Some((held, started)) = Pidfd::open(heir).ok().zip(process::started(heir)) else { return false };
+        if !is_its_own || held.has_ended() || self.roles.contains_key(&heir) {
+            return false;
+        }
+        info!("worker {worker} ({}) goes on as pid {heir}", process.name());
+        let watched = self.poller.add(&held, Token::Survivor(worker).pack(), Interest::Read);
+        (process.pid, process.started, process.survivor) = (heir, Some(started), Some(held));
+        self.roles.insert(heir, Role::Worker(worker));
+        self.note_process(worker);
+        watched.is_ok()
     }
 
     /// Tells what the end of a child means; `failure` says why its program could not be executed.
@@ -164,6 +203,17 @@ impl Daemon {
 
     fn worker_ended(&mut self, worker: WorkerId, exit: reaper::Exit) {
         self.take_report(worker);
+        let failure = self.processes.get_mut(&worker).and_then(|process| process.failure.take());
+        let exit = match (failure, exit) {
+            (Some(failure), _) => Exit::NotExecuted(failure),
+            (None, reaper::Exit::Code(status)) => Exit::Status(status),
+            (None, reaper::Exit::Signal { number, .. }) => Exit::Signal(number, signal_text(exit)),
+        };
+        self.take_end(worker, exit);
+    }
+
+    /// Hears a worker that has ended to the end, and lets go of what we had of it.
+    fn take_end(&mut self, worker: WorkerId, exit: Exit) {
         self.listen(worker, LAST_WORDS);
         self.hear_to_the_end(worker);
         let Some(process) = self.processes.get_mut(&worker) else { return };
@@ -180,11 +230,6 @@ impl Daemon {
             // It asks whether a worker is ready that is no more.
             let _ = process::kill_tree(*pid);
         }
-        let exit = match (process.failure.take(), exit) {
-            (Some(failure), _) => Exit::NotExecuted(failure),
-            (None, reaper::Exit::Code(status)) => Exit::Status(status),
-            (None, reaper::Exit::Signal { number, .. }) => Exit::Signal(number, signal_text(exit)),
-        };
         self.inbox.push_back(Event::Exited(worker, exit));
     }
 }

@@ -111,6 +111,7 @@ impl Daemon {
     /// Lets go of a generation and of the sockets that it alone had.
     pub(super) fn let_go(&mut self, generation: GenerationId) {
         let Some(of) = self.generations.remove(&generation) else { return };
+        self.journal.needs_snapshot();
         let has_served = self.manager.previous() == Some(generation);
         self.forget_demands(generation, has_served);
         for listener in of.sockets.listeners.iter().filter(|listener| Rc::strong_count(listener) == 1) {
@@ -179,6 +180,7 @@ impl Daemon {
         for demanded in self.demanded.iter_mut().filter(|one| Rc::ptr_eq(&one.listener, dead)) {
             demanded.listener = Rc::clone(new);
         }
+        self.journal.needs_snapshot();
         let _ = self.poller.remove(&**dead);
         self.watch_sockets();
         info!("all workers are replaced, as those that run share the dead socket");

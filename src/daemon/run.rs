@@ -21,6 +21,7 @@ use super::outlet::Outputs;
 use super::prepare::Candidate;
 use super::process::{Heard, MESSAGES_A_TURN, Process};
 use super::reap;
+use super::recovery::{Journal, Leftover};
 use super::release::{Release, Source};
 use super::repair::Care;
 use super::runtime::RuntimeDirectory;
@@ -85,6 +86,8 @@ pub struct Daemon {
     /// The wish for another manager in our place.
     pub(super) reexec: Option<Reexec>,
     pub(super) runtime: RuntimeDirectory,
+    /// What another manager goes on with, if this one is killed.
+    pub(super) journal: Journal,
     pub(super) heritage: Heritage,
     pub(super) sockets: Sockets,
     pub(super) generations: BTreeMap<GenerationId, Generation>,
@@ -121,6 +124,8 @@ pub struct Daemon {
     pub(super) look_for_orphans_at: Option<Mono>,
     pub(super) care: Care,
     pub(super) outputs: Outputs,
+    /// Processes of a manager before us whose state could not be used.
+    pub(super) leftovers: Vec<Leftover>,
 }
 
 impl Daemon {
@@ -133,7 +138,11 @@ impl Daemon {
         let mut ready = Vec::new();
         loop {
             self.settle();
-            if self.ended && self.hooks_end.is_empty() && self.recording.is_none() {
+            if self.ended
+                && self.hooks_end.is_empty()
+                && self.recording.is_none()
+                && self.leftovers.is_empty()
+            {
                 break;
             }
             if self.hands_over() {
@@ -150,10 +159,12 @@ impl Daemon {
             self.end_crowds();
             self.end_demands();
             self.kill_orphans();
+            self.kill_late_leftovers();
             if tick_at.is_some_and(|at| at <= self.now()) {
                 self.inbox.push_back(Event::Tick);
             }
         }
+        self.journal.remove();
         reap::kill_strangers();
         self.outputs.flush(&self.poller);
         Ok(())
@@ -177,9 +188,15 @@ impl Daemon {
                 Event::Exited(worker, _) | Event::StartFailed(worker, _) => Some(worker),
                 _ => None,
             };
-            self.manager.handle(self.now(), event, &mut actions);
-            for action in actions.drain(..) {
-                self.perform(action);
+            let now = self.now();
+            self.foresee(now, &event);
+            self.manager.handle(now, event, &mut actions);
+            if !actions.is_empty() {
+                self.write_journal();
+                for action in actions.drain(..) {
+                    self.perform(action);
+                }
+                self.note_done();
             }
             if self.inbox.is_empty() && mem::take(&mut self.care.looks_at_sockets) {
                 let occasion = self.care.occasion.take();
@@ -193,6 +210,7 @@ impl Daemon {
         self.upward.sync(&self.manager, &self.dead_sockets(), self.now());
         self.serve_clients();
         self.outputs.flush(&self.poller);
+        self.close_turn();
         self.barriers.clear();
     }
 
@@ -205,6 +223,7 @@ impl Daemon {
             .chain(self.processes.values().filter_map(|process| process.lingers_until))
             .chain(self.processes.values().filter_map(|process| process.tries_again_at))
             .chain(self.next_end_of_demand())
+            .chain(self.next_end_of_leftover())
             .chain(self.recording.as_ref().map(Recording::deadline))
             .chain(self.reexec.as_ref().and_then(Reexec::deadline))
             .min()
@@ -216,7 +235,8 @@ impl Daemon {
     fn collect(&mut self, ready: &[Ready]) {
         let mut tokens: Vec<_> = ready.iter().filter_map(|ready| Token::unpack(ready.token)).collect();
         let is_door = |token: &Token| matches!(token, Token::Control | Token::ControlTcp);
-        tokens.sort_by_key(|token| (*token == Token::Signals, is_door(token)));
+        let is_end = |token: &Token| matches!(token, Token::Signals | Token::Survivor(_));
+        tokens.sort_by_key(|token| (is_end(token), is_door(token)));
         for token in tokens {
             match token {
                 Token::Notify(worker) => self.hear(worker),
@@ -233,6 +253,8 @@ impl Daemon {
                 Token::PreUpgrade => self.read_pre_upgrade(),
                 Token::Channel(worker) => self.hear_node(worker),
                 Token::Stored(number) => self.end_stored(number),
+                Token::Survivor(worker) => self.survivor_ended(worker),
+                Token::Leftover(pid) => self.leftover_ended(Pid::from_raw(pid)),
                 Token::Signals => self.take_signals(),
             }
         }

@@ -1,21 +1,30 @@
 //! The runtime directory of a service, held by one manager at a time.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::unistd::{Uid, geteuid, getpid};
+use nix::unistd::{Pid, Uid, geteuid, getpid};
 
+use super::recovery::STATE;
 use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
+use crate::sys::process;
 
 /// The longest path of a runtime directory: of the 107 bytes of a socket's path, `/notify/` and a name take 40.
 const MAX_PATH: usize = 107 - 40;
 
-/// What Node programs load first.
-const NODE_MODULE: &str = include_str!("node/first.js");
+/// What Node programs load first, and what it is called in the runtime directory.
+const NODE_PROGRAM: &str = include_str!("node/first.js");
+pub(super) const NODE_MODULE: &str = "first.js";
+
+/// How long the children of a manager that was killed may take to become their programs, and how often it is looked.
+const CHILDREN_TAKE: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The name of the control socket in the runtime directory.
 pub const CONTROL: &str = "control.sock";
@@ -86,15 +95,22 @@ impl RuntimeDirectory {
         }
         let lock = lock(&path, service)?;
         let directory = Self { path, lock };
-        let notify = directory.notify();
-        // What is left in there belonged to a manager that is no more.
-        match fs::remove_dir_all(&notify) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io(&notify)(error)),
-            _ => Ok(()),
-        }?;
-        fs::create_dir(&notify).map_err(io(&notify))?;
-        fs::set_permissions(&notify, Permissions::from_mode(0o711)).map_err(io(&notify))?;
+        directory.restore().map_err(io(&directory.notify()))?;
         Ok(directory)
+    }
+
+    /// Removes what managers have left in there that are no more.
+    ///
+    /// # Errors
+    ///
+    /// Those of unlink(2) and mkdir(2).
+    pub fn clear(&self) -> Result<(), RuntimeError> {
+        let notify = self.notify();
+        let io = |source| RuntimeError::Io { path: notify.clone(), source };
+        match fs::remove_dir_all(&notify) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io(error)),
+            _ => self.restore().map_err(io),
+        }
     }
 
     /// Makes the folder of the notify sockets again where somebody has removed it.
@@ -107,6 +123,18 @@ impl RuntimeDirectory {
         fs::set_permissions(self.notify(), Permissions::from_mode(0o711))
     }
 
+    /// Returns its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the path of the state for another manager.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.path.join(STATE)
+    }
+
     /// Returns the path of the control socket.
     #[must_use]
     pub fn control(&self) -> PathBuf {
@@ -116,7 +144,7 @@ impl RuntimeDirectory {
     /// Returns the path of the module that Node programs load first.
     #[must_use]
     pub fn node_module(&self) -> PathBuf {
-        self.path.join("first.js")
+        self.path.join(NODE_MODULE)
     }
 
     /// Sees to it that the module is there, for any user to read.
@@ -126,11 +154,11 @@ impl RuntimeDirectory {
     /// Those of open(2), write(2), chmod(2) and rename(2).
     pub fn lay_out_node_module(&self) -> io::Result<()> {
         let (path, new) = (self.node_module(), self.path.join("first.js.new"));
-        if fs::symlink_metadata(&path).is_ok_and(|file| file.len() == NODE_MODULE.len() as u64) {
+        if fs::symlink_metadata(&path).is_ok_and(|file| file.len() == NODE_PROGRAM.len() as u64) {
             return Ok(());
         }
         DirBuilder::new().recursive(true).mode(0o711).create(&self.path)?;
-        fs::write(&new, NODE_MODULE)?;
+        fs::write(&new, NODE_PROGRAM)?;
         fs::set_permissions(&new, Permissions::from_mode(0o644))?;
         fs::rename(&new, &path)
     }
@@ -239,19 +267,34 @@ fn private_folder(user: Uid) -> PathBuf {
     folder
 }
 
+/// Returns the pid of whoever holds the lock, as he wrote it.
+fn holder(lock: &mut File) -> String {
+    let mut pid = String::new();
+    let _ = lock.rewind().and_then(|()| lock.read_to_string(&mut pid));
+    if pid.trim().is_empty() { "unknown".into() } else { pid.trim().to_owned() }
+}
+
+/// Takes the lock. Children of a manager that was killed hold it until they have become their programs, and are waited for.
 fn lock(directory: &Path, service: &str) -> Result<Flock<File>, RuntimeError> {
     let path = directory.join("lock");
     let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
     let io = |source| RuntimeError::Io { path: path.clone(), source };
-    let mut lock = match Flock::lock(open.map_err(io)?, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => lock,
-        Err((mut file, Errno::EWOULDBLOCK)) => {
-            let mut pid = String::new();
-            let _ = file.read_to_string(&mut pid);
-            let pid = if pid.trim().is_empty() { "unknown".into() } else { pid.trim().to_owned() };
-            return Err(RuntimeError::Taken { service: service.into(), pid, path: directory.into() });
+    let mut file = open.map_err(io)?;
+    let begun = Instant::now();
+    let mut lock = loop {
+        let holder = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => break lock,
+            Err((taken, Errno::EWOULDBLOCK)) => {
+                file = taken;
+                holder(&mut file)
+            }
+            Err((_, error)) => return Err(io(error.into())),
+        };
+        let is_dead = holder.parse().is_ok_and(|pid| process::started(Pid::from_raw(pid)).is_none());
+        if !is_dead || begun.elapsed() > CHILDREN_TAKE {
+            return Err(RuntimeError::Taken { service: service.into(), pid: holder, path: directory.into() });
         }
-        Err((_, error)) => return Err(io(error.into())),
+        thread::sleep(LOOK_AGAIN);
     };
     lock.set_len(0).and_then(|()| writeln!(lock, "{}", getpid())).map_err(io)?;
     Ok(lock)

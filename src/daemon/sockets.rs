@@ -22,6 +22,7 @@ mod guard;
 mod inherited;
 mod listener;
 mod plan;
+mod record;
 #[cfg(test)]
 mod tests;
 
@@ -40,6 +41,7 @@ pub use error::{Problem, SocketError, Step};
 pub use guard::Hurt;
 pub use listener::{Listener, ListenerState};
 pub use plan::{Owner, SocketPlan};
+pub use record::ListenerRecord;
 
 /// All sockets that some generation uses, and those of an activator until the first generation takes them.
 #[derive(Debug)]
@@ -127,7 +129,21 @@ impl Sockets {
         Ok(Prepared { listeners: vec![listener], warnings })
     }
 
-    /// Goes on with sockets that came over execve(2); their paths are yet to be guarded.
+    /// Binds a socket that could not be kept as it was before.
+    ///
+    /// # Errors
+    /// [`SocketError`] says what went wrong.
+    pub fn bind_again(plan: &SocketPlan) -> Result<Listener, SocketError> {
+        Listener::bind(plan).map_err(|problem| problem.of(plan))
+    }
+
+    /// As [`Sockets::resume`], with what an activator handed over as well.
+    pub fn with_kept(kept: &[Rc<Listener>], inherited: Vec<Inherited>) -> Self {
+        let live = kept.iter().map(Rc::downgrade).collect();
+        Self { live, ..Self::new(inherited) }
+    }
+
+    /// Goes on with sockets that came over execve(2), or outlived a manager; their paths are yet to be guarded.
     pub fn resume(listeners: &[Rc<Listener>]) -> Self {
         let live = listeners.iter().map(Rc::downgrade).collect();
         Self { live, inherited: Vec::new(), strangers: Vec::new(), watch: PathWatch::new() }

@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
+use tracing::warn;
+
 use super::control::{Control, History};
 use super::launch::{Common, Heritage};
 use super::outlet::Outputs;
+use super::recovery::{Journal, Leftover};
 use super::release::{Release, Source};
 use super::repair::Care;
 use super::run::{Daemon, Generation};
@@ -14,12 +17,26 @@ use super::sockets::{Prepared, Sockets};
 use super::store::Store;
 use super::token::Token;
 use super::upward::ServiceManager;
+use crate::core::ids::WorkerId;
 use crate::core::{Event, Manager};
 use crate::sys::clock::monotonic_micros;
 use crate::sys::exec::own_program;
 use crate::sys::signals::{ControllingTerminal, Signals};
 use crate::sys::wait::{Interest, Poller};
 use crate::sys::{process, reaper};
+
+/// What a manager needs wherever it begins.
+#[derive(Debug)]
+pub struct Post {
+    /// The runtime directory.
+    pub runtime: RuntimeDirectory,
+    /// What workers inherit from us.
+    pub heritage: Heritage,
+    /// The way to the service manager.
+    pub upward: ServiceManager,
+    /// The clients.
+    pub control: Control,
+}
 
 /// What a daemon starts from.
 #[derive(Debug)]
@@ -32,14 +49,12 @@ pub struct Start {
     pub prepared: Prepared,
     /// All sockets.
     pub sockets: Sockets,
-    /// The runtime directory.
-    pub runtime: RuntimeDirectory,
-    /// What workers inherit from us.
-    pub heritage: Heritage,
-    /// The way to the service manager.
-    pub upward: ServiceManager,
-    /// The clients.
-    pub control: Control,
+    /// Everything else.
+    pub post: Post,
+    /// What a manager before us has left whose state could not be used.
+    pub leftovers: Vec<Leftover>,
+    /// The highest number that any of those had as a worker.
+    pub newest: Option<WorkerId>,
 }
 
 impl Daemon {
@@ -51,12 +66,11 @@ impl Daemon {
     pub fn new(start: Start) -> io::Result<Self> {
         let poller = Poller::new()?;
         let signals = Signals::install()?;
-        poller.add(&signals, Token::Signals.pack(), Interest::Read)?;
-        reaper::set_subreaper()?;
-        let manager = Manager::new(start.release.spec.policy.clone());
-        let common = Common::of(&start.release, manager.current(), &start.heritage)?;
+        let manager = Manager::counting_from(start.newest, start.release.spec.policy.clone());
+        let Post { runtime, heritage, upward, control } = start.post;
+        let common = Common::of(&start.release, manager.current(), &heritage)?;
         let first = Generation { release: start.release, common, sockets: start.prepared, control_tcp: None };
-        let mut daemon = Self {
+        let daemon = Self {
             generations: BTreeMap::from([(manager.current(), first)]),
             manager,
             poller,
@@ -66,8 +80,9 @@ impl Daemon {
             source: start.source,
             program: own_program()?,
             reexec: None,
-            runtime: start.runtime,
-            heritage: start.heritage,
+            journal: Journal::new(runtime.state()),
+            runtime,
+            heritage,
             sockets: start.sockets,
             kept: None,
             targets: BTreeMap::new(),
@@ -79,8 +94,8 @@ impl Daemon {
             roles: BTreeMap::new(),
             helpers: BTreeMap::new(),
             found_at_start: process::own_children()?,
-            upward: start.upward,
-            control: start.control,
+            upward,
+            control,
             history: History::default(),
             inbox: VecDeque::from([Event::Tick]),
             barriers: Vec::new(),
@@ -89,10 +104,33 @@ impl Daemon {
             look_for_orphans_at: None,
             care: Care::default(),
             outputs: Outputs::open()?,
+            leftovers: start.leftovers,
         };
-        daemon.watch_sockets();
-        daemon.watch_control();
-        daemon.control.watch(&daemon.poller)?;
         Ok(daemon)
+    }
+
+    /// Has the kernel tell us of everything that there is.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll(7).
+    pub(super) fn watch_all(&mut self) -> io::Result<()> {
+        reaper::set_subreaper()?;
+        self.poller.add(&self.signals, Token::Signals.pack(), Interest::Read)?;
+        self.control.watch(&self.poller)?;
+        self.stored.watch(&self.poller);
+        for (worker, process) in &self.processes {
+            self.watch(*worker, process)?;
+        }
+        self.candidate.as_ref().map_or(Ok(()), |candidate| candidate.watch(&self.poller))?;
+        self.watch_leftovers();
+        // What was done to a path meanwhile is mended before it is watched: the watch is of what stands there.
+        self.mend_sockets(None);
+        for warning in self.sockets.guard() {
+            warn!("{warning}");
+        }
+        self.watch_sockets();
+        self.watch_control();
+        Ok(())
     }
 }

@@ -43,6 +43,10 @@ pub enum Token {
     Stored(u64),
     /// A Node worker said something on its channel, or takes more.
     Channel(WorkerId),
+    /// A worker that is no child of ours has ended.
+    Survivor(WorkerId),
+    /// A process of a manager before us, of which no more is known than its pid, has ended.
+    Leftover(i32),
 }
 
 /// One of the two outputs of a process.
@@ -88,6 +92,8 @@ impl Token {
             Self::Stored(number) => (15, number),
             Self::Channel(WorkerId(id)) => (13, id),
             Self::ControlTcp => (14, 0),
+            Self::Survivor(WorkerId(id)) => (16, id),
+            Self::Leftover(pid) => (17, u64::from(pid.unsigned_abs())),
         };
         debug_assert!(id < 1 << SHIFT, "more than 2^56 workers");
         kind << SHIFT | id
@@ -115,6 +121,8 @@ impl Token {
             15 => Self::Stored(id),
             13 => Self::Channel(WorkerId(id)),
             14 => Self::ControlTcp,
+            16 => Self::Survivor(WorkerId(id)),
+            17 => Self::Leftover(i32::try_from(id).ok()?),
             _ => return None,
         })
     }
@@ -144,6 +152,8 @@ mod tests {
             Token::PreUpgrade,
             Token::Stored(5),
             Token::Channel(WorkerId(8)),
+            Token::Survivor(WorkerId(2)),
+            Token::Leftover(4711),
         ];
         for token in tokens {
             assert_eq!(Token::unpack(token.pack()), Some(token));

@@ -94,6 +94,10 @@ impl ServiceManager {
         let status = manager.status();
         match notice {
             Notice::Serving(_) => self.say(&[Upward::Ready, Upward::Status(&status)]),
+            // It has served all the while.
+            Notice::TakenOver(..) if manager.has_served() => {
+                self.say(&[Upward::Ready, Upward::Status(&status)]);
+            }
             // Before the first READY=1 there is nothing to be reloaded.
             Notice::UpgradeBegan(_) | Notice::RollbackBegan(..) if manager.has_served() => {
                 self.say(&[reload, Upward::Status(&status)]);

@@ -13,7 +13,9 @@ pub struct Log {
 
 #[derive(Default)]
 struct Lines {
-    lines: Vec<String>,
+    texts: Vec<String>,
+    /// How many streams may still bring some.
+    streams: usize,
     closed: bool,
 }
 
@@ -21,26 +23,33 @@ impl Log {
     /// Collects every line of `stream` until its end.
     pub fn collect(stream: impl Read + Send + 'static) -> Self {
         let log = Self::default();
-        let collecting = log.clone();
+        log.add(stream);
+        log
+    }
+
+    /// Collects every line of another stream as well.
+    pub fn add(&self, stream: impl Read + Send + 'static) {
+        let collecting = self.clone();
+        let mut lines = self.lock();
+        lines.streams += 1;
+        lines.closed = false;
+        drop(lines);
         thread::spawn(move || {
             for line in BufReader::new(stream).split(b'\n') {
                 let Ok(line) = line else { break };
                 collecting.push(String::from_utf8_lossy(&line).into_owned());
             }
-            collecting.close();
+            let mut lines = collecting.lock();
+            lines.streams -= 1;
+            lines.closed = lines.streams == 0;
+            drop(lines);
+            collecting.shared.1.notify_all();
         });
-        log
     }
 
     /// Adds a line.
     pub fn push(&self, line: String) {
-        self.lock().lines.push(line);
-        self.shared.1.notify_all();
-    }
-
-    /// No line will follow.
-    pub fn close(&self) {
-        self.lock().closed = true;
+        self.lock().texts.push(line);
         self.shared.1.notify_all();
     }
 
@@ -50,12 +59,12 @@ impl Log {
 
     /// Returns how many lines there are: the place from which a later wait looks.
     pub fn len(&self) -> usize {
-        self.lock().lines.len()
+        self.lock().texts.len()
     }
 
     /// Returns the lines from a place on.
     pub fn since(&self, place: usize) -> Vec<String> {
-        self.lock().lines[place..].to_vec()
+        self.lock().texts[place..].to_vec()
     }
 
     /// Waits for a line at or after `place` of which `found` makes something; returns that and the place after it.
@@ -70,7 +79,7 @@ impl Log {
         let mut next = place;
         let mut lines = self.lock();
         loop {
-            while let Some(line) = lines.lines.get(next) {
+            while let Some(line) = lines.texts.get(next) {
                 next += 1;
                 if let Some(value) = found(line) {
                     return Some((value, next));

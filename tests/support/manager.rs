@@ -31,6 +31,9 @@ pub struct Manager {
     mark: String,
     /// The words that make a command run as its user, where that is not who the test is.
     as_user: Vec<String>,
+    /// How it is started again.
+    words: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 /// Where the log and the upward messages had got to at one moment.
@@ -209,7 +212,8 @@ impl Starter {
             }
         }
 
-        let mut command = self.command();
+        let words = self.words();
+        let mut command = self.command(&words);
         for name in
             ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID", "RUST_LOG"]
         {
@@ -230,12 +234,12 @@ impl Starter {
             Log::collect(std::io::empty())
         };
         let as_user = if self.user.is_some() { self.wrapper } else { Vec::new() };
-        Manager { child, folder: self.folder, log, systemd, mark, as_user }
+        let environment = self.environment;
+        Manager { child, folder: self.folder, log, systemd, mark, as_user, words, environment }
     }
 
-    /// The command, through a shell where descriptors have to get to their place: it moves those that come as its
-    /// standard input and output to 3 and 4, and its pid stays the manager's.
-    fn command(&self) -> Command {
+    /// The words of the command.
+    fn words(&self) -> Vec<String> {
         let wrapper = self.wrapper.iter().map(String::as_str);
         let flags = self.flags.iter().map(String::as_str);
         let copy = self.path("liveswap");
@@ -245,12 +249,22 @@ impl Starter {
             env!("CARGO_BIN_EXE_liveswap")
         };
         let source = self.source.iter().map(String::as_str);
-        let words = wrapper.chain([program]).chain(self.subcommand).chain(flags).chain(source);
-        let words: Vec<_> = words.collect();
+        wrapper
+            .chain([program])
+            .chain(self.subcommand)
+            .chain(flags)
+            .chain(source)
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// The command, through a shell where descriptors have to get to their place: it moves those that come as its
+    /// standard input and output to 3 and 4, and its pid stays the manager's.
+    fn command(&self, words: &[String]) -> Command {
         let mut sockets =
             self.inherited.iter().map(|fd| Stdio::from(fd.try_clone().expect("a copy of a socket")));
         let (Some(first), second) = (sockets.next(), sockets.next()) else {
-            let mut command = Command::new(words[0]);
+            let mut command = Command::new(&words[0]);
             command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null());
             return command;
         };
@@ -389,6 +403,46 @@ impl Manager {
         kill(Pid::from_raw(self.pid()), signal).expect("a running manager");
     }
 
+    /// Kills the manager, and nobody else, without a warning.
+    pub fn crash(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.child.wait().expect("its end");
+    }
+
+    /// Starts the manager again, as it was started.
+    pub fn restart(&mut self) {
+        let mut command = Command::new(&self.words[0]);
+        let mut child = command
+            .args(&self.words[1..])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .current_dir(self.folder.path())
+            .env("NOTIFY_SOCKET", self.path("notify"))
+            .env("RUNTIME_DIRECTORY", self.path("run"))
+            .env(MARK, &self.mark)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the manager");
+        self.log.add(child.stderr.take().expect("its standard error"));
+        self.child = child;
+    }
+
+    /// Returns the workers, whoever's children they are.
+    pub fn survivors(&self) -> Vec<Worker> {
+        let leads = |process: &Process| process.group == process.pid;
+        workers_among(self.family().into_iter().filter(leads))
+    }
+
+    /// Waits until the workers are `count` of `generation` and no others, whoever's children they are.
+    pub fn wait_survivors(&self, generation: u64, count: usize) -> Vec<Worker> {
+        self.wait_until(&format!("{count} workers of generation {generation} alone"), || {
+            let workers = self.survivors();
+            let all = workers.len() == count && workers.iter().all(|worker| worker.generation == generation);
+            all.then_some(workers)
+        })
+    }
+
     /// Writes the service file anew, in one step as an editor does.
     pub fn rewrite(&self, text: impl Display) {
         let draft = self.path("web.toml.new");
@@ -437,19 +491,7 @@ impl Manager {
 
     /// Returns the workers, draining ones included, in the order of generation and slot.
     pub fn workers(&self) -> Vec<Worker> {
-        let worker = |process: Process| {
-            // A probe sees the worker's variables too, and this one beside them; an orphan of a worker that the
-            // manager has inherited has its variables, and a session of its own.
-            let other =
-                process.environment.contains_key("LIVESWAP_WORKER_PID") || process.session == process.pid;
-            let number = |name: &str| process.environment.get(name)?.parse().ok();
-            let (generation, slot) = (number("LIVESWAP_GENERATION")?, number("LIVESWAP_SLOT")?);
-            let Process { pid, group, command, .. } = process;
-            (!other).then_some(Worker { pid, group, generation, slot, command })
-        };
-        let mut workers: Vec<Worker> = self.children().into_iter().filter_map(worker).collect();
-        workers.sort_by_key(|worker| (worker.generation, worker.slot, worker.pid));
-        workers
+        workers_among(self.children().into_iter())
     }
 
     /// Waits until the workers are `count` of `generation` and no others.
@@ -542,6 +584,22 @@ impl Manager {
             self.fail(&format!("the manager ended with {status}"));
         }
     }
+}
+
+/// Returns the workers among processes, in the order of generation and slot.
+fn workers_among(processes: impl Iterator<Item = Process>) -> Vec<Worker> {
+    let worker = |process: Process| {
+        // A probe sees the worker's variables too, and this one beside them; an orphan of a worker that the
+        // manager has inherited has its variables, and a session of its own.
+        let other = process.environment.contains_key("LIVESWAP_WORKER_PID") || process.session == process.pid;
+        let number = |name: &str| process.environment.get(name)?.parse().ok();
+        let (generation, slot) = (number("LIVESWAP_GENERATION")?, number("LIVESWAP_SLOT")?);
+        let Process { pid, group, command, .. } = process;
+        (!other).then_some(Worker { pid, group, generation, slot, command })
+    };
+    let mut workers: Vec<Worker> = processes.filter_map(worker).collect();
+    workers.sort_by_key(|worker| (worker.generation, worker.slot, worker.pid));
+    workers
 }
 
 impl Drop for Manager {

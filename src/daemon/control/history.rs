@@ -79,7 +79,7 @@ impl History {
     }
 
     /// When the worker was started.
-    pub(super) fn start_of(&self, worker: WorkerId) -> Option<Mono> {
+    pub(in super::super) fn start_of(&self, worker: WorkerId) -> Option<Mono> {
         self.started.get(&worker).copied()
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::super::control::{Asker, Control, History};
 use super::super::launch::{Common, Heritage};
@@ -14,13 +14,13 @@ use super::super::node::{Demanded, DemandedState};
 use super::super::outlet::{ERROR, OUTPUT, Outputs};
 use super::super::prepare::Candidate;
 use super::super::process::Process;
+use super::super::recovery::{Journal, Leftover};
 use super::super::release::{Release, Source};
 use super::super::repair::{Care, CareState};
 use super::super::run::{Daemon, Generation, Role};
 use super::super::runtime::RuntimeDirectory;
 use super::super::sockets::{Listener, Prepared, Sockets};
 use super::super::store::Store;
-use super::super::token::Token;
 use super::super::upward::ServiceManager;
 use crate::core::ids::{GenerationId, RequestId, WorkerId};
 use crate::core::time::Mono;
@@ -28,10 +28,9 @@ use crate::core::{Event, Manager};
 use crate::sys::control_tcp::ControlTcp;
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::limits::Limit;
-use crate::sys::reaper;
 use crate::sys::signals::{ControllingTerminal, Signals};
 use crate::sys::spawn::Spawned;
-use crate::sys::wait::{Interest, Poller};
+use crate::sys::wait::Poller;
 use crate::wire::control::Reply;
 
 type As<T> = <T as HandOver>::State;
@@ -68,6 +67,7 @@ pub struct State {
     upward: As<ServiceManager>,
     control: As<Control>,
     history: As<History>,
+    leftovers: As<Vec<Leftover>>,
     /// Text that nobody has read yet, on standard output and error.
     unread: [(Vec<u8>, usize); 2],
     /// Who hears that the other has taken over.
@@ -115,6 +115,8 @@ impl State {
             hooks_end,
             look_for_orphans_at,
             care,
+            leftovers,
+            journal: _, // Begun anew by whoever comes, and true until then.
             poller: _,
             signals: _,
             reexec: _,
@@ -153,6 +155,7 @@ impl State {
             upward: upward.pack(luggage),
             control: control.pack(luggage),
             history: history.pack(luggage),
+            leftovers: leftovers.pack(luggage),
             unread: [OUTPUT.waiting(), ERROR.waiting()],
             askers: askers.to_vec(),
         }
@@ -168,8 +171,8 @@ impl State {
         let [output, error] = self.unread;
         OUTPUT.resume(output);
         ERROR.resume(error);
-        let runtime: RuntimeDirectory = HandOver::unpack(self.runtime, luggage)?;
-        let heritage = Heritage::take(self.nofile, runtime.node_module());
+        let runtime = RuntimeDirectory::unpack(self.runtime, luggage)?;
+        let heritage = Heritage::take(self.nofile).with_runtime(runtime.path());
         let listeners: Vec<Rc<Listener>> = self
             .listeners
             .into_iter()
@@ -194,6 +197,7 @@ impl State {
             source: self.source,
             program: self.program,
             reexec: None,
+            journal: Journal::new(runtime.state()),
             runtime,
             heritage,
             sockets: Sockets::resume(&listeners),
@@ -218,6 +222,7 @@ impl State {
             look_for_orphans_at: self.look_for_orphans_at,
             care: Care::unpack(&self.care, &listeners),
             outputs: Outputs::open()?,
+            leftovers: HandOver::unpack(self.leftovers, luggage)?,
         };
         Ok((daemon, self.askers))
     }
@@ -231,21 +236,7 @@ impl Daemon {
     ///
     /// Those of epoll(7).
     pub(in super::super) fn take_up(&mut self, askers: Vec<Asker>) -> io::Result<()> {
-        reaper::set_subreaper()?;
-        self.poller.add(&self.signals, Token::Signals.pack(), Interest::Read)?;
-        self.control.watch(&self.poller)?;
-        self.stored.watch(&self.poller);
-        for (worker, process) in &self.processes {
-            self.watch(*worker, process)?;
-        }
-        self.candidate.as_ref().map_or(Ok(()), |candidate| candidate.watch(&self.poller))?;
-        // What was done to a path meanwhile is mended before it is watched: the watch is of what stands there.
-        self.mend_sockets(None);
-        for warning in self.sockets.guard() {
-            warn!("{warning}");
-        }
-        self.watch_sockets();
-        self.watch_control();
+        self.watch_all()?;
         // Everything else shows by itself: what is readable stays so. Of a signal for an end nothing may be left.
         self.reap_all();
         info!("{} {} goes on as the manager", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));

@@ -102,9 +102,11 @@ impl Daemon {
             return Err(libc::EADDRINUSE);
         }
         if let Some(known) = self.demanded.iter_mut().find(|known| known.key == key).filter(alive) {
-            known.users.insert(by.generation);
-            known.until = None;
+            let is_new = known.users.insert(by.generation) | known.until.take().is_some();
             let known = known.clone();
+            if is_new {
+                self.journal.needs_snapshot();
+            }
             self.suit_backlog(&known.listener, query.backlog);
             return Ok(known);
         }
@@ -135,6 +137,7 @@ impl Daemon {
             ..Demanded::new(key, Rc::clone(listener), query.data.clone())
         };
         self.demanded.push(demanded.clone());
+        self.journal.needs_snapshot();
         Ok(demanded)
     }
 
@@ -207,6 +210,9 @@ impl Daemon {
             .into_iter()
             .partition(|demanded: &Demanded| demanded.until.is_some_and(|until| until <= now));
         self.demanded = kept;
+        if !gone.is_empty() {
+            self.journal.needs_snapshot();
+        }
         for Demanded { listener, .. } in gone {
             info!("socket {} let go of, as no worker listens on it any more", listener.plan().spec.listen);
             if Rc::strong_count(&listener) == 1 {

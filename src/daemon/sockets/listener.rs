@@ -34,20 +34,20 @@ const DEFAULT_BACKLOG: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct Listener {
     // In the order in which they are to be dropped: our own unlink shall wake nobody.
-    watched: OnceCell<WatchedPath>,
+    pub(super) watched: OnceCell<WatchedPath>,
     pub(super) file: Option<SocketFile>,
-    folders: Option<MadeFolders>,
+    pub(super) folders: Option<MadeFolders>,
     pub(super) fd: OwnedFd,
-    is_inherited: bool,
-    plan: RefCell<SocketPlan>,
-    baseline: RefCell<Baseline>,
+    pub(super) is_inherited: bool,
+    pub(super) plan: RefCell<SocketPlan>,
+    pub(super) baseline: RefCell<Baseline>,
     /// The backlog as the kernel had it after our own listen(2); `None` where it cannot be known.
     pub(super) backlog_in_force: Cell<Option<u32>>,
 }
 
 /// What the socket has where the file says nothing, so that an option can be taken out of the file again.
 #[derive(Debug)]
-struct Baseline {
+pub(super) struct Baseline {
     /// As each was before it was first set.
     options: BTreeMap<SocketOption, Value>,
     /// Of the path.

@@ -1,0 +1,149 @@
+//! How a manager comes to be: anew, or in the place of one that was killed.
+
+use std::io;
+use std::path::PathBuf;
+
+use tracing::{info, warn};
+
+use super::control::Control;
+use super::launch::Heritage;
+use super::recovery::{Family, Found, Judged, Leftover, STATE, Taken};
+use super::release::{Refusal, Release, Source};
+use super::run::Daemon;
+use super::runtime::{RuntimeDirectory, locate};
+use super::sockets::Sockets;
+use super::start::{Post, Start};
+use super::upward::ServiceManager;
+use super::{ManagerError, prepare, raise_descriptor_limit, summary, watch};
+use crate::sys::activation::{self, Inherited};
+
+/// Makes the manager of a service; a change of one of the `watched` paths will be an upgrade.
+///
+/// # Errors
+///
+/// What keeps it from starting.
+pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon, ManagerError> {
+    let io = |doing| move |source| ManagerError::Io { doing, source };
+    let release = prepare::first_release(&source, color);
+    let service = match (&release, name_of(&source)) {
+        (Ok(release), _) => release.spec.name.clone(),
+        (Err(_), Some(service)) => service,
+        (Err(refusal), None) => return Err(ManagerError::BadFile(refusal.clone().into())),
+    };
+    let mut inherited = activation::take()?;
+    for path in watched {
+        path.metadata().map_err(|source| ManagerError::Watch { path: path.clone(), source })?;
+    }
+    let runtime = RuntimeDirectory::take(&service)?;
+    let nofile = raise_descriptor_limit().map_err(io("raising the limit of open descriptors"))?;
+    let heritage = Heritage::take(nofile).with_runtime(runtime.path());
+    let upward = ServiceManager::from_environment();
+    let taken = take(&source, &release, &runtime, &mut inherited);
+    let release = match (&taken, release) {
+        (None, Err(refusal)) => return Err(ManagerError::BadFile(refusal.into())),
+        (None, Ok(release)) => {
+            runtime.clear()?;
+            Some(release)
+        }
+        (Some(_), Ok(_)) => None,
+        (Some(_), Err(refusal)) => {
+            warn!("{}; going on with what it was", refusal.summary);
+            None
+        }
+    };
+    let control = Control::bind(&runtime.control(), None).map_err(io("binding the control socket"))?;
+    let post = Post { runtime, heritage, upward, control };
+    let mut daemon = match (taken, release) {
+        (None, Some(release)) => anew(source, release, inherited, post)?,
+        (Some(taken), _) => taken.take_over(post).map_err(io("taking over"))?,
+        (None, None) => unreachable!("there is a release where nothing is taken over"),
+    };
+    if !watched.is_empty() {
+        watch::start(watched.to_vec()).map_err(io("starting to watch files"))?;
+    }
+    daemon.watch_all().map_err(io("setting up the event loop"))?;
+    Ok(daemon)
+}
+
+/// Returns what a service whose file cannot be used may be called, if a manager has left something there.
+fn name_of(source: &Source) -> Option<String> {
+    let Source::File(file) = source else { return None };
+    let stem = file.file_stem()?.to_str()?.to_owned();
+    locate(&stem).join(STATE).exists().then_some(stem)
+}
+
+/// Takes over what a manager has left that was killed, where it can be; says why where it cannot.
+fn take(
+    source: &Source,
+    release: &Result<Release, Refusal>,
+    runtime: &RuntimeDirectory,
+    inherited: &mut Vec<Inherited>,
+) -> Option<Taken> {
+    let service = release.as_ref().ok().map(|release| release.spec.name.as_str());
+    let recovered = match Judged::read(&runtime.state(), service) {
+        Judged::Nothing => return None,
+        Judged::Foreign(name) => {
+            warn!("a manager of service `{name}` was killed; what it has left is left alone");
+            return None;
+        }
+        Judged::Unusable(why) => {
+            warn!("the state of the manager before cannot be used, so this one starts anew: {why}");
+            return None;
+        }
+        Judged::Whole(recovered) => *recovered,
+    };
+    if release.is_err() && recovered.record.source != *source {
+        return None;
+    }
+    let (pid, all) = (recovered.record.pid, recovered.record.processes.len());
+    let family = Family::find(recovered.service(), runtime.path());
+    match Taken::find(recovered, &family, inherited) {
+        Ok(taken) => {
+            warn!(
+                "the manager before (pid {pid}) was killed; {} of {all} workers are taken over",
+                taken.count()
+            );
+            Some(taken)
+        }
+        Err(why) => {
+            warn!("the manager before (pid {pid}) was killed, and this one starts anew: {why}");
+            None
+        }
+    }
+}
+
+/// Makes a manager that begins with generation 1. Whoever serves still is let to until that one does.
+fn anew(
+    source: Source,
+    release: Release,
+    inherited: Vec<Inherited>,
+    mut post: Post,
+) -> Result<Daemon, ManagerError> {
+    let io = |doing| move |source: io::Error| ManagerError::Io { doing, source };
+    let family = Family::find(&release.spec.name, post.runtime.path());
+    let mut leftovers = Leftover::all(&family, |_| true);
+    if !leftovers.is_empty() {
+        warn!("processes of before are there; they drain as soon as others serve: {}", leftovers.len());
+    }
+    let kept = Found::any(&family).unwrap_or_else(|error| {
+        let process = &release.spec.process;
+        warn!("the sockets of before are lost with the workers that have them, which must go first: {error}");
+        Leftover::end_all(
+            std::mem::take(&mut leftovers),
+            process.drain_signal,
+            release.spec.policy.drain_timeout,
+        );
+        Found::default()
+    });
+    let mut sockets = Sockets::with_kept(&kept.listeners, inherited);
+    post.control.open_to(release.control_group);
+    post.control.listen_by_tcp(&release)?;
+    let prepared = prepare::prepare_sockets(&mut sockets, &release)?;
+    for warning in &release.warnings {
+        warn!("{warning}");
+    }
+    info!("{} runs {} (pid {})", env!("CARGO_PKG_NAME"), summary(&release.spec), std::process::id());
+    let newest = family.newest();
+    Daemon::new(Start { source, release, prepared, sockets, post, leftovers, newest })
+        .map_err(io("setting up the event loop"))
+}

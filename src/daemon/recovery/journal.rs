@@ -1,0 +1,175 @@
+//! How what another manager needs comes to the file.
+//!
+//! What is written stays when the manager is killed, as the kernel has it then: nothing here waits for a disk. Events are
+//! gathered until something is done about one of them, or a turn ends; so a turn that does nothing costs one write at
+//! most, and an idle manager writes nothing. What no event tells (a generation's release, a socket) is in the snapshot
+//! alone, which is taken anew when such a thing changes, or when the events behind it have become many.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::mem;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tracing::{error, info};
+
+use super::super::run::Daemon;
+use super::STATE;
+use super::record::{Entry, ProcessRecord, snapshot};
+use crate::core::Event;
+use crate::core::ids::WorkerId;
+use crate::core::time::Mono;
+use crate::sys::process;
+
+/// How many bytes of events stand behind a snapshot before the next is taken, at least; and how many snapshots' worth.
+const ROOM: usize = 256 * 1024;
+const SNAPSHOTS: usize = 4;
+
+/// How soon it is tried again where the file could not be written.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The file, and what is yet to be written to it.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    /// None where there is no whole snapshot.
+    file: Option<File>,
+    waiting: Vec<u8>,
+    /// How many bytes stand behind the snapshot, and how many may.
+    length: usize,
+    room: usize,
+    /// Something has changed that only a snapshot tells.
+    is_stale: bool,
+    /// When it is tried again, where the file cannot be written.
+    retry_at: Option<Mono>,
+}
+
+impl Journal {
+    /// Makes one that has yet to take its first snapshot; until then the file is what whoever was before us left there.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, file: None, waiting: Vec::new(), length: 0, room: 0, is_stale: true, retry_at: None }
+    }
+
+    /// Something has changed that only a snapshot tells.
+    pub fn needs_snapshot(&mut self) {
+        self.is_stale = true;
+    }
+
+    /// Adds a line, which is written with the next ones.
+    fn add(&mut self, entry: &Entry) {
+        if self.file.is_some() && !self.is_stale {
+            // What cannot be written is a text with a path that is not UTF-8; the snapshot fails by it too, and says so.
+            self.is_stale = serde_json::to_writer(&mut self.waiting, entry).is_err();
+            self.waiting.push(b'\n');
+        }
+    }
+
+    /// Writes what waits.
+    fn write(&mut self) -> io::Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let waiting = mem::take(&mut self.waiting);
+        let Some(file) = &mut self.file else { return Ok(()) };
+        file.write_all(&waiting)?;
+        self.length += waiting.len();
+        self.waiting = waiting;
+        self.waiting.clear();
+        Ok(())
+    }
+
+    /// Begins anew with a snapshot: whoever looks finds the file of before, or this one.
+    fn begin(&mut self, snapshot: &[u8]) -> io::Result<()> {
+        let draft = self.path.with_extension("new");
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&draft)?;
+        file.write_all(snapshot)?;
+        fs::rename(&draft, &self.path)?;
+        self.file = Some(file);
+        self.waiting.clear();
+        (self.length, self.room) = (0, ROOM.max(SNAPSHOTS * snapshot.len()));
+        self.is_stale = false;
+        Ok(())
+    }
+
+    /// Removes the file: nobody is to take over from what it says.
+    pub fn remove(&mut self) {
+        self.file = None;
+        let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(self.path.with_extension("new"));
+    }
+}
+
+impl Daemon {
+    /// Writes down what is about to be dealt with.
+    pub(in super::super) fn foresee(&mut self, now: Mono, event: &Event) {
+        if self.journal.is_stale || self.journal.length > self.journal.room {
+            self.take_snapshot();
+        }
+        self.journal.add(&Entry::Event(now, event.clone()));
+    }
+
+    /// Sees to it that what was written down so far is known to whoever takes over.
+    pub(in super::super) fn write_journal(&mut self) {
+        if let Err(error) = self.journal.write() {
+            self.lose_journal(&error);
+        }
+    }
+
+    /// All that the last event led to was done.
+    pub(in super::super) fn note_done(&mut self) {
+        self.journal.add(&Entry::Done);
+    }
+
+    /// A worker has a process, or another one than before.
+    pub(in super::super) fn note_process(&mut self, worker: WorkerId) {
+        let Some(process) = self.processes.get(&worker) else { return };
+        if let Some(record) = ProcessRecord::of(worker, process, self.history.start_of(worker)) {
+            self.journal.add(&Entry::Process(record));
+            // At once: it may serve before the turn is over.
+            self.write_journal();
+        }
+    }
+
+    /// A hook or a probe was started.
+    pub(in super::super) fn note_helper(&mut self, pid: nix::unistd::Pid) {
+        if let (Some(role), Some(started)) = (self.roles.get(&pid), process::started(pid)) {
+            self.journal.add(&Entry::Helper(pid.as_raw(), started, *role));
+            self.write_journal();
+        }
+    }
+
+    /// Leaves nothing unwritten at the end of a turn.
+    pub(in super::super) fn close_turn(&mut self) {
+        if self.journal.is_stale && !self.ended {
+            self.take_snapshot();
+        }
+        self.write_journal();
+    }
+
+    fn take_snapshot(&mut self) {
+        if self.journal.retry_at.is_some_and(|at| at > self.now()) {
+            return;
+        }
+        match snapshot(self).and_then(|line| self.journal.begin(&line)) {
+            Ok(()) => {
+                if self.journal.retry_at.take().is_some() {
+                    info!("{} is written again", self.journal.path.display());
+                }
+            }
+            Err(error) => self.lose_journal(&error),
+        }
+    }
+
+    /// Has nobody believe what is no longer true.
+    fn lose_journal(&mut self, error: &io::Error) {
+        self.journal.remove();
+        self.journal.waiting.clear();
+        self.journal.is_stale = true;
+        let retry_at = self.now() + RETRY;
+        if self.journal.retry_at.replace(retry_at).is_none() {
+            let path = self.journal.path.display();
+            error!("{STATE} {path} cannot be written, so nobody could take over from this manager: {error}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Processes of a service whose manager was killed and whose state cannot be used: they serve until others do, then drain.
+
+use std::time::{Duration, Instant};
+
+use nix::unistd::Pid;
+use tracing::{info, warn};
+
+use super::super::run::Daemon;
+use super::super::token::Token;
+use super::survivors::Family;
+use crate::core::ids::WorkerId;
+use crate::core::time::Mono;
+use crate::sys::handover::hand_over;
+use crate::sys::output::wait_readable;
+use crate::sys::pidfd::Pidfd;
+use crate::sys::wait::Interest;
+
+/// How long a process that was killed may take to go.
+const KILL_TAKES: Duration = Duration::from_secs(5);
+
+/// One of them.
+#[derive(Debug)]
+pub struct Leftover {
+    process: Pidfd,
+    /// When it is killed; none before it was told to drain.
+    kill_at: Option<Mono>,
+}
+
+hand_over!(Leftover as LeftoverState { process: Pidfd, kill_at: Option<Mono> });
+
+impl Leftover {
+    /// All processes of the workers that are as `is` says.
+    pub fn all(family: &Family, is: impl Fn(WorkerId) -> bool) -> Vec<Self> {
+        family.heads(is).into_iter().map(|process| Self { process, kill_at: None }).collect()
+    }
+
+    /// Has all of them drain and waits for their ends, where nothing can be begun as long as they are there.
+    pub fn end_all(leftovers: Vec<Self>, signal: i32, timeout: Duration) {
+        for Self { process, .. } in &leftovers {
+            let _ = process.signal(signal);
+        }
+        let end = Instant::now() + timeout;
+        for Self { process, .. } in leftovers {
+            let has_ended = wait_readable(&process, end.saturating_duration_since(Instant::now()));
+            if !has_ended.unwrap_or(false) {
+                warn!(
+                    "process {}, a worker of the manager before, has not finished in time; SIGKILL",
+                    process.pid()
+                );
+                let _ = process.kill_tree();
+                let _ = wait_readable(&process, KILL_TAKES);
+            }
+        }
+    }
+}
+
+impl Daemon {
+    /// Has the kernel tell us of their ends.
+    pub(in super::super) fn watch_leftovers(&self) {
+        for leftover in &self.leftovers {
+            let token = Token::Leftover(leftover.process.pid().as_raw()).pack();
+            let _ = self.poller.add(&leftover.process, token, Interest::Read);
+        }
+    }
+
+    /// Tells all of them to drain.
+    pub(in super::super) fn drain_leftovers(&mut self) {
+        let Some(of) = self.generations.get(&self.manager.current()) else { return };
+        let (signal, timeout) = (of.release.spec.process.drain_signal, of.release.spec.policy.drain_timeout);
+        let kill_at = self.now() + timeout;
+        for leftover in self.leftovers.iter_mut().filter(|leftover| leftover.kill_at.is_none()) {
+            let pid = leftover.process.pid();
+            info!("process {pid}, a worker of the manager before, drains");
+            if let Err(error) = leftover.process.signal(signal) {
+                warn!("cannot signal process {pid}: {error}");
+            }
+            leftover.kill_at = Some(kill_at);
+        }
+    }
+
+    /// When one of them is to be killed.
+    pub(in super::super) fn next_end_of_leftover(&self) -> Option<Mono> {
+        self.leftovers.iter().filter_map(|leftover| leftover.kill_at).min()
+    }
+
+    /// Kills those whose time is over.
+    pub(in super::super) fn kill_late_leftovers(&mut self) {
+        let now = self.now();
+        let is_late = |leftover: &&mut Leftover| leftover.kill_at.is_some_and(|at| at <= now);
+        for leftover in self.leftovers.iter_mut().filter(is_late) {
+            warn!(
+                "process {}, a worker of the manager before, has not finished in time; SIGKILL",
+                leftover.process.pid()
+            );
+            let _ = leftover.process.kill_tree();
+            // Its end is waited for.
+            leftover.kill_at = None;
+        }
+    }
+
+    /// Kills all of them.
+    pub(in super::super) fn kill_leftovers(&self) {
+        for leftover in &self.leftovers {
+            let _ = leftover.process.kill_tree();
+        }
+    }
+
+    /// Takes the end of one.
+    pub(in super::super) fn leftover_ended(&mut self, pid: Pid) {
+        let ended = |leftover: &Leftover| leftover.process.pid() == pid && leftover.process.has_ended();
+        for leftover in self.leftovers.extract_if(.., |leftover| ended(leftover)) {
+            let _ = self.poller.remove(&leftover.process);
+            info!("process {pid}, a worker of the manager before, has gone");
+        }
+    }
+}

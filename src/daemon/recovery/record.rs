@@ -1,0 +1,160 @@
+//! All that another manager needs, as plain data.
+
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+
+use super::super::control::History;
+use super::super::node::DemandedState;
+use super::super::process::Process;
+use super::super::release::{Release, Source};
+use super::super::run::{Daemon, Role};
+use super::super::sockets::ListenerRecord;
+use super::super::token::Stream;
+use super::VERSION;
+use crate::core::ids::{GenerationId, SlotId, WorkerId};
+use crate::core::time::Mono;
+use crate::core::{Event, Manager};
+use crate::sys::handover::{HandOver, Luggage};
+use crate::sys::{held, process};
+
+/// The first line of the file: a snapshot, with what must be read before it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Envelope<S> {
+    pub version: u32,
+    /// The version of the program that wrote it.
+    pub program: String,
+    pub service: String,
+    /// Which run of the machine it is of.
+    pub boot: String,
+    pub state: S,
+}
+
+/// A line behind it.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Entry {
+    /// Something happened, and is about to be dealt with.
+    Event(Mono, Event),
+    /// All that the event before it led to was done.
+    Done,
+    /// A worker's process, new or another than before.
+    Process(ProcessRecord),
+    /// A hook or a probe was started: its process, and when.
+    Helper(i32, u64, Role),
+}
+
+/// A manager as of one moment.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// The manager that wrote it.
+    pub pid: u32,
+    pub source: Source,
+    /// Moments count from the start of the first of us.
+    pub epoch: u64,
+    pub manager: Manager,
+    /// Each once, though generations share them.
+    pub listeners: Vec<ListenerRecord>,
+    /// With the places of their sockets in the list of all.
+    pub generations: Vec<(GenerationId, Release, Vec<usize>)>,
+    pub kept: Option<(GenerationId, Release)>,
+    pub demanded: Vec<DemandedState>,
+    pub processes: Vec<ProcessRecord>,
+    pub helpers: Vec<(i32, u64, Role)>,
+    pub history: <History as HandOver>::State,
+}
+
+/// A worker's process, and what the manager had of it; sockets and pipes by their inodes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProcessRecord {
+    pub worker: WorkerId,
+    pub generation: GenerationId,
+    pub slot: SlotId,
+    pub pid: i32,
+    /// When it was started, in clock ticks since the boot.
+    pub started: u64,
+    pub group: i32,
+    /// When it was started, as the core counts.
+    pub at: Option<Mono>,
+    pub notify: Option<PathBuf>,
+    pub outputs: Vec<(Stream, u64)>,
+    pub messages: Option<u64>,
+    /// Our end.
+    pub channel: Option<u64>,
+}
+
+/// Writes a snapshot down, as the first line of the file.
+///
+/// # Errors
+///
+/// Where it holds a path that is not UTF-8.
+pub fn snapshot(daemon: &Daemon) -> io::Result<Vec<u8>> {
+    let service = daemon.generations.get(&daemon.manager.current()).map(|of| of.release.spec.name.clone());
+    let envelope = Envelope {
+        version: VERSION,
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        service: service.unwrap_or_default(),
+        boot: process::boot()?,
+        state: Record::of(daemon)?,
+    };
+    let mut line = serde_json::to_vec(&envelope)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+impl Record {
+    fn of(daemon: &Daemon) -> io::Result<Self> {
+        let listeners = daemon.sockets.listeners();
+        let place = |one: &Rc<_>| listeners.iter().position(|other| Rc::ptr_eq(one, other));
+        let generations = daemon.generations.iter().map(|(id, of)| {
+            let places = of.sockets.listeners.iter().filter_map(place).collect();
+            (*id, of.release.clone(), places)
+        });
+        let processes = daemon.processes.iter().filter(|(id, _)| daemon.is_running(**id));
+        let processes = processes
+            .filter_map(|(id, process)| ProcessRecord::of(*id, process, daemon.history.start_of(*id)));
+        let helpers = daemon.helpers.keys().filter_map(|pid| {
+            let role = daemon.roles.get(pid)?;
+            Some((pid.as_raw(), process::started(*pid)?, *role))
+        });
+        Ok(Self {
+            pid: std::process::id(),
+            source: daemon.source.clone(),
+            epoch: daemon.epoch,
+            manager: daemon.manager.clone(),
+            listeners: listeners.iter().map(|listener| listener.record()).collect::<io::Result<_>>()?,
+            generations: generations.collect(),
+            kept: daemon.kept.clone(),
+            demanded: daemon
+                .demanded
+                .iter()
+                .filter_map(|one| Some(one.pack(place(&one.listener)?)))
+                .collect(),
+            processes: processes.collect(),
+            helpers: helpers.collect(),
+            history: daemon.history.pack(&mut Luggage::default()),
+        })
+    }
+}
+
+impl ProcessRecord {
+    /// Describes a worker's process; `None` for one that is gone already.
+    pub fn of(worker: WorkerId, process: &Process, at: Option<Mono>) -> Option<Self> {
+        let outputs = process.outputs.iter();
+        let outputs = outputs.filter_map(|output| Some((output.stream, held::inode(&output.pipe).ok()?)));
+        Some(Self {
+            worker,
+            generation: process.generation,
+            slot: process.slot,
+            pid: process.pid.as_raw(),
+            started: process.started?,
+            group: process.group.as_raw(),
+            at,
+            notify: process.notify.as_ref().map(|notify| notify.path().to_owned()),
+            outputs: outputs.collect(),
+            messages: process.messages.as_ref().and_then(|messages| held::inode(messages).ok()),
+            channel: process.channel.as_ref().and_then(|channel| held::inode(channel).ok()),
+        })
+    }
+}

@@ -1,0 +1,129 @@
+//! The sockets of a service whose manager is no more: with an activator, in its store, or with the workers.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use nix::unistd::Pid;
+use tracing::{info, warn};
+
+use super::super::release::in_words;
+use super::super::sockets::{Listener, ListenerRecord, Sockets};
+use super::survivors::Family;
+use crate::sys::activation::Inherited;
+use crate::sys::held::{self, Held, Kind};
+use crate::sys::pidfd::Pidfd;
+
+/// Sockets of before.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// In the order in which they were written down.
+    pub listeners: Vec<Rc<Listener>>,
+    /// Some had to be bound anew, so that workers have others than we.
+    pub any_is_new: bool,
+}
+
+/// All sockets that some processes have open, and where.
+struct Open(BTreeMap<u64, Vec<(Pid, Held)>>);
+
+impl Open {
+    fn of(pids: impl Iterator<Item = Pid>) -> Self {
+        let mut open = BTreeMap::<_, Vec<_>>::new();
+        for pid in pids {
+            let held = held::open_files(pid).unwrap_or_default();
+            for one in held.into_iter().filter(|one| one.kind == Kind::Socket) {
+                open.entry(one.inode).or_default().push((pid, one));
+            }
+        }
+        Self(open)
+    }
+
+    /// Copies a socket from whoever has it.
+    fn copy(&self, inode: u64) -> io::Result<OwnedFd> {
+        let mut error = io::Error::from(io::ErrorKind::NotFound);
+        for (pid, one) in self.0.get(&inode).into_iter().flatten() {
+            match Pidfd::open(*pid).and_then(|process| process.copy(one.number)) {
+                Ok(fd) if held::inode(&fd).ok() == Some(inode) => return Ok(fd),
+                Ok(_) => {}
+                Err(why) => error = why,
+            }
+        }
+        Err(error)
+    }
+}
+
+impl Found {
+    /// Finds the sockets that were written down; of what an activator handed over it leaves the rest.
+    ///
+    /// # Errors
+    ///
+    /// Which one can be neither found nor bound anew, in words.
+    pub fn again(
+        records: Vec<ListenerRecord>,
+        family: &Family,
+        inherited: &mut Vec<Inherited>,
+    ) -> Result<Self, String> {
+        let open = Open::of(family.members().map(|member| member.pid));
+        let mut found = Self::default();
+        for record in records {
+            let handed = inherited.iter().position(|one| held::inode(&one.fd).ok() == Some(record.inode));
+            let fd = match handed {
+                Some(place) => Ok(inherited.remove(place).fd),
+                None => open.copy(record.inode),
+            };
+            let (name, listen) = (record.plan.spec.name.clone(), record.plan.spec.listen.clone());
+            let plan = record.plan.clone();
+            let kept = fd.and_then(|fd| Listener::recover(record, fd));
+            let why = match kept {
+                Ok(Some(listener)) => {
+                    found.listeners.push(Rc::new(listener));
+                    continue;
+                }
+                Ok(None) => "its path has gone".to_owned(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    "no worker has it any more".to_owned()
+                }
+                Err(error) => error.to_string(),
+            };
+            let socket = format!("socket `{name}` ({listen})");
+            let fresh = Sockets::bind_again(&plan).map_err(|error| {
+                format!("{socket} cannot be had ({why}), nor bound anew: {}", in_words(&error))
+            })?;
+            warn!("{socket} is lost: {why}; it is bound anew");
+            found.listeners.push(Rc::new(fresh));
+            found.any_is_new = true;
+        }
+        Ok(found)
+    }
+
+    /// Fetches all listening sockets that some processes have, whatever they are.
+    ///
+    /// # Errors
+    ///
+    /// Why one of them cannot be had.
+    pub fn any(family: &Family) -> io::Result<Self> {
+        let open = Open::of(family.members().map(|member| member.pid));
+        let mut found = Self::default();
+        for inode in open.0.keys() {
+            let fd = open.copy(*inode)?;
+            if is_listener(&fd)
+                && let Some(listener) = Listener::reclaim(fd)
+            {
+                info!("socket {} is kept from the workers of before", listener.plan().spec.listen);
+                found.listeners.push(Rc::new(listener));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Whether it is one that many share: connections are each worker's own.
+fn is_listener(fd: &OwnedFd) -> bool {
+    use crate::sys::listener::{Kind, is_connected, is_listening, kind};
+    match kind(fd) {
+        Ok(Some(Kind::Datagram)) => !is_connected(fd),
+        Ok(Some(_)) => is_listening(fd).unwrap_or(false),
+        Ok(None) | Err(_) => false,
+    }
+}

@@ -1,0 +1,82 @@
+//! Which processes of a service there are still, though their manager is no more.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+
+use nix::unistd::Pid;
+use tracing::warn;
+
+use super::super::launch::{RUNTIME_VARIABLE, SERVICE_VARIABLE, WORKER_VARIABLE};
+use super::record::ProcessRecord;
+use crate::core::ids::WorkerId;
+use crate::sys::pidfd::Pidfd;
+use crate::sys::process;
+
+/// A process that a manager of this service has started for a worker, or that such a one has started.
+#[derive(Clone, Copy, Debug)]
+pub struct Member {
+    pub pid: Pid,
+    pub worker: WorkerId,
+}
+
+/// All of them, as they were when it was looked for them.
+#[derive(Debug)]
+pub struct Family(Vec<Member>);
+
+impl Family {
+    /// Looks for the processes of a service whose managers had this runtime directory.
+    pub fn find(service: &str, runtime: &Path) -> Self {
+        let Some(runtime) = runtime.to_str() else { return Self(Vec::new()) };
+        let of_service = process::with_variables(&[(SERVICE_VARIABLE, service), (RUNTIME_VARIABLE, runtime)]);
+        let worker = |pid| process::variable(pid, WORKER_VARIABLE)?.parse().ok().map(WorkerId);
+        Self(of_service.into_iter().filter_map(|pid| Some(Member { pid, worker: worker(pid)? })).collect())
+    }
+
+    /// All members.
+    pub fn members(&self) -> impl Iterator<Item = Member> {
+        self.0.iter().copied()
+    }
+
+    /// The highest number that a worker has had.
+    pub fn newest(&self) -> Option<WorkerId> {
+        self.0.iter().map(|member| member.worker).max()
+    }
+
+    /// The members that no other one has started, for all that can be seen, and of these only such whose worker is as `is`
+    /// says.
+    pub fn heads(&self, is: impl Fn(WorkerId) -> bool) -> Vec<Pidfd> {
+        let pids: BTreeSet<Pid> = self.0.iter().map(|member| member.pid).collect();
+        let is_head = |pid: Pid| !process::parent(pid).is_some_and(|parent| pids.contains(&parent));
+        let heads = self.0.iter().filter(|member| is(member.worker) && is_head(member.pid));
+        heads.filter_map(|member| Pidfd::open(member.pid).ok()).filter(|head| !head.has_ended()).collect()
+    }
+}
+
+/// A worker that lives, with what was written down of it.
+#[derive(Debug)]
+pub struct Survivor {
+    pub record: ProcessRecord,
+    pub process: Pidfd,
+}
+
+impl Survivor {
+    /// Finds the process that was written down, if that very one is there still.
+    pub fn find(record: ProcessRecord) -> Option<Self> {
+        let pid = Pid::from_raw(record.pid);
+        let process = Pidfd::of(pid, record.started);
+        let process = process.unwrap_or_else(|error: io::Error| {
+            warn!("cannot take hold of process {pid}: {error}");
+            None
+        })?;
+        Some(Self { record, process })
+    }
+}
+
+/// Kills what is left of a worker that is no child of ours and has ended: the processes that its tree has left behind.
+pub fn kill_family(service: &str, runtime: &Path, worker: WorkerId) {
+    for head in Family::find(service, runtime).heads(|of| of == worker) {
+        warn!("process {} has outlived worker {worker}, which started it; SIGKILL", head.pid());
+        let _ = head.kill_tree();
+    }
+}

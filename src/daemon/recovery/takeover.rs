@@ -1,0 +1,257 @@
+//! A manager made of what another has left.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+
+use nix::unistd::Pid;
+use tracing::{info, warn};
+
+use super::super::launch::Common;
+use super::super::node::{Channel, Demanded};
+use super::super::outlet::Outputs;
+use super::super::process::{Process, Tail, WorkerOutput};
+use super::super::release::in_words;
+use super::super::repair::Care;
+use super::super::run::{Daemon, Generation, Role};
+use super::super::sockets::{Prepared, Sockets};
+use super::super::start::Post;
+use super::super::store::Store;
+use super::judge::{Recovered, Untold};
+use super::record::ProcessRecord;
+use super::survivors::{Family, Survivor};
+use super::{Found, Journal, Leftover};
+use crate::core::Event;
+use crate::core::ids::WorkerId;
+use crate::core::{Manager, WorkerState};
+use crate::sys::activation::Inherited;
+use crate::sys::exec::own_program;
+use crate::sys::handover::{HandOver, Unpacked};
+use crate::sys::held::{self, Held, Kind};
+use crate::sys::notify_socket::NotifySocket;
+use crate::sys::pidfd::Pidfd;
+use crate::sys::process;
+use crate::sys::signals::{ControllingTerminal, Signals};
+use crate::sys::wait::Poller;
+
+/// What there still is of a service, all of it in our hands.
+#[derive(Debug)]
+pub struct Taken {
+    recovered: Recovered,
+    survivors: Vec<Survivor>,
+    sockets: Found,
+    leftovers: Vec<Leftover>,
+}
+
+impl Taken {
+    /// Finds the workers and their sockets.
+    ///
+    /// # Errors
+    ///
+    /// Why there is nothing to be taken over, in words; then nothing was touched.
+    pub fn find(
+        mut recovered: Recovered,
+        family: &Family,
+        inherited: &mut Vec<Inherited>,
+    ) -> Result<Self, String> {
+        let record = &mut recovered.record;
+        let processes = std::mem::take(&mut record.processes);
+        let survivors: Vec<_> = processes.into_iter().filter_map(Survivor::find).collect();
+        if survivors.is_empty() {
+            return Err("no worker has survived".into());
+        }
+        let sockets = Found::again(std::mem::take(&mut record.listeners), family, inherited)?;
+        let alive: BTreeSet<_> = survivors.iter().map(|survivor| survivor.record.worker).collect();
+        end_of_no_use(&recovered, family, &alive);
+        let is_known = |worker| recovered.record.manager.worker(worker).is_some();
+        // What is not known any more was left by an earlier manager, and was told to drain by then or never will be.
+        let leftovers = Leftover::all(family, |worker| !is_known(worker));
+        Ok(Self { recovered, survivors, sockets, leftovers })
+    }
+
+    /// How many workers live.
+    pub fn count(&self) -> usize {
+        self.survivors.len()
+    }
+
+    /// Makes a manager that goes on.
+    ///
+    /// # Errors
+    ///
+    /// Signals or epoll cannot be had.
+    pub fn take_over(self, post: Post) -> io::Result<Daemon> {
+        let Self { recovered: Recovered { record, untold }, survivors, sockets, leftovers } = self;
+        let luggage = &mut Unpacked::take_over(&[])?;
+        let mut generations = BTreeMap::new();
+        for (id, release, places) in record.generations {
+            let common = Common::of(&release, id, &post.heritage)?;
+            let shared = places.iter().filter_map(|place| sockets.listeners.get(*place)).map(Rc::clone);
+            let prepared = Prepared { listeners: shared.collect(), warnings: Vec::new() };
+            generations.insert(id, Generation { release, common, sockets: prepared, control_tcp: None });
+        }
+        let demanded =
+            record.demanded.into_iter().filter_map(|one| Demanded::unpack(one, &sockets.listeners));
+        let mut daemon = Daemon {
+            manager: record.manager,
+            poller: Poller::new()?,
+            signals: Signals::install()?,
+            terminal: ControllingTerminal::observe(),
+            epoch: record.epoch,
+            source: record.source,
+            program: own_program()?,
+            reexec: None,
+            journal: Journal::new(post.runtime.state()),
+            runtime: post.runtime,
+            heritage: post.heritage,
+            sockets: Sockets::resume(&sockets.listeners),
+            generations,
+            kept: record.kept,
+            targets: BTreeMap::new(),
+            recording: None,
+            stored: Store::default(),
+            demanded: demanded.collect(),
+            candidate: None,
+            processes: BTreeMap::new(),
+            roles: BTreeMap::new(),
+            helpers: BTreeMap::new(),
+            found_at_start: process::own_children()?,
+            upward: post.upward,
+            control: post.control,
+            history: HandOver::unpack(record.history, luggage)?,
+            inbox: VecDeque::new(),
+            barriers: Vec::new(),
+            ended: false,
+            hooks_end: BTreeMap::new(),
+            look_for_orphans_at: None,
+            care: Care::default(),
+            outputs: Outputs::open()?,
+            leftovers,
+        };
+        let speaking = survivors.iter().filter_map(|survivor| survivor.record.notify.as_deref());
+        sweep(&daemon.runtime.notify(), &speaking.collect());
+        for survivor in survivors {
+            daemon.adopt(survivor);
+        }
+        daemon.let_in();
+        daemon.drain_leftovers();
+        daemon.make_up(&untold);
+        let is_gone = |worker: &WorkerId| !daemon.processes.contains_key(worker);
+        let gone = daemon.manager.workers().map(|(worker, _)| worker).filter(is_gone).collect();
+        daemon.inbox.push_back(Event::TakenOver(gone));
+        if sockets.any_is_new {
+            daemon.inbox.push_back(Event::SocketReplaced);
+        }
+        Ok(daemon)
+    }
+}
+
+/// Kills what is of no use any more: what the dead have left behind, and workers, hooks and probes of whom nothing is known
+/// but that they were being started. No slot ever has two.
+fn end_of_no_use(recovered: &Recovered, family: &Family, alive: &BTreeSet<WorkerId>) {
+    let record = &recovered.record;
+    let is_dead = |worker| record.manager.worker(worker).is_some() && !alive.contains(&worker);
+    for head in family.heads(is_dead) {
+        warn!("process {} belongs to a worker that is not there any more; SIGKILL", head.pid());
+        let _ = head.kill_tree();
+    }
+    for (pid, started, role) in &record.helpers {
+        let is_for_us = matches!(role, Role::Before(_) | Role::Probe(_));
+        if is_for_us && let Ok(Some(helper)) = Pidfd::of(Pid::from_raw(*pid), *started) {
+            info!("process {pid}, a hook or a probe of the manager before, is ended");
+            let _ = helper.kill_tree();
+        }
+    }
+}
+
+/// Removes the notify sockets of those that are no more.
+fn sweep(folder: &Path, speaking: &BTreeSet<&Path>) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()).filter(|path| !speaking.contains(path.as_path())) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+impl Daemon {
+    /// Lets in whom the generation that serves lets in.
+    fn let_in(&mut self) {
+        let Some(of) = self.generations.get(&self.manager.current()) else { return };
+        self.control.open_to(of.release.control_group);
+        if let Err(error) = self.control.listen_by_tcp(&of.release) {
+            warn!("{}", in_words(&error));
+        }
+    }
+
+    /// Takes a worker for ours that another manager has started.
+    fn adopt(&mut self, Survivor { record, process }: Survivor) {
+        let ProcessRecord { worker, generation, slot, started, group, at, .. } = record;
+        let Some(release) = self.generations.get(&generation).map(|of| &of.release) else { return };
+        let prefix = format!("{}.{slot} | ", release.spec.name);
+        let pid = process.pid();
+        let open = held::open_files(pid).unwrap_or_default();
+        let find = |kind, inode| open.iter().find(|one| (one.kind, one.inode) == (kind, inode));
+        let reads = |one: &Held| held::reading_end(pid, one.number);
+        let outputs = record.outputs.iter().filter_map(|(stream, inode)| {
+            let pipe = find(Kind::Pipe, *inode).and_then(|one| reads(one).ok())?;
+            Some(WorkerOutput::new(*stream, pipe, prefix.clone()))
+        });
+        let outputs = outputs.collect();
+        let messages = record.messages.and_then(|inode| find(Kind::Pipe, inode));
+        let channel = record.channel.and_then(|inode| process.copy(find(Kind::Socket, inode)?.number).ok());
+        if record.channel.is_some() && channel.is_none() {
+            warn!(
+                "worker {worker} (pid {pid}): its channel is lost, so it cannot be told to drain but by signal"
+            );
+        }
+        let adopted = Process {
+            pid,
+            started: Some(started),
+            survivor: Some(process),
+            group: Pid::from_raw(group),
+            heir: None,
+            generation,
+            slot,
+            notify: record.notify.and_then(|path| self.speak_again(worker, &path)),
+            start: None,
+            failure: None,
+            failed_probe: None,
+            messages: messages.and_then(|one| held::writing_end(pid, one.number).ok()).map(Into::into),
+            channel: channel.map(Channel::new),
+            lingers_until: None,
+            tries_again_at: None,
+            tail: Tail::default(),
+            outputs,
+        };
+        self.roles.insert(pid, Role::Worker(worker));
+        if let Some(at) = at {
+            self.history.started(worker, at);
+        }
+        info!("worker {worker} ({}) taken over", adopted.name());
+        self.processes.insert(worker, adopted);
+    }
+
+    fn speak_again(&self, worker: WorkerId, path: &Path) -> Option<NotifySocket> {
+        let bound = self.runtime.restore().and_then(|()| NotifySocket::bind_again(path));
+        let warn = |error: &io::Error| warn!("worker {worker} cannot be heard any more: {error}");
+        bound.inspect_err(warn).ok()
+    }
+
+    /// Tells workers what they were perhaps not told. Whom SIGKILL was meant for it is sent again.
+    fn make_up(&mut self, untold: &[(WorkerId, Untold)]) {
+        for (worker, what) in untold {
+            match what {
+                Untold::Drain => self.drain(*worker),
+                Untold::Abort => self.signal(*worker, libc::SIGABRT),
+            }
+        }
+        for worker in doomed(&self.manager) {
+            self.kill(worker);
+        }
+    }
+}
+
+fn doomed(manager: &Manager) -> Vec<WorkerId> {
+    let is_doomed = |worker: &crate::core::Worker| worker.state() == WorkerState::Killing;
+    manager.workers().filter(|(_, worker)| is_doomed(worker)).map(|(id, _)| id).collect()
+}

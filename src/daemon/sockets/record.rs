@@ -1,0 +1,101 @@
+//! Sockets that outlived their manager, taken up by another.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::listener::{BaselineState, Listener};
+use super::plan::SocketPlan;
+use crate::sys::activation::Inherited;
+use crate::sys::handover::{HandOver, Luggage, Unpacked};
+use crate::sys::held;
+use crate::sys::socket_file::SocketFile;
+
+/// What a manager knows of a socket beside its descriptor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ListenerRecord {
+    /// By which the socket is known wherever it is open.
+    pub inode: u64,
+    file: Option<FileRecord>,
+    folders: Option<Vec<PathBuf>>,
+    is_inherited: bool,
+    /// What it is.
+    pub plan: SocketPlan,
+    baseline: BaselineState,
+    backlog_in_force: Option<u32>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct FileRecord {
+    path: PathBuf,
+    identity: (u64, u64),
+    is_ours_to_remove: bool,
+}
+
+impl Listener {
+    /// Writes it down.
+    ///
+    /// # Errors
+    /// Those of fstat(2).
+    pub fn record(&self) -> io::Result<ListenerRecord> {
+        let Self { watched: _, file, folders, fd, is_inherited, plan, baseline, backlog_in_force } = self;
+        let file = file.as_ref().map(|file| {
+            let (path, is_ours_to_remove) = (file.path().to_owned(), file.is_ours_to_remove());
+            Ok::<_, io::Error>(FileRecord { path, identity: file.identity()?, is_ours_to_remove })
+        });
+        let luggage = &mut Luggage::default();
+        Ok(ListenerRecord {
+            inode: held::inode(fd)?,
+            file: file.transpose()?,
+            folders: folders.pack(luggage),
+            is_inherited: *is_inherited,
+            plan: plan.borrow().clone(),
+            baseline: baseline.borrow().pack(luggage),
+            backlog_in_force: backlog_in_force.get(),
+        })
+    }
+
+    /// Makes it again of what was written down and its descriptor; `None` where it has no path any more by which anybody
+    /// could reach it.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn recover(record: ListenerRecord, fd: OwnedFd) -> io::Result<Option<Self>> {
+        let ListenerRecord { inode: _, file, folders, is_inherited, plan, baseline, backlog_in_force } =
+            record;
+        let had_file = file.is_some();
+        let file = file.and_then(|FileRecord { path, identity, is_ours_to_remove }| {
+            SocketFile::recover(&path, identity, is_ours_to_remove)
+        });
+        if had_file && file.is_none() {
+            return Ok(None);
+        }
+        let luggage = &mut Unpacked::take_over(&[])?;
+        Ok(Some(Self {
+            watched: OnceCell::new(),
+            file,
+            folders: HandOver::unpack(folders, luggage)?,
+            fd,
+            is_inherited,
+            plan: RefCell::new(plan),
+            baseline: RefCell::new(HandOver::unpack(baseline, luggage)?),
+            backlog_in_force: Cell::new(backlog_in_force),
+        }))
+    }
+
+    /// Takes a socket for ours of which nothing is known but that a manager of this service had bound it; `None` for what no
+    /// file can ask for.
+    pub fn reclaim(fd: OwnedFd) -> Option<Self> {
+        let mut listener = Self::adopt(Inherited { fd, name: String::new() }).ok()?;
+        listener.is_inherited = false;
+        let path = listener.file.as_ref().map(|file| file.path().to_owned());
+        if let (Some(path), Some(file)) = (path, listener.file.take()) {
+            let identity = file.identity().ok()?;
+            listener.file = SocketFile::recover(&path, identity, true);
+        }
+        Some(listener)
+    }
+}
