@@ -4,8 +4,10 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use support::client::{Load, MODES, Target};
+use support::client::{Connection, Load, MODES, Target};
+use support::dice::Dice;
 use support::real_systemd::{Unit, outside};
 use support::service::Service;
 use support::{eventually, loopback};
@@ -144,4 +146,111 @@ fn a_stop_takes_as_long_as_the_drain() {
     let journal = unit.journal();
     assert_eq!(unit.property("Result"), "success", "{journal}");
     assert!(journal.contains("not finished after 3 s; SIGKILL"), "{journal}");
+}
+
+const KILLS: u64 = 5;
+
+/// Kills the manager at random moments, some of them amid a reload: systemd starts another, which takes over.
+fn killed_again_and_again(test: &str, systemd: &str, drop_in: &str) {
+    if outside(test, systemd) {
+        return;
+    }
+    let (address, mut dice) = (loopback(), Dice(0x5EED));
+    let unit = Unit::start("web", &service(address).release(1), drop_in);
+    let load = Load::start(&[Target::Tcp(address)], &MODES);
+    load.wait_for_more(50);
+    let workers = unit.processes();
+    for round in 1..=KILLS {
+        let before = unit.property("MainPID");
+        if round > 1 {
+            unit.write(&service(address).release(round));
+            unit.kill("SIGHUP");
+            std::thread::sleep(Duration::from_millis(dice.below(150) as u64));
+        }
+        unit.kill("SIGKILL");
+        eventually("another manager", || {
+            let is_ready = unit.property("StatusText").contains(": 4 of 4 ready");
+            (unit.property("ActiveState") == "active" && unit.property("MainPID") != before && is_ready)
+                .then_some(())
+        });
+        assert_eq!(unit.property("NRestarts"), round.to_string());
+        let now = unit.processes();
+        let kept = workers.iter().filter(|pid| now.contains(pid)).count();
+        assert!(round > 1 || kept == workers.len(), "{workers:?} {now:?} {}", unit.journal());
+        load.wait_for_more(20);
+    }
+    assert!(!unit.journal().contains("starts anew"), "{}", unit.journal());
+    unit.write(&service(address).release("last"));
+    unit.systemctl("reload");
+    let told = |unit: &Unit| unit.property("StatusText").contains(": 4 of 4 ready").then_some(());
+    eventually("the last release", || told(&unit).filter(|()| unit.processes().len() == 4));
+    load.wait_for_more(50);
+    let report = load.stop();
+    println!("{KILLS} kills: {report}");
+    report.assert_spotless();
+    assert!(report.by_release.contains_key("last"), "{report}");
+    unit.systemctl("stop");
+    assert_eq!(unit.processes(), [0; 0], "{}", unit.journal());
+    assert_eq!(unit.property("Result"), "success", "{}", unit.journal());
+}
+
+#[test]
+fn five_kills_under_systemd_257_lose_no_request() {
+    killed_again_and_again("five_kills_under_systemd_257_lose_no_request", "257", "");
+}
+
+#[test]
+fn five_kills_under_systemd_254_lose_no_request() {
+    killed_again_and_again("five_kills_under_systemd_254_lose_no_request", "254", "");
+}
+
+#[test]
+fn five_kills_under_systemd_252_lose_no_request() {
+    killed_again_and_again("five_kills_under_systemd_252_lose_no_request", "252", OLDER);
+}
+
+#[test]
+fn sockets_outlive_manager_and_workers_in_the_store_of_systemd() {
+    if outside("sockets_outlive_manager_and_workers_in_the_store_of_systemd", "257") {
+        return;
+    }
+    let address = loopback();
+    // The workers die with the manager; what is queued waits for others.
+    let unit = Unit::start("web", &service(address).release(1), "[Service]\nKillMode=mixed\n");
+    assert_eq!(unit.property("NFileDescriptorStore"), "1");
+    for pid in unit.processes() {
+        unit.signal(pid, "STOP");
+    }
+    let mut queued = Connection::open(&Target::Tcp(address)).expect("a connection that nobody accepts yet");
+    let manager = unit.property("MainPID").parse().expect("a pid");
+    unit.signal(manager, "KILL");
+    queued.get("/", false).expect("an answer by a worker that was started later");
+    eventually("the next manager", || (unit.property("ActiveState") == "active").then_some(()));
+    assert!(unit.journal().contains("no worker has survived"), "{}", unit.journal());
+
+    // One that is let go of is kept no longer.
+    let other = loopback();
+    unit.write(&service(other).release(2));
+    unit.systemctl("reload");
+    eventually("one socket in the store", || (unit.property("NFileDescriptorStore") == "1").then_some(()));
+    Connection::open(&Target::Tcp(other)).expect("a connection");
+    unit.systemctl("stop");
+    assert_eq!(unit.property("NFileDescriptorStore"), "0");
+}
+
+#[test]
+fn a_stop_that_takes_too_long_leaves_nobody_behind() {
+    if outside("a_stop_that_takes_too_long_leaves_nobody_behind", "257") {
+        return;
+    }
+    let stubborn = service(loopback()).args(["--ignore-term"]).set("drain.timeout", "'2s'");
+    let unit = Unit::start("web", &stubborn, "[Service]\nTimeoutStopSec=1\n");
+    let manager = unit.property("MainPID").parse().expect("a pid");
+    unit.begin("stop");
+    eventually("the drain", || unit.journal().contains("stopping").then_some(()));
+    // It hangs, and its workers do not leave.
+    unit.signal(manager, "STOP");
+    eventually("the end", || (unit.property("ActiveState") == "failed").then_some(()));
+    assert_eq!(unit.property("Result"), "timeout", "{}", unit.journal());
+    eventually("nobody left", || unit.processes().is_empty().then_some(()));
 }

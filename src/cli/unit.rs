@@ -17,6 +17,10 @@ const STOP_MARGIN: Duration = Duration::from_secs(30);
 /// The shortest watchdog of a manager; a machine under load may hold it up for longer than a worker's may be.
 const WATCHDOG_MIN: Duration = Duration::from_secs(30);
 
+/// How many sockets systemd may have to keep beside those of the file: upgrades bring others, and Node programs ask for some
+/// (sd_notify(3), `FDSTORE=1`).
+const STORED: usize = 512;
+
 /// As many descriptors as the manager may have unless the workers want more (systemd.exec(5), `LimitNOFILE=`).
 const DESCRIPTORS: (u64, u64) = (65_536, 1 << 20);
 
@@ -92,6 +96,8 @@ Description=liveswap: {name}
 Documentation=https://docs.rs/liveswap
 {network}
 RequiresMountsFor={file} {directory}
+# Workers serve on while there is no manager: it is to come back however often it takes.
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify-reload
@@ -100,12 +106,19 @@ ExecStart={program} run {argument}
 NotifyAccess=main
 RuntimeDirectory=liveswap/{name}
 RuntimeDirectoryMode=0711
+# What the next manager goes on with, if this one is killed.
+RuntimeDirectoryPreserve=restart
+FileDescriptorStoreMax={stored}
 {user}
-# SIGTERM goes to the manager alone, which drains its workers; what is left at the end is killed.
-KillMode=mixed
+# SIGTERM goes to the manager alone, which drains its workers and ends when they have gone. They outlive a manager that is
+# killed, and the next one takes them over; any other KillMode= would end them.
+KillMode=process
+# A stop that takes too long leaves nobody behind.
+ExecStopPost=-+/bin/sh -c 'test \"$$SERVICE_RESULT\" != timeout || exec systemctl kill --signal=SIGKILL %n'
 # The drain and some more; the manager asks for what else it needs (EXTEND_TIMEOUT_USEC).
 TimeoutStopSec={stop}
 {watchdog}Restart=on-failure
+RestartSec=200ms
 RestartPreventExitStatus=2 3
 LimitNOFILE={descriptors}
 
@@ -114,6 +127,7 @@ WantedBy=multi-user.target
 ",
         // In a command, and only there, variables are expanded (systemd.service(5), "Command lines").
         argument = file.replace('$', "$$"),
+        stored = STORED + spec.sockets.len(),
     ))
 }
 

@@ -14,7 +14,7 @@ use super::runtime::{RuntimeDirectory, locate};
 use super::sockets::Sockets;
 use super::start::{Post, Start};
 use super::upward::ServiceManager;
-use super::{ManagerError, prepare, raise_descriptor_limit, summary, watch};
+use super::{ManagerError, prepare, raise_descriptor_limit, summary, system_store, watch};
 use crate::sys::activation::{self, Inherited};
 
 /// Makes the manager of a service; a change of one of the `watched` paths will be an upgrade.
@@ -37,7 +37,7 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
     let runtime = RuntimeDirectory::take(&service)?;
     let nofile = raise_descriptor_limit().map_err(io("raising the limit of open descriptors"))?;
     let heritage = Heritage::take(nofile).with_runtime(runtime.path());
-    let upward = ServiceManager::from_environment();
+    let upward = ServiceManager::with_store(&inherited);
     let taken = take(&source, &release, &runtime, &mut inherited);
     let release = match (&taken, release) {
         (None, Err(refusal)) => return Err(ManagerError::BadFile(refusal.into())),
@@ -135,6 +135,8 @@ fn anew(
         );
         Found::default()
     });
+    let (stored, inherited) = inherited.into_iter().partition(system_store::is_ours);
+    let kept = kept.and(stored);
     let mut sockets = Sockets::with_kept(&kept.listeners, inherited);
     post.control.open_to(release.control_group);
     post.control.listen_by_tcp(&release)?;

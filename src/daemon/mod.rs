@@ -9,7 +9,8 @@
 //! checker   the forked child that reads the file          release   what it finds
 //! launch    release + place -> how a process is started    process   a worker's process
 //! sockets   the listeners, shared by generations           repair    mending what workers do to them
-//! upward    what we tell systemd                            runtime   the runtime directory
+//! upward    what we tell systemd                            system_store  our sockets in its store
+//! runtime   the runtime directory
 //! node      Node programs as workers, and the sockets they ask for
 //! store     what workers leave for those after them
 //! control   the clients of the control socket
@@ -42,6 +43,7 @@ pub mod runtime;
 pub mod sockets;
 mod start;
 mod store;
+mod system_store;
 mod target;
 mod token;
 mod upward;

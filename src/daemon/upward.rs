@@ -4,14 +4,18 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use super::sockets::Listener;
+use super::system_store::SystemStore;
 use crate::core::Manager;
 use crate::core::notice::Notice;
 use crate::core::time::Mono;
+use crate::sys::activation::Inherited;
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::notify_send::NotifySender;
 use crate::wire::notify::{Upward, compose};
@@ -36,6 +40,7 @@ pub struct ServiceManager {
     /// Until when the service manager was last asked to wait.
     extended_to: Option<Mono>,
     watchdog: Option<Watchdog>,
+    store: SystemStore,
 }
 
 /// What of a [`ServiceManager`] is not in the environment.
@@ -50,7 +55,7 @@ impl HandOver for ServiceManager {
     type State = ServiceManagerState;
 
     fn pack(&self, _: &mut Luggage) -> ServiceManagerState {
-        let Self { sender: _, waiting, retry_at: _, status, extended_to, watchdog: _ } = self;
+        let Self { sender: _, waiting, retry_at: _, status, extended_to, watchdog: _, store: _ } = self;
         ServiceManagerState { waiting: waiting.clone(), status: status.clone(), extended_to: *extended_to }
     }
 
@@ -77,6 +82,25 @@ impl ServiceManager {
         let watchdog =
             watchdog.map(|interval| Watchdog { interval: (interval / 2).max(RETRY), next: Mono::ZERO });
         Self { sender, watchdog, ..Self::default() }
+    }
+
+    /// As [`ServiceManager::from_environment`], where these came back from its store among what it handed over.
+    pub fn with_store(inherited: &[Inherited]) -> Self {
+        Self { store: SystemStore::of(inherited), ..Self::from_environment() }
+    }
+
+    /// Has our sockets kept for whoever comes after us.
+    pub fn keep(&mut self, listeners: &[Rc<Listener>], now: Mono) {
+        let Some(sender) = &self.sender else { return };
+        self.store.keep(sender, listeners);
+        if self.store.is_behind() {
+            self.retry_at = Some(now + RETRY);
+        }
+    }
+
+    /// Whether [`ServiceManager::keep`] is to be called again, though nothing has changed.
+    pub fn is_behind(&self) -> bool {
+        self.store.is_behind()
     }
 
     /// Returns when [`ServiceManager::sync`] is due even if nothing happens.

@@ -4,16 +4,26 @@
 //! reached again.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
 /// A way to one receiver of notify datagrams.
 #[derive(Debug)]
 pub struct NotifySender {
     socket: UnixDatagram,
     address: SocketAddr,
+}
+
+fn raw(address: &SocketAddr) -> io::Result<UnixAddr> {
+    let name = address.as_pathname().map(UnixAddr::new);
+    let name = name.or_else(|| address.as_abstract_name().map(UnixAddr::new_abstract));
+    Ok(name.ok_or(Errno::EINVAL)??)
 }
 
 impl NotifySender {
@@ -58,12 +68,26 @@ impl NotifySender {
             }
         }
     }
+
+    /// Sends one datagram with a descriptor beside it.
+    ///
+    /// # Errors
+    ///
+    /// As [`NotifySender::send`]; also `WouldBlock` where too many descriptors are on their way.
+    pub fn send_with(&self, datagram: &[u8], beside: BorrowedFd<'_>) -> io::Result<()> {
+        let (parts, descriptors) = ([IoSlice::new(datagram)], [beside.as_raw_fd()]);
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        match sendmsg(self.socket.as_raw_fd(), &parts, &rights, flags, Some(&raw(&self.address)?)) {
+            Err(Errno::ETOOMANYREFS | Errno::EINTR) => Err(io::ErrorKind::WouldBlock.into()),
+            sent => Ok(sent.map(|_| ())?),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
     use std::process;
 
     use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};

@@ -240,6 +240,10 @@ pub enum Upward<'a> {
     Watchdog,
     /// The present start, reload or stop may take this much longer from now.
     ExtendTimeout(Duration),
+    /// The descriptor beside it is to be kept under this name, whatever becomes of it meanwhile, for whoever is started next.
+    Store(&'a str),
+    /// What has this name is kept no longer.
+    Discard(&'a str),
 }
 
 impl fmt::Display for Upward<'_> {
@@ -253,6 +257,8 @@ impl fmt::Display for Upward<'_> {
             Self::Status(text) => write!(f, "STATUS={}", one_line(text)),
             Self::Watchdog => f.write_str("WATCHDOG=1"),
             Self::ExtendTimeout(time) => write!(f, "EXTEND_TIMEOUT_USEC={}", time.as_micros()),
+            Self::Store(name) => write!(f, "FDSTORE=1\nFDNAME={name}\nFDPOLL=0"),
+            Self::Discard(name) => write!(f, "FDSTOREREMOVE=1\nFDNAME={name}"),
         }
     }
 }

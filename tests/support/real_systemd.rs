@@ -87,6 +87,11 @@ impl Unit {
         systemctl(&[verb, &self.name]);
     }
 
+    /// `systemctl VERB` on the unit, which is not waited for.
+    pub fn begin(&self, verb: &str) {
+        systemctl(&["--no-block", verb, &self.name]);
+    }
+
     /// `systemctl VERB` on the unit, whatever comes of it.
     pub fn try_systemctl(&self, verb: &str) -> Output {
         Command::new("systemctl").args([verb, &self.name]).output().expect("systemctl")
@@ -95,6 +100,27 @@ impl Unit {
     /// A property of the unit as `systemctl show` has it.
     pub fn property(&self, name: &str) -> String {
         systemctl(&["show", "--value", "-p", name, &self.name]).trim().to_owned()
+    }
+
+    /// The processes of the unit but the manager.
+    pub fn processes(&self) -> Vec<i32> {
+        let (main, group) = (self.property("MainPID"), self.property("ControlGroup"));
+        let list = fs::read_to_string(format!("/sys/fs/cgroup{group}/cgroup.procs")).unwrap_or_default();
+        list.lines()
+            .filter(|pid| *pid != main && !group.is_empty())
+            .filter_map(|pid| pid.parse().ok())
+            .collect()
+    }
+
+    /// Sends a signal to the manager alone.
+    pub fn kill(&self, signal: &str) {
+        systemctl(&["kill", "--kill-whom=main", &format!("--signal={signal}"), &self.name]);
+    }
+
+    /// Sends a signal to a process.
+    pub fn signal(&self, pid: i32, signal: &str) {
+        let status = Command::new("kill").args(["-s", signal, &pid.to_string()]).status().expect("kill");
+        assert!(status.success(), "{}: kill -s {signal} {pid}: {status}", self.name);
     }
 
     /// What the manager and its workers wrote to the journal.

@@ -144,6 +144,9 @@ impl Daemon {
         if self.journal.is_stale && !self.ended {
             self.take_snapshot();
         }
+        if self.upward.is_behind() {
+            self.store_sockets();
+        }
         self.write_journal();
     }
 
@@ -151,6 +154,7 @@ impl Daemon {
         if self.journal.retry_at.is_some_and(|at| at > self.now()) {
             return;
         }
+        self.store_sockets();
         match snapshot(self).and_then(|line| self.journal.begin(&line)) {
             Ok(()) => {
                 if self.journal.retry_at.take().is_some() {
@@ -159,6 +163,11 @@ impl Daemon {
             }
             Err(error) => self.lose_journal(&error),
         }
+    }
+
+    fn store_sockets(&mut self) {
+        let now = self.now();
+        self.upward.keep(&self.sockets.listeners(), now);
     }
 
     /// Has nobody believe what is no longer true.

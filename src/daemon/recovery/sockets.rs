@@ -118,6 +118,23 @@ impl Found {
     }
 }
 
+impl Found {
+    /// Adds what came back from an activator's store; workers may have the same.
+    #[must_use]
+    pub fn and(mut self, stored: Vec<Inherited>) -> Self {
+        for Inherited { fd, name } in stored {
+            let inode = held::inode(&fd).ok();
+            let is_known = self.listeners.iter().any(|known| held::inode(&**known).ok() == inode);
+            match Listener::reclaim(fd).filter(|_| !is_known) {
+                Some(listener) => self.listeners.push(Rc::new(listener)),
+                None if is_known => {}
+                None => warn!("`{name}` from the store is of no use any more"),
+            }
+        }
+        self
+    }
+}
+
 /// Whether it is one that many share: connections are each worker's own.
 fn is_listener(fd: &OwnedFd) -> bool {
     use crate::sys::listener::{Kind, is_connected, is_listening, kind};

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::listener::{BaselineState, Listener};
 use super::plan::SocketPlan;
+use crate::core::spec::SocketAddress;
 use crate::sys::activation::Inherited;
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::held;
@@ -87,10 +88,14 @@ impl Listener {
     }
 
     /// Takes a socket for ours of which nothing is known but that a manager of this service had bound it; `None` for what no
-    /// file can ask for.
+    /// file can ask for, and where nobody can reach it any more.
     pub fn reclaim(fd: OwnedFd) -> Option<Self> {
         let mut listener = Self::adopt(Inherited { fd, name: String::new() }).ok()?;
         listener.is_inherited = false;
+        let has_path = matches!(listener.plan().spec.address, SocketAddress::Path(_));
+        if has_path && listener.file.is_none() {
+            return None;
+        }
         let path = listener.file.as_ref().map(|file| file.path().to_owned());
         if let (Some(path), Some(file)) = (path, listener.file.take()) {
             let identity = file.identity().ok()?;
