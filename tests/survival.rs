@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use support::client::{Connection, Load, MODES, Target, ask};
 use support::control::Ended;
 use support::dice::Dice;
 use support::log::Verdict;
-use support::manager::{Manager, Place, Starter, Worker, wait_gone};
+use support::manager::{Manager, Place, Starter, Worker, text_of, wait_gone};
 use support::service::Service;
 use support::{is_root, loopback};
 
@@ -441,5 +442,76 @@ fn workers_of_another_user_are_taken_over_too() {
     let workers = manager.wait_workers(1, 2);
     manager.succeed();
     assert_eq!(manager.survivors(), workers);
+    manager.stop();
+}
+
+#[test]
+fn what_a_worker_writes_meanwhile_is_read_later() {
+    let starter = Starter::default();
+    let (gate, told) = (starter.path("gate"), starter.path("told"));
+    // It dies of the first line that nobody could read.
+    let script = format!(
+        "printf 'half a '; echo before >&2; while ! test -e {0}; do sleep 0.01; done; echo line || exit 3; \
+         echo meanwhile >&2 || exit 3; while read -r line <&$LIVESWAP_MESSAGE_FD; do echo $line >> {1}; done; echo end >> {1}",
+        gate.display(),
+        told.display()
+    );
+    let service = Service::command(["sh", "-c", &script])
+        .set("service.protocol", "'plain'")
+        .set("service.output", "'prefix'")
+        .set("service.messages", true)
+        .set("ready.settle", "'50ms'");
+    let mut manager = starter.start(service);
+    manager.wait_ready();
+    let worker = manager.wait_workers(1, 1);
+    manager.wait_log(Place::START, ["web.0 | before"]);
+    manager.crash();
+    fs::write(&gate, "").expect("the gate");
+    thread::sleep(Duration::from_millis(200));
+    let place = manager.place();
+    manager.restart();
+    manager.wait_log(place, ["web.0 | meanwhile"]);
+    manager.cli(["message", "hello"]).assert(0, []);
+    manager.wait_until("the message", || (text_of(&told) == "hello\n").then_some(()));
+    assert_eq!(manager.survivors(), worker);
+    manager.stop();
+}
+
+#[test]
+fn a_node_program_is_told_to_drain_by_the_next_manager() {
+    if Command::new("node").arg("--version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "node is needed here");
+        eprintln!("SKIPPED: there is no node");
+        return;
+    }
+    let starter = Starter::default();
+    let (address, program) = (loopback(), starter.path("server.js"));
+    let text = format!(
+        "require('http').createServer((_, answer) => answer.end(`release=${{process.argv[2]}} \
+         generation=${{process.env.LIVESWAP_GENERATION}} slot=0 pid=${{process.pid}}\\n`)).listen({}, '{}')",
+        address.port(),
+        address.ip()
+    );
+    fs::write(&program, text).expect("the program");
+    let service = |release: &str| {
+        let program = program.to_str().expect("a path in UTF-8");
+        Service::command(["node", program, release]).workers(2).set("service.protocol", "'node'")
+    };
+    let mut manager = starter.start(service("old"));
+    manager.wait_ready();
+    let target = Target::Tcp(address);
+    assert_eq!(ask(&target).expect("an answer").release, "old");
+    let workers = manager.wait_workers(1, 2);
+    for _ in 0..2 {
+        manager.succeed();
+        assert_eq!(manager.survivors(), workers);
+        assert_eq!(ask(&target).expect("an answer").release, "old");
+    }
+    let place = manager.place();
+    manager.upgrade_committed(service("new"));
+    manager.wait_survivors(2, 2);
+    assert_eq!(ask(&target).expect("an answer").release, "new");
+    assert!(manager.log.since(0).iter().all(|line| !line.contains("channel is lost")));
+    manager.wait_log(place, ["worker 1", "gone: ended"]);
     manager.stop();
 }

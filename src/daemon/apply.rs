@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::unistd::Pid;
@@ -12,11 +13,12 @@ use super::launch::{self, Equipment};
 use super::node::Channel;
 use super::process::{Process, Tail, WorkerOutput};
 use super::run::{Daemon, Role};
-use super::store;
+use super::sockets::Listener;
+use super::store::{self, Stored};
 use super::token::{Stream, Token};
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::notice::{Loudness, Notice, Outcome, WorkerNotice};
-use crate::core::spec::{Output, Protocol};
+use crate::core::spec::{Output, Protocol, ServiceSpec};
 use crate::core::{Action, Event};
 use crate::sys::channel::channel;
 use crate::sys::notify_socket::NotifySocket;
@@ -28,6 +30,39 @@ use crate::wire::control::EventLine;
 
 /// How long a hook `after` may outlast the service.
 const HOOK_GRACE: Duration = Duration::from_secs(5);
+
+/// The ways between us and a worker, both ends of each.
+struct Gear {
+    channel: Option<(OwnedFd, OwnedFd)>,
+    notify: Option<NotifySocket>,
+    pipes: Option<((File, OwnedFd), (File, OwnedFd))>,
+    messages: Option<(OwnedFd, OwnedFd)>,
+}
+
+impl Gear {
+    /// What of it the worker gets.
+    fn equipment<'a>(
+        &'a self,
+        spec: &ServiceSpec,
+        listeners: &'a [Rc<Listener>],
+        stored: &'a [Stored],
+    ) -> Equipment<'a> {
+        let Self { channel, notify, pipes, messages } = self;
+        let read_by_us = pipes.iter().flat_map(|((out, _), (err, _))| [out.as_fd(), err.as_fd()]);
+        let sockets = listeners.iter().map(|listener| listener.as_fd());
+        let written_by_us = messages.iter().map(|(_, ours)| ours.as_fd());
+        Equipment {
+            sockets: sockets.chain(store::descriptors(stored)).collect(),
+            names: store::names(spec.sockets.iter().map(|socket| socket.name.as_str()), stored),
+            notify: notify.as_ref().map(NotifySocket::path),
+            watchdog: spec.policy.watchdog,
+            messages: messages.as_ref().map(|(theirs, _)| theirs.as_fd()),
+            channel: channel.as_ref().map(|(ours, theirs)| [theirs.as_fd(), ours.as_fd()]),
+            outputs: pipes.as_ref().map(|(out, err)| (out.1.as_fd(), err.1.as_fd())),
+            kept_open: read_by_us.chain(written_by_us).collect(),
+        }
+    }
+}
 
 impl Daemon {
     /// Performs one action. What comes of it comes back as an event, perhaps at once.
@@ -73,32 +108,12 @@ impl Daemon {
             )));
         };
         let spec = &of.release.spec;
-        let is_node = spec.process.protocol == Protocol::Node;
-        let channel = is_node.then(channel).transpose()?;
-        if is_node {
-            self.runtime.lay_out_node_module()?;
-        }
-        let speaks = spec.process.protocol == Protocol::Notify;
-        let notify = speaks.then(|| self.bind_notify_socket()).transpose()?;
-        let pipes = match spec.process.output {
-            Output::Inherit => None,
-            Output::Prefix => Some((output_pipe()?, output_pipe()?)),
-        };
-        let messages = spec.process.messages.then(message_pipe).transpose()?;
-        let stored = self.stored.of(slot);
-        let sockets = of.sockets.listeners.iter().map(|listener| listener.as_fd());
-        let equipment = Equipment {
-            sockets: sockets.chain(store::descriptors(stored)).collect(),
-            names: store::names(spec.sockets.iter().map(|socket| socket.name.as_str()), stored),
-            notify: notify.as_ref().map(NotifySocket::path),
-            watchdog: spec.policy.watchdog,
-            messages: messages.as_ref().map(|(theirs, _)| theirs.as_fd()),
-            channel: channel.as_ref().map(|(ours, theirs)| [theirs.as_fd(), ours.as_fd()]),
-            outputs: pipes.as_ref().map(|(out, err)| (out.1.as_fd(), err.1.as_fd())),
-        };
+        let gear = self.gear(spec)?;
+        let equipment = gear.equipment(spec, &of.sockets.listeners, self.stored.of(slot));
         let place = of.place(generation, Some(slot));
         let spawned = spawn(launch::worker(worker, place, &equipment)?)?;
         let prefix = format!("{}.{slot} | ", spec.name);
+        let Gear { channel, notify, pipes, messages } = gear;
         let process = Process {
             pid: spawned.pid,
             started: process::started(spawned.pid),
@@ -137,6 +152,24 @@ impl Daemon {
             self.kill(worker);
         }
         Ok(())
+    }
+
+    /// Makes the ways between us and a worker to be.
+    fn gear(&self, spec: &ServiceSpec) -> io::Result<Gear> {
+        let process = &spec.process;
+        if process.protocol == Protocol::Node {
+            self.runtime.lay_out_node_module()?;
+        }
+        let speaks = process.protocol == Protocol::Notify;
+        Ok(Gear {
+            channel: (process.protocol == Protocol::Node).then(channel).transpose()?,
+            notify: speaks.then(|| self.bind_notify_socket()).transpose()?,
+            pipes: match process.output {
+                Output::Inherit => None,
+                Output::Prefix => Some((output_pipe()?, output_pipe()?)),
+            },
+            messages: process.messages.then(message_pipe).transpose()?,
+        })
     }
 
     fn bind_notify_socket(&self) -> io::Result<NotifySocket> {

@@ -224,6 +224,9 @@ pub struct Equipment<'a> {
     pub channel: Option<[BorrowedFd<'a>; 2]>,
     /// The write ends of its output's pipes, under `output = "prefix"`.
     pub outputs: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
+    /// Our ends of its pipes, which it has to nobody's use but this: they do not close with a manager that is killed. So it
+    /// is not killed by its own next line of output, and the next manager reads what it has written.
+    pub kept_open: Vec<BorrowedFd<'a>>,
 }
 
 /// Returns how a worker is started.
@@ -268,6 +271,7 @@ pub fn worker<'a>(id: WorkerId, place: Place<'_>, equipment: &Equipment<'a>) -> 
         // reason to exit at once.
         descriptors.extend(ends);
     }
+    descriptors.extend(&equipment.kept_open);
     let launch = process(place, &place.filled_in(&spec.process.command), environment)?;
     let (stdout, stderr) = equipment.outputs.unzip();
     Ok(Launch { pid_variables, descriptors, stdout, stderr, ..launch })
