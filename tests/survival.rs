@@ -73,6 +73,12 @@ fn twenty_kills_at_random_moments_lose_no_request() {
         thread::sleep(Duration::from_millis(dice.below(250) as u64));
         manager.crash();
         thread::sleep(Duration::from_millis(dice.below(40) as u64));
+        if dice.below(3) == 0 {
+            // The next one is killed too, while it takes over or before.
+            manager.restart();
+            thread::sleep(Duration::from_millis(dice.below(30) as u64));
+            manager.crash();
+        }
         let place = manager.place();
         manager.restart();
         manager.wait_said(place, "READY=1", |message| message.is("READY"));
@@ -513,5 +519,33 @@ fn a_node_program_is_told_to_drain_by_the_next_manager() {
     assert_eq!(ask(&target).expect("an answer").release, "new");
     assert!(manager.log.since(0).iter().all(|line| !line.contains("channel is lost")));
     manager.wait_log(place, ["worker 1", "gone: ended"]);
+    manager.stop();
+}
+
+#[test]
+fn workers_that_hide_their_sockets_make_way_for_others() {
+    if !is_root("another user") {
+        return;
+    }
+    let starter = Starter::default().of_a_user();
+    // A program that its user may execute but not read shows nothing of itself to anybody but root.
+    let program = starter.worker_program();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o111)).expect("its mode");
+    let address = loopback();
+    let service = service().program(program.display()).workers(2).listen(address);
+    let mut manager = starter.start(&service);
+    manager.wait_ready();
+    let workers: Vec<i32> = manager.children().iter().map(|process| process.pid).collect();
+    manager.crash();
+    let place = manager.place();
+    manager.restart();
+    manager.wait_log(place, ["starts anew", "cannot be had"]);
+    manager.wait_log(
+        place,
+        ["the sockets of before are lost with the workers that have them, which must go first"],
+    );
+    manager.wait_said(place, "READY=1", |message| message.is("READY"));
+    workers.into_iter().for_each(wait_gone);
+    ask(&Target::Tcp(address)).expect("an answer");
     manager.stop();
 }

@@ -239,6 +239,34 @@ fn sockets_outlive_manager_and_workers_in_the_store_of_systemd() {
 }
 
 #[test]
+fn sockets_of_a_socket_unit_are_taken_over_as_well() {
+    if outside("sockets_of_a_socket_unit_are_taken_over_as_well", "257") {
+        return;
+    }
+    let (address, own) = (loopback(), loopback());
+    Unit::install_socket("web", &format!("ListenStream={address}\nFileDescriptorName=http\n"));
+    let listed = format!("name = 'http'\nlisten = '{address}'");
+    let service = Service::worker().workers(4).socket(&listed).listen(own);
+    let unit = Unit::start("web", &service, "");
+    let workers = unit.processes();
+    let load = Load::start(&[Target::Tcp(address), Target::Tcp(own)], &MODES);
+    for round in 1..=2 {
+        unit.kill("SIGKILL");
+        eventually("another manager", || {
+            let is_ready = unit.property("StatusText") == "generation 1: 4 of 4 ready";
+            (unit.property("NRestarts") == round.to_string() && is_ready).then_some(())
+        });
+        assert_eq!(unit.processes(), workers, "{}", unit.journal());
+        assert_eq!(unit.property("NFileDescriptorStore"), "1", "the other one is the activator's");
+    }
+    unit.write(&service.release(2));
+    unit.systemctl("reload");
+    load.wait_for_generation(2);
+    load.stop().assert_spotless();
+    unit.systemctl("stop");
+}
+
+#[test]
 fn a_stop_that_takes_too_long_leaves_nobody_behind() {
     if outside("a_stop_that_takes_too_long_leaves_nobody_behind", "257") {
         return;

@@ -16,6 +16,7 @@ use super::start::{Post, Start};
 use super::upward::ServiceManager;
 use super::{ManagerError, prepare, raise_descriptor_limit, summary, system_store, watch};
 use crate::sys::activation::{self, Inherited};
+use crate::sys::pidfd::Pidfd;
 
 /// Makes the manager of a service; a change of one of the `watched` paths will be an upgrade.
 ///
@@ -35,28 +36,23 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
         path.metadata().map_err(|source| ManagerError::Watch { path: path.clone(), source })?;
     }
     let runtime = RuntimeDirectory::take(&service)?;
+    runtime.wait_for_children();
     let nofile = raise_descriptor_limit().map_err(io("raising the limit of open descriptors"))?;
     let heritage = Heritage::take(nofile).with_runtime(runtime.path());
     let upward = ServiceManager::with_store(&inherited);
-    let taken = take(&source, &release, &runtime, &mut inherited);
-    let release = match (&taken, release) {
-        (None, Err(refusal)) => return Err(ManagerError::BadFile(refusal.into())),
-        (None, Ok(release)) => {
-            runtime.clear()?;
-            Some(release)
-        }
-        (Some(_), Ok(_)) => None,
-        (Some(_), Err(refusal)) => {
-            warn!("{}; going on with what it was", refusal.summary);
-            None
-        }
-    };
+    let before = look(&source, &release, &runtime, &mut inherited);
+    match (&before, &release) {
+        (Before::Taken(_), Ok(_)) => {}
+        (Before::Taken(_), Err(refusal)) => warn!("{}; going on with what it was", refusal.summary),
+        (Before::Left(_), Ok(_)) => runtime.clear()?,
+        (Before::Left(_), Err(refusal)) => return Err(ManagerError::BadFile(refusal.clone().into())),
+    }
     let control = Control::bind(&runtime.control(), None).map_err(io("binding the control socket"))?;
     let post = Post { runtime, heritage, upward, control };
-    let mut daemon = match (taken, release) {
-        (None, Some(release)) => anew(source, release, inherited, post)?,
-        (Some(taken), _) => taken.take_over(post).map_err(io("taking over"))?,
-        (None, None) => unreachable!("there is a release where nothing is taken over"),
+    let mut daemon = match (before, release) {
+        (Before::Taken(taken), _) => taken.take_over(post).map_err(io("taking over"))?,
+        (Before::Left(left), Ok(release)) => anew(source, release, inherited, left, post)?,
+        (Before::Left(_), Err(refusal)) => return Err(ManagerError::BadFile(refusal.into())),
     };
     if !watched.is_empty() {
         watch::start(watched.to_vec()).map_err(io("starting to watch files"))?;
@@ -72,28 +68,58 @@ fn name_of(source: &Source) -> Option<String> {
     locate(&stem).join(STATE).exists().then_some(stem)
 }
 
-/// Takes over what a manager has left that was killed, where it can be; says why where it cannot.
-fn take(
+/// What a manager before us has left.
+enum Before {
+    /// All that it takes to go on.
+    Taken(Box<Taken>),
+    /// Processes at most, which are to make way for others.
+    Left(Left),
+}
+
+#[derive(Default)]
+struct Left {
+    family: Family,
+    leftovers: Vec<Leftover>,
+}
+
+impl Left {
+    /// The workers that there are still of a service, and those among them that are known for it in another way.
+    fn of(service: &str, runtime: &RuntimeDirectory, known: Vec<Pidfd>) -> Self {
+        let family = Family::find(service, runtime.path());
+        let mut leftovers = Leftover::all(&family, |_| true);
+        for process in known {
+            if leftovers.iter().all(|leftover| leftover.pid() != process.pid()) {
+                leftovers.push(Leftover::of(process));
+            }
+        }
+        Self { family, leftovers }
+    }
+}
+
+/// Looks at what a manager has left that was killed, and takes it over where it can be; says why where it cannot.
+fn look(
     source: &Source,
     release: &Result<Release, Refusal>,
     runtime: &RuntimeDirectory,
     inherited: &mut Vec<Inherited>,
-) -> Option<Taken> {
+) -> Before {
     let service = release.as_ref().ok().map(|release| release.spec.name.as_str());
+    let left = |known| service.map_or_else(Left::default, |service| Left::of(service, runtime, known));
     let recovered = match Judged::read(&runtime.state(), service) {
-        Judged::Nothing => return None,
+        Judged::Nothing if !runtime.is_abandoned() => return Before::Left(Left::default()),
+        Judged::Nothing => return Before::Left(left(Vec::new())),
         Judged::Foreign(name) => {
             warn!("a manager of service `{name}` was killed; what it has left is left alone");
-            return None;
+            return Before::Left(left(Vec::new()));
         }
         Judged::Unusable(why) => {
             warn!("the state of the manager before cannot be used, so this one starts anew: {why}");
-            return None;
+            return Before::Left(left(Vec::new()));
         }
         Judged::Whole(recovered) => *recovered,
     };
     if release.is_err() && recovered.record.source != *source {
-        return None;
+        return Before::Left(Left::default());
     }
     let (pid, all) = (recovered.record.pid, recovered.record.processes.len());
     let family = Family::find(recovered.service(), runtime.path());
@@ -103,11 +129,11 @@ fn take(
                 "the manager before (pid {pid}) was killed; {} of {all} workers are taken over",
                 taken.count()
             );
-            Some(taken)
+            Before::Taken(Box::new(taken))
         }
-        Err(why) => {
+        Err((why, survivors)) => {
             warn!("the manager before (pid {pid}) was killed, and this one starts anew: {why}");
-            None
+            Before::Left(left(survivors))
         }
     }
 }
@@ -117,15 +143,15 @@ fn anew(
     source: Source,
     release: Release,
     inherited: Vec<Inherited>,
+    Left { family, mut leftovers }: Left,
     mut post: Post,
 ) -> Result<Daemon, ManagerError> {
     let io = |doing| move |source: io::Error| ManagerError::Io { doing, source };
-    let family = Family::find(&release.spec.name, post.runtime.path());
-    let mut leftovers = Leftover::all(&family, |_| true);
     if !leftovers.is_empty() {
         warn!("processes of before are there; they drain as soon as others serve: {}", leftovers.len());
     }
-    let kept = Found::any(&family).unwrap_or_else(|error| {
+    let holders = family.pids_with(leftovers.iter().map(Leftover::pid));
+    let kept = Found::any(&holders).unwrap_or_else(|error| {
         let process = &release.spec.process;
         warn!("the sockets of before are lost with the workers that have them, which must go first: {error}");
         Leftover::end_all(

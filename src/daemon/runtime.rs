@@ -14,6 +14,7 @@ use nix::unistd::{Pid, Uid, geteuid, getpid};
 use super::recovery::STATE;
 use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
 use crate::sys::process;
+use crate::sys::socket_file::{Occupant, occupant};
 
 /// The longest path of a runtime directory: of the 107 bytes of a socket's path, `/notify/` and a name take 40.
 const MAX_PATH: usize = 107 - 40;
@@ -25,6 +26,9 @@ pub(super) const NODE_MODULE: &str = "first.js";
 /// How long the children of a manager that was killed may take to become their programs, and how often it is looked.
 const CHILDREN_TAKE: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// What execve(2) still has to do when it has closed most descriptors, which it is given many times over.
+const EXECUTE_TAKES: Duration = Duration::from_millis(20);
 
 /// The name of the control socket in the runtime directory.
 pub const CONTROL: &str = "control.sock";
@@ -97,6 +101,27 @@ impl RuntimeDirectory {
         let directory = Self { path, lock };
         directory.restore().map_err(io(&directory.notify()))?;
         Ok(directory)
+    }
+
+    /// Whether the manager before us was killed: one that ends in order removes its control socket.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        self.control().exists()
+    }
+
+    /// Waits until the last children of a manager that was killed are their programs.
+    ///
+    /// They have let go of the lock by then, but execve(2) closes one descriptor after the other, and shows the new environment
+    /// at its end.
+    pub fn wait_for_children(&self) {
+        let begun = Instant::now();
+        let holds = || matches!(occupant(&self.control()), Ok(Occupant::Live));
+        while holds() && begun.elapsed() < CHILDREN_TAKE {
+            thread::sleep(LOOK_AGAIN);
+        }
+        if self.is_abandoned() {
+            thread::sleep(EXECUTE_TAKES);
+        }
     }
 
     /// Removes what managers have left in there that are no more.

@@ -60,6 +60,20 @@ impl Unit {
         unit
     }
 
+    /// Installs and starts a socket unit for the service of this name.
+    pub fn install_socket(name: &str, lines: &str) {
+        let unit = format!("liveswap@{name}.socket");
+        let units = Path::new("/run/systemd/system");
+        fs::create_dir_all(units).expect("a folder for units");
+        fs::write(units.join(&unit), format!("[Socket]\n{lines}")).expect("the unit");
+        // A socket unit is started only where its service is there.
+        let service = units.join(format!("liveswap@{name}.service"));
+        fs::write(&service, "[Service]\nExecStart=/bin/true\n").expect("a service in the meantime");
+        systemctl(&["daemon-reload"]);
+        systemctl(&["start", &unit]);
+        fs::remove_file(service).expect("it is there");
+    }
+
     /// Installs the unit that `liveswap unit` makes for the file, and starts the service.
     pub fn made_for(name: &str, file: PathBuf, service: &Service) -> Self {
         let unit = Self { file, name: format!("{name}.service") };

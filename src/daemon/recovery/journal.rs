@@ -58,10 +58,16 @@ impl Journal {
 
     /// Adds a line, which is written with the next ones.
     fn add(&mut self, entry: &Entry) {
-        if self.file.is_some() && !self.is_stale {
-            // What cannot be written is a text with a path that is not UTF-8; the snapshot fails by it too, and says so.
-            self.is_stale = serde_json::to_writer(&mut self.waiting, entry).is_err();
+        if self.file.is_none() {
+            return;
+        }
+        let length = self.waiting.len();
+        if serde_json::to_writer(&mut self.waiting, entry).is_ok() {
             self.waiting.push(b'\n');
+        } else {
+            // A path that is not UTF-8: the snapshot fails by it too, and says so.
+            self.waiting.truncate(length);
+            self.is_stale = true;
         }
     }
 

@@ -31,7 +31,17 @@ hand_over!(Leftover as LeftoverState { process: Pidfd, kill_at: Option<Mono> });
 impl Leftover {
     /// All processes of the workers that are as `is` says.
     pub fn all(family: &Family, is: impl Fn(WorkerId) -> bool) -> Vec<Self> {
-        family.heads(is).into_iter().map(|process| Self { process, kill_at: None }).collect()
+        family.heads(is).into_iter().map(Self::of).collect()
+    }
+
+    /// A process that is known for a worker in another way.
+    pub fn of(process: Pidfd) -> Self {
+        Self { process, kill_at: None }
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> Pid {
+        self.process.pid()
     }
 
     /// Has all of them drain and waits for their ends, where nothing can be begun as long as they are there.

@@ -1,6 +1,6 @@
 //! The sockets of a service whose manager is no more: with an activator, in its store, or with the workers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -10,7 +10,6 @@ use tracing::{info, warn};
 
 use super::super::release::in_words;
 use super::super::sockets::{Listener, ListenerRecord, Sockets};
-use super::survivors::Family;
 use crate::sys::activation::Inherited;
 use crate::sys::held::{self, Held, Kind};
 use crate::sys::pidfd::Pidfd;
@@ -25,28 +24,40 @@ pub struct Found {
 }
 
 /// All sockets that some processes have open, and where.
-struct Open(BTreeMap<u64, Vec<(Pid, Held)>>);
+#[derive(Default)]
+struct Open {
+    sockets: BTreeMap<u64, Vec<(Pid, Held)>>,
+    /// Why it could not be seen what some of them have.
+    hidden: Option<io::Error>,
+}
 
 impl Open {
-    fn of(pids: impl Iterator<Item = Pid>) -> Self {
-        let mut open = BTreeMap::<_, Vec<_>>::new();
+    fn of(pids: &BTreeSet<Pid>) -> Self {
+        let mut open = Self::default();
         for pid in pids {
-            let held = held::open_files(pid).unwrap_or_default();
-            for one in held.into_iter().filter(|one| one.kind == Kind::Socket) {
-                open.entry(one.inode).or_default().push((pid, one));
+            match held::open_files(*pid) {
+                Ok(held) => {
+                    for one in held.into_iter().filter(|one| one.kind == Kind::Socket) {
+                        open.sockets.entry(one.inode).or_default().push((*pid, one));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => open.hidden = Some(error),
             }
         }
-        Self(open)
+        open
     }
 
-    /// Copies a socket from whoever has it.
+    /// Copies a socket from whoever has it: `NotFound` where nobody has, `PermissionDenied` where we may not.
     fn copy(&self, inode: u64) -> io::Result<OwnedFd> {
-        let mut error = io::Error::from(io::ErrorKind::NotFound);
-        for (pid, one) in self.0.get(&inode).into_iter().flatten() {
+        let hidden = self.hidden.as_ref().map(io::Error::kind);
+        let mut error = io::Error::from(hidden.unwrap_or(io::ErrorKind::NotFound));
+        for (pid, one) in self.sockets.get(&inode).into_iter().flatten() {
             match Pidfd::open(*pid).and_then(|process| process.copy(one.number)) {
                 Ok(fd) if held::inode(&fd).ok() == Some(inode) => return Ok(fd),
-                Ok(_) => {}
-                Err(why) => error = why,
+                Err(why) if why.kind() == io::ErrorKind::PermissionDenied => error = why,
+                // It was closed a moment ago, as connections are, or its process has ended.
+                Ok(_) | Err(_) => {}
             }
         }
         Err(error)
@@ -61,10 +72,10 @@ impl Found {
     /// Which one can be neither found nor bound anew, in words.
     pub fn again(
         records: Vec<ListenerRecord>,
-        family: &Family,
+        holders: &BTreeSet<Pid>,
         inherited: &mut Vec<Inherited>,
     ) -> Result<Self, String> {
-        let open = Open::of(family.members().map(|member| member.pid));
+        let open = Open::of(holders);
         let mut found = Self::default();
         for record in records {
             let handed = inherited.iter().position(|one| held::inode(&one.fd).ok() == Some(record.inode));
@@ -102,11 +113,17 @@ impl Found {
     /// # Errors
     ///
     /// Why one of them cannot be had.
-    pub fn any(family: &Family) -> io::Result<Self> {
-        let open = Open::of(family.members().map(|member| member.pid));
+    pub fn any(holders: &BTreeSet<Pid>) -> io::Result<Self> {
+        let mut open = Open::of(holders);
         let mut found = Self::default();
-        for inode in open.0.keys() {
-            let fd = open.copy(*inode)?;
+        if let Some(error) = open.hidden.take() {
+            return Err(error);
+        }
+        for inode in open.sockets.keys() {
+            let fd = match open.copy(*inode) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                fd => fd?,
+            };
             if is_listener(&fd)
                 && let Some(listener) = Listener::reclaim(fd)
             {

@@ -21,7 +21,7 @@ pub struct Member {
 }
 
 /// All of them, as they were when it was looked for them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Family(Vec<Member>);
 
 impl Family {
@@ -33,9 +33,9 @@ impl Family {
         Self(of_service.into_iter().filter_map(|pid| Some(Member { pid, worker: worker(pid)? })).collect())
     }
 
-    /// All members.
-    pub fn members(&self) -> impl Iterator<Item = Member> {
-        self.0.iter().copied()
+    /// The pids of all of them, and others.
+    pub fn pids_with(&self, others: impl Iterator<Item = Pid>) -> BTreeSet<Pid> {
+        self.0.iter().map(|member| member.pid).chain(others).collect()
     }
 
     /// The highest number that a worker has had.

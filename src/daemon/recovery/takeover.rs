@@ -50,19 +50,26 @@ impl Taken {
     ///
     /// # Errors
     ///
-    /// Why there is nothing to be taken over, in words; then nothing was touched.
+    /// Why there is nothing to be taken over, in words, and the workers that live all the same; then nothing was touched.
     pub fn find(
         mut recovered: Recovered,
         family: &Family,
         inherited: &mut Vec<Inherited>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, (String, Vec<Pidfd>)> {
         let record = &mut recovered.record;
         let processes = std::mem::take(&mut record.processes);
         let survivors: Vec<_> = processes.into_iter().filter_map(Survivor::find).collect();
         if survivors.is_empty() {
-            return Err("no worker has survived".into());
+            return Err(("no worker has survived".into(), Vec::new()));
         }
-        let sockets = Found::again(std::mem::take(&mut record.listeners), family, inherited)?;
+        let listeners = std::mem::take(&mut record.listeners);
+        let pids = survivors.iter().map(|survivor| survivor.process.pid());
+        let sockets = match Found::again(listeners, &family.pids_with(pids), inherited) {
+            Ok(sockets) => sockets,
+            Err(why) => {
+                return Err((why, survivors.into_iter().map(|survivor| survivor.process).collect()));
+            }
+        };
         let alive: BTreeSet<_> = survivors.iter().map(|survivor| survivor.record.worker).collect();
         end_of_no_use(&recovered, family, &alive);
         let is_known = |worker| recovered.record.manager.worker(worker).is_some();
