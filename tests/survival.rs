@@ -51,19 +51,20 @@ fn pids(workers: &[Worker]) -> Vec<i32> {
     workers.iter().map(|worker| worker.pid).collect()
 }
 
-#[test]
-fn twenty_kills_at_random_moments_lose_no_request() {
+/// Kills the manager so often at random moments, most of them amid a change, under load.
+fn kill_at_random(kills: usize, workers: usize, adjust: impl FnOnce(Service) -> Service) {
     let seed = std::env::var("SURVIVAL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x5EED);
     println!("seed {seed}");
     let mut dice = Dice(seed);
     let starter = Starter::default();
     let (address, path) = (loopback(), starter.path("web.sock"));
     let service = service().listen(address).listen(path.display()).set("upgrade.probation", "'60ms'");
+    let service = adjust(service);
     let mut manager = starter.start(service.clone().release("first"));
     manager.wait_ready();
     let load = Load::start(&[Target::Tcp(address), Target::Unix(path.clone())], &MODES);
     load.wait_for_more(50);
-    for round in 0..KILLS {
+    for round in 0..kills {
         if round % 4 != 3 {
             let boot = dice.below(30).to_string();
             manager.rewrite(service.clone().release(round).args(["--boot", &boot]));
@@ -82,16 +83,16 @@ fn twenty_kills_at_random_moments_lose_no_request() {
         let place = manager.place();
         manager.restart();
         manager.wait_said(place, "READY=1", |message| message.is("READY"));
-        manager.wait_status(place, ": 3 of 3 ready");
+        manager.wait_status(place, &format!(": {workers} of {workers} ready"));
         load.wait_for_more(20);
     }
     let place = manager.place();
     let outcome = manager.upgrade_committed(service.release("last"));
-    manager.wait_survivors(outcome.generation, 3);
+    manager.wait_survivors(outcome.generation, workers);
     manager.wait_log(place, ["gone"]);
     load.wait_for_generation(outcome.generation);
     let report = load.stop();
-    println!("{KILLS} kills: {report}");
+    println!("{kills} kills: {report}");
     if !report.failed.is_empty() {
         manager.fail(&report.to_string());
     }
@@ -101,6 +102,16 @@ fn twenty_kills_at_random_moments_lose_no_request() {
     manager.wait_log(Place::START, ["its path was removed", "repaired"]);
     manager.stop();
     assert!(!path.exists(), "what a manager bound is removed by whoever comes after it");
+}
+
+#[test]
+fn twenty_kills_at_random_moments_lose_no_request() {
+    kill_at_random(KILLS, 3, |service| service);
+}
+
+#[test]
+fn kills_amid_many_starts_and_drains_lose_no_request() {
+    kill_at_random(8, 24, |service| service.workers(24).set("upgrade.strategy", "'blue-green'"));
 }
 
 #[test]
