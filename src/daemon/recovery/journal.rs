@@ -6,7 +6,7 @@
 //! alone, which is taken anew when such a thing changes, or when the events behind it have become many.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Seek, Write};
 use std::mem;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use tracing::{error, info};
 
 use super::super::run::Daemon;
 use super::STATE;
-use super::record::{Entry, ProcessRecord, snapshot};
+use super::record::{Entry, Envelope, ProcessRecord, Record, snapshot};
 use crate::core::Event;
 use crate::core::ids::WorkerId;
 use crate::core::time::Mono;
@@ -86,14 +86,19 @@ impl Journal {
     }
 
     /// Begins anew with a snapshot: whoever looks finds the file of before, or this one.
-    fn begin(&mut self, snapshot: &[u8]) -> io::Result<()> {
+    fn begin(&mut self, snapshot: &Envelope<Record>) -> io::Result<()> {
         let draft = self.path.with_extension("new");
-        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&draft)?;
-        file.write_all(snapshot)?;
+        let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&draft)?;
+        // Piece by piece: a text of hundreds of workers would leave its mark on our memory.
+        let mut pieces = BufWriter::new(file);
+        serde_json::to_writer(&mut pieces, snapshot)?;
+        pieces.write_all(b"\n")?;
+        let mut file = pieces.into_inner()?;
+        let length = usize::try_from(file.stream_position()?).unwrap_or(usize::MAX);
         fs::rename(&draft, &self.path)?;
         self.file = Some(file);
         self.waiting.clear();
-        (self.length, self.room) = (0, ROOM.max(SNAPSHOTS * snapshot.len()));
+        (self.length, self.room) = (0, ROOM.max(length.saturating_mul(SNAPSHOTS)));
         self.is_stale = false;
         Ok(())
     }
@@ -161,7 +166,7 @@ impl Daemon {
             return;
         }
         self.store_sockets();
-        match snapshot(self).and_then(|line| self.journal.begin(&line)) {
+        match snapshot(self).and_then(|snapshot| self.journal.begin(&snapshot)) {
             Ok(()) => {
                 if self.journal.retry_at.take().is_some() {
                     info!("{} is written again", self.journal.path.display());

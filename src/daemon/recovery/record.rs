@@ -84,23 +84,20 @@ pub struct ProcessRecord {
     pub channel: Option<u64>,
 }
 
-/// Writes a snapshot down, as the first line of the file.
+/// Takes a snapshot, the first line of the file.
 ///
 /// # Errors
 ///
-/// Where it holds a path that is not UTF-8.
-pub fn snapshot(daemon: &Daemon) -> io::Result<Vec<u8>> {
+/// Those of fstat(2), and where `/proc` is not mounted.
+pub fn snapshot(daemon: &Daemon) -> io::Result<Envelope<Record>> {
     let service = daemon.generations.get(&daemon.manager.current()).map(|of| of.release.spec.name.clone());
-    let envelope = Envelope {
+    Ok(Envelope {
         version: VERSION,
         program: env!("CARGO_PKG_VERSION").to_owned(),
         service: service.unwrap_or_default(),
         boot: process::boot()?,
         state: Record::of(daemon)?,
-    };
-    let mut line = serde_json::to_vec(&envelope)?;
-    line.push(b'\n');
-    Ok(line)
+    })
 }
 
 impl Record {
