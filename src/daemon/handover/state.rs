@@ -120,8 +120,7 @@ impl State {
             poller: _,
             signals: _,
             reexec: _,
-            // Nobody hands over while something is recorded.
-            recording: _,
+            recording: _, // Nobody hands over while something is recorded.
             inbox: _,
             barriers: _,
             ended: _,
@@ -129,7 +128,6 @@ impl State {
         } = daemon;
         let listeners = sockets.listeners();
         let place = |one: &Rc<Listener>| listeners.iter().position(|other| Rc::ptr_eq(one, other));
-        let generations = generations.iter().map(|(id, of)| written(*id, of, place, luggage)).collect();
         Self {
             source: source.clone(),
             program: program.clone(),
@@ -139,7 +137,7 @@ impl State {
             manager: manager.clone(),
             runtime: runtime.pack(luggage),
             listeners: listeners.iter().map(|listener| listener.pack(luggage)).collect(),
-            generations,
+            generations: generations.iter().map(|(id, of)| written(*id, of, place, luggage)).collect(),
             kept: kept.clone(),
             targets: targets.pack(luggage),
             stored: stored.pack(luggage),
