@@ -108,7 +108,7 @@ pub struct Daemon {
     pub(super) roles: BTreeMap<Pid, Role>,
     /// Those of them that are probes and hooks.
     pub(super) helpers: BTreeMap<Pid, Spawned>,
-    /// Children that we had before we started any, as whoever executed us left them.
+    /// Children that have nothing to do with any worker: those that whoever executed us left, and the watcher of files.
     pub(super) found_at_start: Vec<Pid>,
     pub(super) upward: ServiceManager,
     pub(super) control: Control,

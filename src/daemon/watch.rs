@@ -22,12 +22,12 @@ const AT_LAST: Duration = Duration::from_secs(5);
 /// Any wait has an end, so that a missed one is not for ever.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// Starts the watcher, which ends with the manager.
+/// Starts the watcher, which ends with the manager, and returns its pid.
 ///
 /// # Errors
 ///
 /// Those of fork(2).
-pub(super) fn start(paths: Vec<PathBuf>) -> io::Result<()> {
+pub(super) fn start(paths: Vec<PathBuf>) -> io::Result<Pid> {
     let manager = getpid();
     let watcher = in_child(move || {
         // What waits to be written is written by the manager.
@@ -39,8 +39,7 @@ pub(super) fn start(paths: Vec<PathBuf>) -> io::Result<()> {
         Vec::new()
     })?;
     // It has nothing to hand over. At its end it is reaped as whatever else we find among our children.
-    drop(watcher);
-    Ok(())
+    Ok(watcher.pid)
 }
 
 fn watch(paths: Vec<PathBuf>, manager: Pid) -> io::Result<()> {
