@@ -55,8 +55,8 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
         (Before::Left(_), Err(refusal)) => return Err(ManagerError::BadFile(refusal.into())),
     };
     if !watched.is_empty() {
-        let watcher = watch::start(watched.to_vec()).map_err(io("starting to watch files"))?;
-        daemon.found_at_start.push(watcher);
+        let started = watch::start(watched.to_vec()).map_err(io("starting to watch files"))?;
+        daemon.found_at_start.push(started);
     }
     daemon.watch_all().map_err(io("setting up the event loop"))?;
     Ok(daemon)
