@@ -45,6 +45,15 @@ fn write_token(path: &Path, token: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("chmod");
 }
 
+/// A manager that also lets in whoever shows the token.
+fn start_with_token(service: Service) -> Manager {
+    let starter = Starter::default();
+    write_token(&starter.path("token"), TOKEN);
+    let mut manager = starter.start(service.set("control.token_file", "'token'"));
+    manager.wait_ready();
+    manager
+}
+
 /// A shell of another user, or in another network, by words that go before it.
 fn shell<const N: usize>(by: [&str; N], script: &str) -> Child {
     let mut command = Command::new(by[0]);
@@ -275,11 +284,8 @@ fn a_thousand_who_show_no_token_push_out_nobody_who_may_speak() {
     if !is_root("being another user") {
         return;
     }
-    let starter = Starter::default();
-    write_token(&starter.path("token"), TOKEN);
     let (service, control) = service();
-    let mut manager = starter.start(service.set("control.token_file", "'token'"));
-    manager.wait_ready();
+    let manager = start_with_token(service);
     let before = manager.open_descriptors();
     // Idle, and there before all of them.
     let mut idle: Vec<Client> = (0..60).map(|_| Client::by_tcp(control)).collect();
@@ -313,11 +319,8 @@ fn on_loopback_a_token_lets_a_stranger_in_who_may_not_speak_by_itself() {
     if !is_root("being another user") {
         return;
     }
-    let starter = Starter::default();
-    write_token(&starter.path("token"), TOKEN);
     let (service, control) = service();
-    let mut manager = starter.start(service.set("control.token_file", "'token'"));
-    manager.wait_ready();
+    let manager = start_with_token(service);
     assert_eq!(ask(control, r#"{"cmd":"ping"}"#)["ok"], true, "the owner needs none");
     // Shown once, it holds for the connection.
     let right = format!("{{\"cmd\":\"ping\",\"token\":\"{TOKEN}\"}}\n{{\"cmd\":\"ping\"}}\nthe end\n");
