@@ -157,7 +157,7 @@ fn a_hundred_thousand_hostile_datagrams_with_descriptors_are_not_noticed() {
         b"STATUS=\x1b[2J\xff",
         &long,
     ];
-    let (open, memory) = (manager.open_descriptors(), manager.anonymous());
+    let (open, memory) = (manager.descriptors_at_rest(), manager.anonymous());
     for number in 0..MESSAGES {
         // Mostly a few; now and then as many as a message can bring. Two at least: one would make a barrier of some.
         let count = if number % 1000 == 0 { 253 } else { 2 + number % 5 };

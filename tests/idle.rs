@@ -91,9 +91,9 @@ fn a_hundred_upgrades_leave_nothing_behind() {
     };
     // The first few make what is made once.
     (2..=11).for_each(upgrade);
-    let (descriptors, memory) = (manager.open_descriptors(), manager.anonymous());
+    let (descriptors, memory) = (manager.descriptors_at_rest(), manager.anonymous());
     (12..=111).for_each(upgrade);
-    let (descriptors_after, memory_after) = (manager.open_descriptors(), manager.anonymous());
+    let (descriptors_after, memory_after) = (manager.descriptors_at_rest(), manager.anonymous());
     println!("descriptors {descriptors} -> {descriptors_after}, memory {memory} -> {memory_after} KiB");
     assert_eq!(descriptors, descriptors_after, "descriptors");
     // A hundred times the least conceivable leak, a generation's data, would be much more than an allocator's whim.

@@ -40,7 +40,7 @@ fn twenty_reexecs_in_a_row_lose_no_request() {
     manager.wait_ready();
     let load = Load::start(&[Target::Tcp(address), Target::Unix(path.clone())], &MODES);
     load.wait_for_more(50);
-    let (workers, descriptors) = (manager.wait_workers(1, 2), manager.open_descriptors());
+    let (workers, descriptors) = (manager.wait_workers(1, 2), manager.descriptors_at_rest());
     for round in 0..REEXECS {
         let place = manager.place();
         copy_program(&manager.path("liveswap"));

@@ -15,7 +15,6 @@ use support::ground::{Ground, WORKERS};
 use support::is_root;
 use support::log::{Step, Verdict};
 use support::manager::{Manager, Place, Starter};
-use support::process::descriptors;
 use support::service::Service;
 
 /// Mounts `options` of a tmpfs over the runtime directory, does `then`, and goes on as the manager.
@@ -112,7 +111,7 @@ fn with_too_few_descriptors_an_upgrade_fails_wherever_they_run_out_and_leaks_non
     // One upgrade first: what is made lazily is there before descriptors are counted.
     manager.upgrade_committed(ground.service.clone().release("warm"));
     manager.wait_workers(2, WORKERS);
-    let (open, most) = (manager.open_descriptors(), 60);
+    let (open, most) = (manager.descriptors_at_rest(), 60);
     let mut failures = 0;
     let enough = (0..most).find(|&more| {
         manager.limit_descriptors(more);
@@ -196,7 +195,7 @@ fn where_forks_begin_to_fail_half_way_through_an_upgrade_it_rolls_back() {
     }
     let ground = Ground::new(Starter::default().of_a_user(), |service| service);
     let manager = &ground.manager;
-    let open = descriptors(manager.pid()).len();
+    let open = manager.descriptors_at_rest();
     // The first new worker still starts, and sees to it that nobody follows.
     let place = manager.place();
     let half = ground.service.clone().release("half").after("prlimit --pid $PPID --nproc=1:");

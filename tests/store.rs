@@ -170,7 +170,7 @@ fn memory_in_store_is_handed_to_whoever_comes_next() {
 fn the_store_is_bounded_and_loses_what_hangs_up() {
     let Some(keeper) = Keeper::start() else { return };
     keeper.wish("forget nothing\n");
-    let descriptors = keeper.0.open_descriptors();
+    let descriptors = keeper.0.descriptors_at_rest();
     let place = keeper.0.place();
     keeper.wish("end end1\nend end2\nkeep m\nkeep n\n");
     keeper.0.wait_log(place, ["its store is full (fd_store_max is 3); `n` is not kept"]);

@@ -34,7 +34,7 @@ fn storm(seed: u64) {
     // One upgrade first: what is made lazily is there before descriptors are counted.
     manager.upgrade_committed(service.clone().release(0));
     manager.wait_workers(2, 4);
-    let descriptors = manager.open_descriptors();
+    let descriptors = manager.descriptors_at_rest();
 
     let mut newest = 0;
     for _ in 0..50 {

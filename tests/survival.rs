@@ -121,7 +121,7 @@ fn at_rest_the_same_workers_serve_on() {
     let mut manager = start(&service.clone().release(1));
     manager.upgrade_committed(service.clone().release(2));
     let workers = manager.wait_workers(2, 3);
-    let descriptors = manager.open_descriptors();
+    let descriptors = manager.descriptors_at_rest();
     for _ in 0..3 {
         let place = manager.succeed();
         manager.wait_log(place, ["generation 2 taken over with 3 workers"]);

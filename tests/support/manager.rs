@@ -521,6 +521,21 @@ impl Manager {
         descriptors(self.pid()).len()
     }
 
+    /// Waits until the manager sleeps, with every dead child reaped, and counts its descriptors: a worker that has
+    /// just gone from /proc may still have its notify socket.
+    pub fn descriptors_at_rest(&self) -> usize {
+        let asleep = || {
+            let slept = status(self.pid(), "voluntary_ctxt_switches");
+            let reaped = !self.children().iter().any(Process::is_zombie);
+            (reaped && status(self.pid(), "State").starts_with('S')).then_some(slept)
+        };
+        self.wait_until("the manager at rest", || {
+            let slept = asleep()?;
+            let count = self.open_descriptors();
+            (asleep()? == slept).then_some(count)
+        })
+    }
+
     /// Sets a resource limit of the manager, as prlimit(1) writes it: `--nproc=1:`.
     pub fn limit(&self, limit: &str) {
         let pid = self.pid().to_string();
