@@ -233,7 +233,7 @@ fn many_who_ask_at_once_are_all_answered() {
 
 #[test]
 fn a_manager_without_descriptors_waits_for_one_and_does_not_spin() {
-    let starter = Starter::default().by(["prlimit", "--nofile=40:40"]);
+    let starter = Starter::default().by(&["prlimit", "--nofile=40:40"]);
     let mut manager = starter.start(service().workers(1));
     manager.wait_ready();
     let mut clients = Vec::new();

@@ -351,7 +351,7 @@ fn elsewhere_the_token_alone_decides() {
         return;
     }
     let own = "ip link set lo up && ip address add 192.0.2.7/32 dev lo && exec \"$@\"";
-    let starter = Starter::default().by(["unshare", "--net", "sh", "-c", own, "sh"]);
+    let starter = Starter::default().by(&["unshare", "--net", "sh", "-c", own, "sh"]);
     write_token(&starter.path("token"), TOKEN);
     let anywhere: SocketAddr = "0.0.0.0:3000".parse().expect("an address");
     let plain = Service::worker().set("upgrade.probation", "'0s'");

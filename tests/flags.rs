@@ -39,7 +39,7 @@ fn a_service_of_flags_upgrades_to_where_its_folder_points_by_then() {
     symlink("one", starter.path("current")).expect("a link");
     let flags = ["-l", &address.to_string(), "-n", "2", "--", "./server.sh"];
     // A shell is in the folder by the name that one went there by.
-    let starter = starter.by(["sh", "-c", "cd current && exec \"$@\"", "sh"]);
+    let starter = starter.by(&["sh", "-c", "cd current && exec \"$@\"", "sh"]);
     let mut manager = starter.instead_of_file(flags).start("this file is not read");
     manager.wait_ready();
     let releases = |generation, name: &str| {

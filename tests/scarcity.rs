@@ -20,7 +20,7 @@ use support::service::Service;
 /// Mounts `options` of a tmpfs over the runtime directory, does `then`, and goes on as the manager.
 fn in_a_small_room(options: &str, then: &str) -> Starter {
     let script = format!("mount -t tmpfs -o mode=0711,{options} none run && {then} && exec \"$@\"");
-    Starter::default().by(["unshare", "-m", "sh", "-c", &script, "sh"])
+    Starter::default().by(&["unshare", "-m", "sh", "-c", &script, "sh"])
 }
 
 /// The runtime directory as the manager sees it.

@@ -1,42 +1,15 @@
-//! The manager in its surroundings: as PID 1, under a watchdog, with a log that is JSON or that nobody reads.
+//! The manager in its surroundings: under a watchdog, with a log that is JSON or that nobody reads.
 
 #[expect(dead_code, reason = "no single test uses all of the support")]
 mod support;
 
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, Uid};
+use nix::sys::signal::Signal;
 use support::client::{Target, ask};
 use support::loopback;
-use support::manager::{Place, Starter, text_of};
-use support::process::Process;
+use support::manager::{Place, Starter};
 use support::service::Service;
-
-#[test]
-fn as_pid_1_it_reaps_strangers_and_drains() {
-    if !Uid::effective().is_root() {
-        assert!(std::env::var_os("CI").is_none(), "CI runs as root");
-        eprintln!("SKIPPED: a PID namespace takes root");
-        return;
-    }
-    let starter = Starter::default().by(["unshare", "--pid", "--fork", "--mount-proc"]);
-    let orphan = starter.path("orphan");
-    let worker = support::worker_program();
-    let script = format!("(sh -c 'echo born >{}' &) ; exec {}", orphan.display(), worker.display());
-    let mut manager = starter.start(Service::command(["sh", "-c", &script]).workers(2).no_sockets());
-    manager.wait_ready();
-    let outside = manager.pid();
-    let first = manager.wait_until("PID 1", || Process::all().into_iter().find(|one| one.parent == outside));
-    manager.wait_until("an orphan", || (text_of(&orphan) == "born\n").then_some(()));
-    manager.wait_until("that only the workers are left to it", || {
-        let children = Process::all().into_iter().filter(|one| one.parent == first.pid);
-        let (zombies, living): (Vec<_>, Vec<_>) = children.partition(Process::is_zombie);
-        (zombies.is_empty() && living.len() == 2).then_some(())
-    });
-    kill(Pid::from_raw(first.pid), Signal::SIGTERM).unwrap();
-    assert!(manager.wait_exit().success());
-}
 
 #[test]
 fn the_watchdog_of_the_service_manager_is_fed() {

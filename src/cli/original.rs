@@ -14,7 +14,7 @@ use clap::{ArgGroup, CommandFactory, Parser};
 
 use super::options::{DEFAULT_ADDRESS, DEFAULT_PORT, Options, found};
 use super::report::Status;
-use super::run::{Logging, report};
+use super::run::{Logging, look_after_manager, report};
 use super::upgrade::absolute;
 use crate::wire::control::{Command, Line, Reply, Request};
 use crate::wire::secret::Secret;
@@ -100,6 +100,9 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Original { start: Some(target), .. } => {
             flags.logging.init();
+            if let Some(ended) = look_after_manager() {
+                return ended;
+            }
             return report(flags.options(target).run());
         }
         Original { upgrade: Some(path), .. } => match named(Path::new(path)) {

@@ -12,7 +12,7 @@ use tracing::Level;
 use super::report::{self, Status};
 use crate::config::flags::Flags;
 use crate::daemon::log::{self, LogFormat};
-use crate::daemon::{self, ManagerError, Source};
+use crate::daemon::{self, ManagerError, Source, init};
 
 /// The flags that make a service.
 const WITHOUT_FILE: &str = "Without a file";
@@ -123,6 +123,9 @@ pub fn run(args: &RunArgs) -> ExitCode {
     if let Some(ended) = daemon::resume() {
         return report(ended);
     }
+    if let Some(ended) = look_after_manager() {
+        return ended;
+    }
     let (source, watched) = match source(args) {
         Ok(found) => found,
         Err(error) => {
@@ -131,6 +134,11 @@ pub fn run(args: &RunArgs) -> ExitCode {
         }
     };
     report(daemon::run(source, &watched, log::wants_color()))
+}
+
+/// As the first process of a container, looks after a manager until that has ended.
+pub(super) fn look_after_manager() -> Option<ExitCode> {
+    init::run().map(|ended| ended.unwrap_or_else(|error| report(Err(error))))
 }
 
 /// Tells how a manager ended.

@@ -17,6 +17,7 @@
 //! watch     the child that asks for an upgrade when files change
 //! handover  another program in our place, which goes on with all of it
 //! recovery  going on with what a manager has left that was killed
+//! init      PID 1 of a container, which looks after a manager
 //! log       the form of the log                             outlet    our outputs, never waited for
 //! ```
 
@@ -26,6 +27,7 @@ mod checker;
 mod control;
 pub mod handover;
 mod hooks;
+pub mod init;
 mod launch;
 pub mod log;
 mod node;

@@ -75,9 +75,7 @@ struct Watchdog {
 impl ServiceManager {
     /// Takes `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` as the environment has them.
     pub fn from_environment() -> Self {
-        let sender = std::env::var_os("NOTIFY_SOCKET").and_then(|address| {
-            NotifySender::new(&address).inspect_err(|error| warn!("cannot use NOTIFY_SOCKET: {error}")).ok()
-        });
+        let sender = sender_from_environment();
         let watchdog = watchdog_interval().filter(|_| sender.is_some());
         let watchdog =
             watchdog.map(|interval| Watchdog { interval: (interval / 2).max(RETRY), next: Mono::ZERO });
@@ -192,6 +190,12 @@ impl ServiceManager {
             }
         }
     }
+}
+
+/// Returns the way to the `NOTIFY_SOCKET` of the environment.
+pub fn sender_from_environment() -> Option<NotifySender> {
+    let address = std::env::var_os("NOTIFY_SOCKET")?;
+    NotifySender::new(&address).inspect_err(|error| warn!("cannot use NOTIFY_SOCKET: {error}")).ok()
 }
 
 /// The interval of a watchdog that is meant for this process (sd_watchdog_enabled(3)).

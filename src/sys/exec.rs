@@ -16,7 +16,7 @@ use super::handover::Luggage;
 const DELETED: &str = " (deleted)";
 
 /// Where a process finds its own program, wherever that stands (proc_pid_exe(5)).
-const RUNNING: &str = "/proc/self/exe";
+pub const RUNNING: &str = "/proc/self/exe";
 
 /// Returns a word for the file at the path, links followed: the same for the same file in the same form alone.
 ///

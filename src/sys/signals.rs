@@ -66,9 +66,15 @@ impl Signal {
         }
     }
 
+    /// Returns the signal's number.
+    #[must_use]
+    pub fn number(self) -> i32 {
+        self.native() as i32
+    }
+
     fn from_number(number: i32) -> Option<Self> {
         let mut all = Self::CAUGHT.into_iter().chain(Self::BLOCKED);
-        all.find(|signal| signal.native() as i32 == number)
+        all.find(|signal| signal.number() == number)
     }
 }
 
@@ -122,7 +128,7 @@ impl Signals {
     pub fn install() -> io::Result<Self> {
         // SAFETY: to ignore a signal runs no code of ours.
         unsafe { signal::signal(signal::Signal::SIGPIPE, SigHandler::SigIgn) }?;
-        let numbers = Signal::CAUGHT.map(|signal| signal.native() as i32);
+        let numbers = Signal::CAUGHT.map(Signal::number);
         let (read, write) = UnixStream::pair()?;
         let caught = SignalDelivery::with_pipe(read, write, WithRawSiginfo, numbers)?;
 

@@ -132,8 +132,8 @@ impl Starter {
 
     /// Starts the manager by another program, which executes what its arguments end with.
     #[must_use]
-    pub fn by<const N: usize>(mut self, program: [&str; N]) -> Self {
-        self.wrapper = program.map(str::to_owned).to_vec();
+    pub fn by(mut self, program: &[&str]) -> Self {
+        self.wrapper = program.iter().map(ToString::to_string).collect();
         self
     }
 
