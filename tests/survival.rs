@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use support::client::{Connection, Load, MODES, Target, ask};
 use support::control::Ended;
 use support::dice::Dice;
-use support::log::Verdict;
+use support::log::{Step, Verdict};
 use support::manager::{Manager, Place, Starter, Worker, text_of, wait_gone};
 use support::service::Service;
 use support::{is_root, loopback};
@@ -234,6 +234,34 @@ fn where_nobody_has_survived_all_begins_anew() {
     manager.wait_log(place, ["starts anew: no worker has survived"]);
     manager.wait_said(place, "READY=1", |message| message.is("READY"));
     ask(&Target::Unix(path)).expect("an answer at the stale path");
+    manager.stop();
+}
+
+#[test]
+fn a_worker_that_was_started_in_the_last_moment_drains_as_any_other() {
+    let service = service().listen(loopback());
+    let mut manager = start(&service.clone().release("old"));
+    let old = pids(&manager.wait_workers(1, 3));
+    manager.rewrite(service.release("new").args(["--boot", "60000"]));
+    manager.signal(Signal::SIGHUP);
+    let started = manager
+        .wait_worker(Place::START, "a new worker", |one| one.generation == 2 && one.step == Step::Started);
+    manager.crash();
+    // As if the manager had not come to write down which process it is.
+    let state = manager.path("run/state");
+    let text = fs::read_to_string(&state).expect("the state");
+    let is_its_own =
+        |line: &&str| line.starts_with("{\"Process\"") && line.contains(&format!("\"pid\":{},", started.pid));
+    assert_eq!(text.lines().filter(is_its_own).count(), 1, "{text}");
+    let others: String = text.split_inclusive('\n').filter(|line| !is_its_own(line)).collect();
+    fs::write(&state, others).expect("the state");
+    let place = manager.place();
+    manager.restart();
+    manager.wait_log(place, ["4 of 4 workers are taken over"]);
+    manager.wait_worker(place, "its drain", |one| one.pid == started.pid && one.step == Step::Draining);
+    wait_gone(started.pid);
+    assert_eq!(pids(&manager.wait_survivors(1, 3)), old);
+    assert!(!manager.log.since(0).iter().any(|line| line.contains("SIGKILL")), "it may have served");
     manager.stop();
 }
 

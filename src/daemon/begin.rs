@@ -122,7 +122,7 @@ fn look(
     if release.is_err() && recovered.record.source != *source {
         return Before::Left(Left::default());
     }
-    let (pid, all) = (recovered.record.pid, recovered.record.processes.len());
+    let (pid, all) = (recovered.record.pid, recovered.record.manager.workers().count());
     let family = Family::find(recovered.service(), runtime.path());
     match Taken::find(recovered, &family, inherited) {
         Ok(taken) => {

@@ -1,12 +1,15 @@
 //! All that another manager needs, as plain data.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::super::control::History;
+use super::super::launch::MESSAGE_VARIABLE;
 use super::super::node::DemandedState;
 use super::super::process::Process;
 use super::super::release::{Release, Source};
@@ -15,9 +18,11 @@ use super::super::sockets::ListenerRecord;
 use super::super::token::Stream;
 use super::VERSION;
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
+use crate::core::spec::{Output, ProcessSpec};
 use crate::core::time::Mono;
-use crate::core::{Event, Manager};
+use crate::core::{Event, Manager, Worker};
 use crate::sys::handover::{HandOver, Luggage};
+use crate::sys::held::{Held, Kind};
 use crate::sys::{held, process};
 
 /// The first line of the file: a snapshot, with what must be read before it.
@@ -152,6 +157,36 @@ impl ProcessRecord {
             outputs: outputs.collect(),
             messages: process.messages.as_ref().and_then(|messages| held::inode(messages).ok()),
             channel: process.channel.as_ref().and_then(|channel| held::inode(channel).ok()),
+        })
+    }
+
+    /// Describes a worker by what its process has; `None` for one that is gone already, or may not be looked at.
+    pub fn read(id: WorkerId, worker: &Worker, pid: Pid, spec: &ProcessSpec) -> Option<Self> {
+        let open = held::open_files(pid).ok()?;
+        let inode = |kind, number| {
+            let is_it = |one: &&Held| (one.kind, one.number) == (kind, number);
+            open.iter().find(is_it).map(|one| one.inode)
+        };
+        let variable = |name| process::variable(pid, name);
+        let number = |name| variable(name)?.parse::<RawFd>().ok();
+        let streams = [(Stream::Out, 1), (Stream::Err, 2)].into_iter();
+        let streams = streams.filter(|_| spec.output == Output::Prefix);
+        Some(Self {
+            worker: id,
+            generation: worker.generation(),
+            slot: worker.slot(),
+            pid: pid.as_raw(),
+            started: process::started(pid)?,
+            // As each was started.
+            group: pid.as_raw(),
+            at: None,
+            notify: variable("NOTIFY_SOCKET").map(PathBuf::from),
+            outputs: streams
+                .filter_map(|(stream, number)| Some((stream, inode(Kind::Pipe, number)?)))
+                .collect(),
+            messages: number(MESSAGE_VARIABLE).and_then(|number| inode(Kind::Pipe, number)),
+            // Our end is its next descriptor.
+            channel: number("NODE_CHANNEL_FD").and_then(|number| inode(Kind::Socket, number + 1)),
         })
     }
 }

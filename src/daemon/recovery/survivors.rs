@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use tracing::warn;
 
 use super::super::launch::{RUNTIME_VARIABLE, SERVICE_VARIABLE, WORKER_VARIABLE};
-use super::record::ProcessRecord;
+use super::record::{ProcessRecord, Record};
 use crate::core::ids::WorkerId;
 use crate::sys::pidfd::Pidfd;
 use crate::sys::process;
@@ -71,6 +71,20 @@ impl Survivor {
         })?;
         Some(Self { record, process })
     }
+}
+
+/// Finds the workers of whom nothing was written down but that they were about to be started: the manager was killed in
+/// that moment. What was noted of others says itself where they are; these are asked.
+pub fn unrecorded(record: &Record, known: &BTreeSet<WorkerId>, family: &Family) -> Vec<Survivor> {
+    let workers = record.manager.workers().filter(|(id, worker)| worker.is_live() && !known.contains(id));
+    let found = workers.filter_map(|(id, worker)| {
+        // Whatever it has started by now descends from it.
+        let process = family.heads(|of| of == id).pop()?;
+        let (_, release, _) = record.generations.iter().find(|(of, ..)| *of == worker.generation())?;
+        let record = ProcessRecord::read(id, worker, process.pid(), &release.spec.process)?;
+        Some(Survivor { record, process })
+    });
+    found.collect()
 }
 
 /// Kills what is left of a worker that is no child of ours and has ended: the processes that its tree has left behind.

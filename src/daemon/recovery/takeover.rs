@@ -21,7 +21,7 @@ use super::super::start::Post;
 use super::super::store::Store;
 use super::judge::{Recovered, Untold};
 use super::record::ProcessRecord;
-use super::survivors::{Family, Survivor};
+use super::survivors::{Family, Survivor, unrecorded};
 use super::{Found, Journal, Leftover};
 use crate::core::Event;
 use crate::core::ids::WorkerId;
@@ -58,7 +58,9 @@ impl Taken {
     ) -> Result<Self, (String, Vec<Pidfd>)> {
         let record = &mut recovered.record;
         let processes = std::mem::take(&mut record.processes);
-        let survivors: Vec<_> = processes.into_iter().filter_map(Survivor::find).collect();
+        let known = processes.iter().map(|process| process.worker).collect();
+        let mut survivors: Vec<_> = processes.into_iter().filter_map(Survivor::find).collect();
+        survivors.extend(unrecorded(record, &known, family));
         if survivors.is_empty() {
             return Err(("no worker has survived".into(), Vec::new()));
         }
@@ -154,8 +156,7 @@ impl Taken {
     }
 }
 
-/// Kills what is of no use any more: what the dead have left behind, and workers, hooks and probes of whom nothing is known
-/// but that they were being started. No slot ever has two.
+/// Kills what is of no use any more: what the dead have left behind, and hooks and probes whose outcome nobody awaits.
 fn end_of_no_use(recovered: &Recovered, family: &Family, alive: &BTreeSet<WorkerId>) {
     let record = &recovered.record;
     let is_dead = |worker| record.manager.worker(worker).is_some() && !alive.contains(&worker);
