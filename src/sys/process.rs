@@ -10,7 +10,7 @@ use std::io;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
-use nix::unistd::{AccessFlags, Pid, access, getpgrp, getpid};
+use nix::unistd::{AccessFlags, Pid, access, getpgid, getpgrp, getpid};
 
 /// How often a tree is searched again for processes that appeared in the meantime.
 const MAX_PASSES: usize = 16;
@@ -151,14 +151,15 @@ pub fn kill_tree(root: Pid) -> io::Result<()> {
             break;
         }
     }
-    for &pid in &tree {
+    for &pid in tree.iter().filter(|pid| **pid != root) {
         // Most lead no group, and some may have gone: neither is an error.
         let _ = signal_group(pid, libc::SIGKILL);
-        if pid != root {
-            let _ = signal(pid, libc::SIGKILL);
-        }
+        let _ = signal(pid, libc::SIGKILL);
     }
-    signal(root, libc::SIGKILL)
+    // One that somebody else reaps may be gone with its group, and its number be given to another.
+    let leads = getpgid(Some(root)) == Ok(root);
+    let by_group = signal_group(root, libc::SIGKILL);
+    if leads { by_group } else { signal(root, libc::SIGKILL) }
 }
 
 /// Stops a process; one that has gone needs no stopping.
