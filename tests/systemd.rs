@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use support::client::{Connection, Load, MODES, Target};
 use support::dice::Dice;
-use support::real_systemd::{Unit, outside};
+use support::real_systemd::{Unit, outside, processes_in};
 use support::service::Service;
 use support::{eventually, loopback};
 
@@ -21,14 +21,15 @@ fn service(address: SocketAddr) -> Service {
     Service::worker().workers(4).listen(address)
 }
 
-/// Reloads twenty times in a row under load; `after` sees to it that each has come to its end.
-fn reload_under_load(unit: &Unit, address: SocketAddr, after: impl Fn(&Unit, u64)) {
+/// Reloads twenty times in a row under load.
+fn reload_under_load(unit: &Unit, address: SocketAddr) {
     let load = Load::start(&[Target::Tcp(address)], &MODES);
     load.wait_for_more(50);
     for generation in 2..=RELOADS + 1 {
         unit.write(&service(address).release(generation));
         unit.systemctl("reload");
-        after(unit, generation);
+        // When `systemctl reload` has returned, the new generation serves.
+        assert!(says(unit, generation).is_some(), "{}", unit.journal());
         load.wait_for_generation(generation);
     }
     let report = load.stop();
@@ -47,10 +48,7 @@ fn twenty_reloads(test: &str, systemd: &str) {
     let address = loopback();
     let unit = Unit::start("web", &service(address).release(1), "");
     assert_eq!(unit.property("StatusText"), "generation 1: 4 of 4 ready");
-    reload_under_load(&unit, address, |unit, generation| {
-        // When `systemctl reload` has returned, the new generation serves.
-        assert!(says(unit, generation).is_some(), "{}", unit.journal());
-    });
+    reload_under_load(&unit, address);
     unit.systemctl("stop");
     assert_eq!(unit.property("Result"), "success", "{}", unit.journal());
     assert_eq!(unit.property("NRestarts"), "0");
@@ -74,12 +72,181 @@ fn under_systemd_252_the_drop_in_does_it() {
     let address = loopback();
     let unit = Unit::start("web", &service(address).release(1), OLDER);
     assert_eq!((unit.property("Type").as_str(), unit.property("NotifyAccess").as_str()), ("notify", "main"));
-    reload_under_load(&unit, address, |unit, generation| {
-        // `systemctl reload` may return when the signal was sent.
-        eventually("the new generation", || says(unit, generation));
-    });
+    reload_under_load(&unit, address);
     unit.systemctl("stop");
     assert_eq!(unit.property("Result"), "success", "{}", unit.journal());
+}
+
+/// Under `Type=notify` the reload is `liveswap upgrade`, whose exit status is the outcome.
+fn a_rollback_is_a_failed_reload(test: &str, systemd: &str) {
+    if outside(test, systemd) {
+        return;
+    }
+    let address = loopback();
+    let unit = Unit::start("web", &service(address).release(1), OLDER);
+    let load = Load::start(&[Target::Tcp(address)], &MODES);
+    load.wait_for_more(50);
+    for generation in 2..4 {
+        unit.write(&service(address).release(2).args(["--exit", "3"]));
+        let reload = unit.try_systemctl("reload");
+        assert!(!reload.status.success(), "{reload:?}");
+        let status = unit.property("StatusText");
+        let words =
+            format!("generation 1: 4 of 4 ready; upgrade to generation {generation} rolled back: worker");
+        assert!(status.starts_with(&words), "{status}");
+        assert_eq!(unit.property("ActiveState"), "active");
+        // Once by the manager, and once by `liveswap upgrade`.
+        let journal = unit.journal();
+        assert!(journal.matches("exited with status 3 before it was ready").count() >= 2, "{journal}");
+    }
+    unit.write(&service(address).release("good"));
+    unit.systemctl("reload");
+    assert!(says(&unit, 4).is_some(), "{}", unit.journal());
+    load.stop().assert_spotless();
+    unit.systemctl("stop");
+    assert_eq!(unit.property("Result"), "success", "{}", unit.journal());
+}
+
+#[test]
+fn a_rollback_is_a_failed_reload_under_systemd_257() {
+    a_rollback_is_a_failed_reload("a_rollback_is_a_failed_reload_under_systemd_257", "257");
+}
+
+#[test]
+fn a_rollback_is_a_failed_reload_under_systemd_252() {
+    a_rollback_is_a_failed_reload("a_rollback_is_a_failed_reload_under_systemd_252", "252");
+}
+
+#[test]
+fn a_manager_that_hangs_is_killed_and_loses_no_request() {
+    if outside("a_manager_that_hangs_is_killed_and_loses_no_request", "257") {
+        return;
+    }
+    let address = loopback();
+    let watched = "[Service]\nWatchdogSec=1\nTimeoutAbortSec=1\n";
+    let unit = Unit::start("web", &service(address).release(1), watched);
+    let (workers, before) = (unit.processes(), unit.property("MainPID"));
+    let load = Load::start(&[Target::Tcp(address)], &MODES);
+    load.wait_for_more(50);
+    unit.signal(before.parse().expect("a pid"), "STOP");
+    wait_for_another(&unit, &before, 1);
+    assert!(unit.journal().contains("Watchdog timeout"), "{}", unit.journal());
+    assert_eq!(unit.processes(), workers, "{}", unit.journal());
+    unit.write(&service(address).release(2));
+    unit.systemctl("reload");
+    load.wait_for_generation(2);
+    load.stop().assert_spotless();
+    unit.systemctl("stop");
+    assert_eq!(unit.property("Result"), "success", "{}", unit.journal());
+}
+
+const REEXECS: usize = 20;
+
+#[test]
+fn twenty_reexecs_under_systemd_lose_no_request() {
+    if outside("twenty_reexecs_under_systemd_lose_no_request", "257") {
+        return;
+    }
+    let address = loopback();
+    let unit = Unit::start("web", &service(address).release(1), "");
+    let (workers, manager) = (unit.processes(), unit.property("MainPID"));
+    let load = Load::start(&[Target::Tcp(address)], &MODES);
+    load.wait_for_more(50);
+    for round in 0..REEXECS {
+        if round % 2 == 0 {
+            let reexec = Unit::cli(&["reexec", "web"]);
+            assert!(reexec.status.success(), "{reexec:?}");
+        } else {
+            let taken_over = || unit.journal().matches("goes on as the manager").count();
+            let before = taken_over();
+            unit.kill("SIGUSR2");
+            eventually("the next one", || (taken_over() > before).then_some(()));
+        }
+        load.wait_for_more(20);
+    }
+    assert_eq!((unit.processes(), unit.property("MainPID")), (workers, manager));
+    assert_eq!(unit.property("NRestarts"), "0");
+    unit.write(&service(address).release(2));
+    unit.systemctl("reload");
+    load.wait_for_generation(2);
+    let report = load.stop();
+    println!("{REEXECS} re-execs: {report}");
+    report.assert_spotless();
+    unit.systemctl("stop");
+    assert_eq!(unit.property("Result"), "success", "{}", unit.journal());
+}
+
+/// What a worker leaves behind in a session of its own with an empty environment, of which no other sign leads to it.
+fn each_generation_has_a_cgroup(test: &str, systemd: &str, drop_in: &str) {
+    if outside(test, systemd) {
+        return;
+    }
+    let address = loopback();
+    let unit = Unit::start("web", &service(address).release(1).args(["--leave-stranger"]), drop_in);
+    let groups = |generation: u64| {
+        let folder = unit.cgroup().expect("a cgroup").join(format!("generation-{generation}"));
+        std::fs::read_dir(folder)
+            .map_or(0, |entries| entries.flatten().filter(|one| one.path().is_dir()).count())
+    };
+    assert_eq!(groups(1), 4, "one a worker");
+    eventually("four workers and a stranger of each", || (unit.processes().len() == 8).then_some(()));
+    let status = String::from_utf8(Unit::cli(&["status", "web", "--json"]).stdout).expect("JSON");
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    assert!(
+        status["cgroup"].as_str().is_some_and(|name| name.ends_with("liveswap@web.service")),
+        "{status:#}"
+    );
+    let used = &status["generations"][0];
+    assert_eq!((&used["generation"], &used["processes"]), (&1.into(), &8.into()), "{status:#}");
+    assert!(used["memory"].as_u64() > Some(1 << 20), "{status:#}");
+
+    // One that ends takes its own with it, and no other's.
+    let place = unit.cgroup().expect("a cgroup").join("generation-1");
+    let victim = std::fs::read_dir(&place)
+        .expect("it is there")
+        .flatten()
+        .map(|one| one.path())
+        .find(|path| path.is_dir());
+    let doomed = processes_in(&victim.expect("a worker's"));
+    unit.signal(doomed[0], "KILL");
+    eventually("another worker and stranger", || {
+        let now = unit.processes();
+        (now.len() == 8 && doomed.iter().all(|pid| !now.contains(pid))).then_some(())
+    });
+    unit.write(&service(address).release(2).args(["--ignore-term"]).set("drain.timeout", "'300ms'"));
+    unit.systemctl("reload");
+    eventually("the new generation alone", || (unit.processes().len() == 4).then_some(()));
+    eventually("the end of the old cgroup", || (!place.exists()).then_some(()));
+    assert_eq!(groups(2), 4);
+    // Whoever takes over finds them again.
+    let before = unit.property("MainPID");
+    unit.kill("SIGKILL");
+    wait_for_another(&unit, &before, 1);
+    assert_eq!(groups(2), 4);
+    unit.write(&service(address).release(3));
+    unit.systemctl("reload");
+    // They ignore the signal, and are killed at their deadline.
+    eventually("the newest generation alone", || {
+        (unit.processes().len() == 4 && groups(2) == 0).then_some(())
+    });
+    unit.systemctl("stop");
+    assert_eq!(unit.processes(), [0; 0], "{}", unit.journal());
+    assert_eq!(unit.property("Result"), "success", "{}", unit.journal());
+}
+
+#[test]
+fn each_generation_has_a_cgroup_under_systemd_257() {
+    each_generation_has_a_cgroup("each_generation_has_a_cgroup_under_systemd_257", "257", "");
+}
+
+#[test]
+fn each_generation_has_a_cgroup_under_systemd_254() {
+    each_generation_has_a_cgroup("each_generation_has_a_cgroup_under_systemd_254", "254", "");
+}
+
+#[test]
+fn each_generation_has_a_cgroup_under_systemd_252() {
+    each_generation_has_a_cgroup("each_generation_has_a_cgroup_under_systemd_252", "252", OLDER);
 }
 
 #[test]
@@ -148,7 +315,7 @@ fn a_stop_takes_as_long_as_the_drain() {
     assert!(journal.contains("not finished after 3 s; SIGKILL"), "{journal}");
 }
 
-const KILLS: u64 = 5;
+const KILLS: u64 = 20;
 
 /// Waits until another manager than `before`, the so manieth, has said that all four workers are ready. What systemd knows of one that
 /// was killed it still tells for a while.
@@ -202,18 +369,18 @@ fn killed_again_and_again(test: &str, systemd: &str, drop_in: &str) {
 }
 
 #[test]
-fn five_kills_under_systemd_257_lose_no_request() {
-    killed_again_and_again("five_kills_under_systemd_257_lose_no_request", "257", "");
+fn twenty_kills_under_systemd_257_lose_no_request() {
+    killed_again_and_again("twenty_kills_under_systemd_257_lose_no_request", "257", "");
 }
 
 #[test]
-fn five_kills_under_systemd_254_lose_no_request() {
-    killed_again_and_again("five_kills_under_systemd_254_lose_no_request", "254", "");
+fn twenty_kills_under_systemd_254_lose_no_request() {
+    killed_again_and_again("twenty_kills_under_systemd_254_lose_no_request", "254", "");
 }
 
 #[test]
-fn five_kills_under_systemd_252_lose_no_request() {
-    killed_again_and_again("five_kills_under_systemd_252_lose_no_request", "252", OLDER);
+fn twenty_kills_under_systemd_252_lose_no_request() {
+    killed_again_and_again("twenty_kills_under_systemd_252_lose_no_request", "252", OLDER);
 }
 
 #[test]

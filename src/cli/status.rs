@@ -14,7 +14,7 @@ use super::table::table;
 use super::upgrade::{explain, say};
 use crate::daemon::runtime::places;
 use crate::wire::control::{Command, Reply};
-use crate::wire::status::{Human, LastUpgrade, Status, WaitingSlot, Worker};
+use crate::wire::status::{GenerationUse, Human, LastUpgrade, Status, WaitingSlot, Worker};
 
 /// How often `--watch` looks.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -100,6 +100,12 @@ fn render(status: &Status) -> String {
         let broken = if socket.broken { "; broken, and could not be repaired" } else { "" };
         let _ = writeln!(text, "  socket {}: {}{broken}", socket.name, socket.listen);
     }
+    if let Some(name) = &status.cgroup {
+        let _ = writeln!(text, "  cgroup: {name}{}", uses(&status.generations));
+    }
+    if let Some(why) = &status.no_cgroup {
+        let _ = writeln!(text, "  no cgroup, process groups serve: {why}");
+    }
     if let Some(last) = &status.last_upgrade {
         let _ = writeln!(text, "  {}", last_upgrade(last));
     }
@@ -125,6 +131,17 @@ fn render(status: &Status) -> String {
         let _ = write!(text, "\n{}\n", notes.join("\n"));
     }
     text
+}
+
+/// What generations use, in words.
+fn uses(generations: &[GenerationUse]) -> String {
+    let each = generations.iter().map(|used| {
+        let processes = if used.processes == 1 { "process" } else { "processes" };
+        let GenerationUse { generation, processes: count, memory } = used;
+        format!("generation {generation}: {} in {count} {processes}", bytes(*memory))
+    });
+    let all: Vec<_> = each.collect();
+    if all.is_empty() { String::new() } else { format!(" ({})", all.join(", ")) }
 }
 
 fn row(worker: &Worker) -> Vec<String> {
@@ -238,6 +255,12 @@ mod tests {
             upgrading_to: None,
             previous: Some(2),
             last_upgrade: Some(last),
+            cgroup: Some("/system.slice/web.service".into()),
+            no_cgroup: None,
+            generations: vec![
+                GenerationUse { generation: 2, processes: 1, memory: 12 << 20 },
+                GenerationUse { generation: 3, processes: 4, memory: 61 << 20 },
+            ],
             workers: vec![worker(0, "ready"), talker, draining],
             waiting: vec![WaitingSlot { generation: 3, slot: 4, deaths: 3, starts_in_ms: 400 }],
             sockets: Vec::new(),
@@ -246,6 +269,7 @@ mod tests {
 web: serving, generation 3 for 1 min, 2 of 2 ready (manager 77, up 3 h 20 min)
   directory: /srv/web/3
   target: /srv/web/3/index.js
+  cgroup: /system.slice/web.service (generation 2: 12 MiB in 1 process, generation 3: 61 MiB in 4 processes)
   last upgrade: to generation 4, rolled back 3 s ago: worker 9 (slot 0) exited with status 1
 
 SLOT  WORKER  GENERATION   PID  STATE           AGE   MEMORY  CONNECTIONS  RESTARTS  SAYS

@@ -14,6 +14,9 @@ use crate::daemon::{self, Source, log::wants_color};
 /// What systemd lets a stop take beyond the drain. The manager asks for more where an upgrade has a longer one.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
 
+/// The watchdog of a manager whose workers have none.
+const WATCHDOG: Duration = Duration::from_secs(60);
+
 /// The shortest watchdog of a manager; a machine under load may hold it up for longer than a worker's may be.
 const WATCHDOG_MIN: Duration = Duration::from_secs(30);
 
@@ -23,6 +26,28 @@ const STORED: usize = 512;
 
 /// As many descriptors as the manager may have unless the workers want more (systemd.exec(5), `LimitNOFILE=`).
 const DESCRIPTORS: (u64, u64) = (65_536, 1 << 20);
+
+/// How it is stopped.
+const STOP: &str = "\
+# SIGTERM goes to the manager alone, which drains its workers and ends when they have gone. They outlive a manager that is
+# killed, and the next one takes them over; any other KillMode= would end them.
+KillMode=process
+# A stop that takes too long leaves nobody behind.
+ExecStopPost=-+/bin/sh -c 'test \"$$SERVICE_RESULT\" != timeout || exec systemctl kill --signal=SIGKILL %n'
+";
+
+/// What its processes are in, and what they cannot do.
+const CONFINEMENT: &str = "\
+# Each generation has a cgroup below the service's, each worker one below that: what a worker leaves behind is killed with it.
+Delegate=yes
+DelegateSubgroup=manager
+# What no worker needs that is a network service. It holds for hooks as well.
+LockPersonality=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+RestrictSUIDSGID=yes
+";
 
 /// Arguments of `liveswap unit`.
 #[derive(Args, Debug)]
@@ -77,10 +102,7 @@ fn unit(spec: &ServiceSpec, file: &Path, program: &Path) -> io::Result<String> {
             .into(),
     };
     let stop = seconds(spec.policy.drain_timeout + STOP_MARGIN);
-    let watchdog = spec.policy.watchdog.map_or_else(String::new, |timeout| {
-        let timeout = seconds(timeout.max(WATCHDOG_MIN));
-        format!("# As the workers have one.\nWatchdogSec={timeout}\n")
-    });
+    let watchdog = seconds(spec.policy.watchdog.unwrap_or(WATCHDOG).max(WATCHDOG_MIN));
     let descriptors = descriptors(spec);
     Ok(format!(
         "\
@@ -88,9 +110,10 @@ fn unit(spec: &ServiceSpec, file: &Path, program: &Path) -> io::Result<String> {
 #   systemctl daemon-reload && systemctl enable --now {name}
 # An upgrade is `systemctl reload {name}`.
 #
-# systemd 253 and newer; an older one needs these instead of Type=notify-reload:
+# systemd 253 and newer; an older one needs these instead of Type=notify-reload. With them a release that was rolled back
+# is a failed reload, on any version:
 #   Type=notify
-#   ExecReload=/bin/kill -HUP $MAINPID
+#   ExecReload={program} upgrade
 [Unit]
 Description=liveswap: {name}
 Documentation=https://docs.rs/liveswap
@@ -110,18 +133,16 @@ RuntimeDirectoryMode=0711
 RuntimeDirectoryPreserve=restart
 FileDescriptorStoreMax={stored}
 {user}
-# SIGTERM goes to the manager alone, which drains its workers and ends when they have gone. They outlive a manager that is
-# killed, and the next one takes them over; any other KillMode= would end them.
-KillMode=process
-# A stop that takes too long leaves nobody behind.
-ExecStopPost=-+/bin/sh -c 'test \"$$SERVICE_RESULT\" != timeout || exec systemctl kill --signal=SIGKILL %n'
-# The drain and some more; the manager asks for what else it needs (EXTEND_TIMEOUT_USEC).
+{STOP}# The drain and some more; the manager asks for what else it needs (EXTEND_TIMEOUT_USEC).
 TimeoutStopSec={stop}
-{watchdog}Restart=on-failure
+# A manager that hangs is killed, and the next one takes over.
+WatchdogSec={watchdog}
+TimeoutAbortSec=10
+Restart=on-failure
 RestartSec=200ms
 RestartPreventExitStatus=2 3
 LimitNOFILE={descriptors}
-
+{CONFINEMENT}
 [Install]
 WantedBy=multi-user.target
 ",
@@ -189,7 +210,7 @@ mod tests {
         let small = made("");
         assert!(small.contains("\nExecStart=/usr/bin/liveswap run /srv/web.toml\n"), "{small}");
         assert!(small.contains("\nAfter=network.target\nRequiresMountsFor=/srv/web.toml /srv\n"), "{small}");
-        assert!(small.contains("\n#User=\n") && !small.contains("WatchdogSec"), "{small}");
+        assert!(small.contains("\n#User=\n") && small.contains("\nWatchdogSec=60\n"), "{small}");
         assert!(small.contains("\nTimeoutStopSec=90\n"), "{small}");
 
         let big = made(

@@ -24,7 +24,7 @@ use crate::sys::channel::channel;
 use crate::sys::notify_socket::NotifySocket;
 use crate::sys::output::{message_pipe, output_pipe};
 use crate::sys::process;
-use crate::sys::spawn::{Spawned, spawn};
+use crate::sys::spawn::{Launch, Spawned, spawn};
 use crate::sys::wait::Interest;
 use crate::wire::control::EventLine;
 
@@ -111,7 +111,9 @@ impl Daemon {
         let gear = self.gear(spec)?;
         let equipment = gear.equipment(spec, &of.sockets.listeners, self.stored.of(slot));
         let place = of.place(generation, Some(slot));
-        let spawned = spawn(launch::worker(worker, place, &equipment)?)?;
+        let launch = launch::worker(worker, place, &equipment)?;
+        let cgroup = self.cgroups.make(generation, worker);
+        let spawned = spawn(Launch { cgroup: cgroup.as_ref().map(AsFd::as_fd), ..launch })?;
         let prefix = format!("{}.{slot} | ", spec.name);
         let Gear { channel, notify, pipes, messages } = gear;
         let process = Process {
@@ -267,6 +269,8 @@ impl Daemon {
         {
             warn!("cannot kill worker {worker} ({}): {error}", process.name());
         }
+        // After it: one that is being started may not be in its group yet.
+        self.kill_cgroup(worker);
     }
 
     /// Returns a worker's process where its pid is still its own: the news of its end may wait in the inbox.

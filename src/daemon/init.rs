@@ -262,6 +262,7 @@ impl Init {
             limits: Vec::new(),
             ignore_sigpipe: false,
             descriptors: self.kept.iter().map(|kept| kept.fd.as_fd()).collect(),
+            cgroup: None,
             stdout: None,
             stderr: None,
         })

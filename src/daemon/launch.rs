@@ -323,6 +323,7 @@ fn process(
         limits: place.common.limits.clone(),
         ignore_sigpipe: process.ignore_sigpipe,
         descriptors: Vec::new(),
+        cgroup: None,
         stdout: None,
         stderr: None,
     })

@@ -6,6 +6,7 @@
 //! apply     one action performed                          reap      children that have ended
 //! prepare   service file -> candidate -> generation       target    the code that runs, where an upgrade may name it
 //! hooks     what runs before and after an upgrade         pre_upgrade   the one that may name another target
+//! cgroups   control groups of generations and workers
 //! checker   the forked child that reads the file          release   what it finds
 //! launch    release + place -> how a process is started    process   a worker's process
 //! sockets   the listeners, shared by generations           repair    mending what workers do to them
@@ -23,6 +24,7 @@
 
 mod apply;
 mod begin;
+mod cgroups;
 mod checker;
 mod control;
 pub mod handover;

@@ -106,15 +106,15 @@ impl Daemon {
                 warn!("cannot kill process {pid}: {error}");
             }
         }
+        self.cgroups.tidy(|worker| self.processes.contains_key(&worker));
         rest::give_back();
     }
 
     /// Whether a process that no worker's name stands in may belong to something that runs: nobody is younger than his
     /// descendants.
     fn may_be_needed(&self, stranger: Pid) -> bool {
-        // PID 1 inherits what has nothing to do with the service, and a hook may leave behind what it likes.
-        let is_exempt = getpid() == Pid::from_raw(1)
-            || self.found_at_start.contains(&stranger)
+        // A hook may leave behind what it likes.
+        let is_exempt = self.found_at_start.contains(&stranger)
             || process::variable(stranger, SERVICE_VARIABLE).is_some();
         let Some(born) = process::started(stranger).filter(|_| !is_exempt) else { return true };
         self.roles.keys().any(|of| process::started(*of).is_none_or(|started| started <= born))
@@ -138,6 +138,7 @@ impl Daemon {
             return true;
         }
         kill_group(ended);
+        self.cgroups.kill(process.generation, worker);
         // A group keeps its number while the zombie is one of it, though its leader may have gone long ago.
         if process.group != ended && getpgid(Some(ended)) == Ok(process.group) {
             kill_group(process.group);
@@ -159,6 +160,8 @@ impl Daemon {
         if let Some(of) = self.generations.get(&self.processes[&worker].generation) {
             kill_family(&of.release.spec.name, self.runtime.path(), worker);
         }
+        self.kill_cgroup(worker);
+        self.tidy_up_soon();
         self.take_end(worker, Exit::Unseen);
     }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::cgroups::Cgroups;
 use super::control::{Control, Door, History};
 use super::handover::Reexec;
 use super::launch::{Common, Heritage, Place};
@@ -86,6 +87,7 @@ pub struct Daemon {
     /// The wish for another manager in our place.
     pub(super) reexec: Option<Reexec>,
     pub(super) runtime: RuntimeDirectory,
+    pub(super) cgroups: Cgroups,
     /// What another manager goes on with, if this one is killed.
     pub(super) journal: Journal,
     pub(super) heritage: Heritage,
@@ -166,6 +168,7 @@ impl Daemon {
         }
         self.journal.remove();
         reap::kill_strangers();
+        self.cgroups.tidy(|_| false);
         self.outputs.flush(&self.poller);
         Ok(())
     }

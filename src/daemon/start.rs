@@ -5,6 +5,7 @@ use std::io;
 
 use tracing::warn;
 
+use super::cgroups::Cgroups;
 use super::control::{Control, History};
 use super::launch::{Common, Heritage};
 use super::outlet::Outputs;
@@ -82,6 +83,7 @@ impl Daemon {
             reexec: None,
             journal: Journal::new(runtime.state()),
             runtime,
+            cgroups: Cgroups::find(),
             heritage,
             sockets: start.sockets,
             kept: None,

@@ -40,6 +40,8 @@ pub(super) struct Plan {
     pub(super) umask: Option<u32>,
     pub(super) limits: Vec<(Resource, Limit)>,
     pub(super) ignore_sigpipe: bool,
+    /// What it joins its control group by.
+    pub(super) cgroup: Option<c_int>,
     /// Pairs of source and target; the targets are 1, 2, and 3 and up without a gap.
     pub(super) moves: Vec<(c_int, c_int)>,
     /// How many of the targets are 3 and up.
@@ -52,12 +54,16 @@ pub(super) struct Plan {
 pub(super) fn run(plan: &mut Plan) -> ! {
     raw::lead_group();
     let Err(failure) = become_program(plan);
-    raw::write(plan.report, &failure.encode());
+    // Nobody else is there to be told where this fails.
+    let _ = raw::write(plan.report, &failure.encode());
     raw::exit(CANNOT_START)
 }
 
 fn become_program(plan: &mut Plan) -> Result<Infallible, Failure> {
     raw::reset_signals(plan.ignore_sigpipe);
+    if let Some(group) = plan.cgroup {
+        at(Step::ControlGroup, raw::write(group, b"0"))?;
+    }
     at(Step::StandardInput, open_standard_input())?;
     // Before the limits, as a low `nofile` must not get in the way.
     at(Step::Descriptors, place_descriptors(plan))?;

@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod backlog;
+pub mod cgroup;
 pub mod channel;
 mod child;
 pub mod clock;

@@ -178,9 +178,9 @@ pub(super) fn execute(program: &CStr, argv: &Vector<'_>, envp: &Vector<'_>) -> n
 }
 
 /// Writes to `fd` as many bytes as it takes at once.
-pub(super) fn write(fd: c_int, bytes: &[u8]) {
+pub(super) fn write(fd: c_int, bytes: &[u8]) -> nix::Result<()> {
     // SAFETY: the bytes are as many as said.
-    let _ = unsafe { syscall!(Sysno::write, fd, bytes.as_ptr(), bytes.len()) };
+    checked(unsafe { syscall!(Sysno::write, fd, bytes.as_ptr(), bytes.len()) }).map(drop)
 }
 
 /// Ends the calling process; nothing of ours runs any more.

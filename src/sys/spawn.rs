@@ -78,6 +78,8 @@ pub struct Launch<'a> {
     pub ignore_sigpipe: bool,
     /// What becomes descriptors 3, 4, 5 and so on.
     pub descriptors: Vec<BorrowedFd<'a>>,
+    /// The control group that it joins, from [`super::cgroup::make`]; `None` is the manager's own.
+    pub cgroup: Option<BorrowedFd<'a>>,
     /// The standard output; `None` is the manager's own.
     pub stdout: Option<BorrowedFd<'a>>,
     /// The standard error; `None` is the manager's own.
@@ -146,6 +148,7 @@ fn plan(launch: Launch<'_>, report: BorrowedFd<'_>) -> io::Result<Plan> {
         umask: launch.umask,
         limits: launch.limits,
         ignore_sigpipe: launch.ignore_sigpipe,
+        cgroup: launch.cgroup.map(|cgroup| cgroup.as_raw_fd()),
         moves: standard.chain(passed).collect(),
         passed: c_int::try_from(launch.descriptors.len()).map_err(io::Error::other)?,
         report: report.as_raw_fd(),
@@ -253,6 +256,8 @@ pub struct Failure {
 /// What a process does on its way to become its program, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// Joining the control group.
+    ControlGroup,
     /// Opening /dev/null.
     StandardInput,
     /// Putting the descriptors in their places.
@@ -273,7 +278,8 @@ pub enum Step {
 
 impl Step {
     /// The steps but [`Step::Limit`].
-    const PLAIN: [Self; 7] = [
+    const PLAIN: [Self; 8] = [
+        Self::ControlGroup,
         Self::StandardInput,
         Self::Descriptors,
         Self::Groups,
@@ -301,7 +307,8 @@ impl Step {
         match self {
             Self::Directory => format!("{self} to {}", directory.display()),
             Self::Execute => format!("{self} {program}"),
-            Self::StandardInput
+            Self::ControlGroup
+            | Self::StandardInput
             | Self::Descriptors
             | Self::Limit(_)
             | Self::Groups
@@ -314,6 +321,7 @@ impl Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::ControlGroup => "joining its cgroup",
             Self::StandardInput => "opening /dev/null",
             Self::Descriptors => "passing the sockets",
             Self::Limit(resource) => return write!(f, "setting the limit `{resource}`"),

@@ -42,12 +42,33 @@ pub struct Status {
     /// How the last upgrade ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_upgrade: Option<LastUpgrade>,
+    /// The cgroup in which each generation has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// Why there is none, and process groups serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_cgroup: Option<String>,
+    /// What each generation that has a cgroup uses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub generations: Vec<GenerationUse>,
     /// The worker processes, those that drain included.
     pub workers: Vec<Worker>,
     /// Empty slots that wait after a death.
     pub waiting: Vec<WaitingSlot>,
     /// The sockets of the generation that serves.
     pub sockets: Vec<Socket>,
+}
+
+/// What the cgroup of a generation uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationUse {
+    /// Which.
+    pub generation: u64,
+    /// How many processes are in it.
+    pub processes: usize,
+    /// As the kernel counts it for the group; where it does not, the resident memory of all processes, in which what they
+    /// share counts for each.
+    pub memory: u64,
 }
 
 /// How the last upgrade ended.

@@ -50,6 +50,7 @@ impl Unit {
         let folder = units.join("liveswap@.service.d");
         fs::create_dir_all(&folder).expect("a folder for drop-ins");
         fs::write(units.join("liveswap@.service"), unit).expect("the unit");
+        let drop_in = drop_in.replace("/usr/bin/liveswap", env!("CARGO_BIN_EXE_liveswap"));
         fs::write(folder.join("test.conf"), drop_in).expect("the drop-in");
         fs::create_dir_all("/etc/liveswap").expect("a folder for service files");
         let file = Path::new("/etc/liveswap").join(name).with_extension("toml");
@@ -118,12 +119,22 @@ impl Unit {
 
     /// The processes of the unit but the manager.
     pub fn processes(&self) -> Vec<i32> {
-        let (main, group) = (self.property("MainPID"), self.property("ControlGroup"));
-        let list = fs::read_to_string(format!("/sys/fs/cgroup{group}/cgroup.procs")).unwrap_or_default();
-        list.lines()
-            .filter(|pid| *pid != main && !group.is_empty())
-            .filter_map(|pid| pid.parse().ok())
-            .collect()
+        let main = self.property("MainPID").parse().ok();
+        let mut all = self.cgroup().map_or_else(Vec::new, |group| processes_in(&group));
+        all.retain(|pid| Some(*pid) != main);
+        all.sort_unstable();
+        all
+    }
+
+    /// The folder of its cgroup, where it has one.
+    pub fn cgroup(&self) -> Option<PathBuf> {
+        let group = self.property("ControlGroup");
+        (!group.is_empty()).then(|| PathBuf::from(format!("/sys/fs/cgroup{group}")))
+    }
+
+    /// `liveswap ARGUMENTS` for the service, from outside of it.
+    pub fn cli(arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_liveswap")).args(arguments).output().expect("liveswap")
     }
 
     /// Sends a signal to the manager alone.
@@ -142,6 +153,15 @@ impl Unit {
         let output = Command::new("journalctl").args(["--no-pager", "-o", "cat", "-u", &self.name]).output();
         String::from_utf8_lossy(&output.expect("journalctl").stdout).into_owned()
     }
+}
+
+/// The processes of a cgroup and of those below it.
+pub fn processes_in(group: &Path) -> Vec<i32> {
+    let list = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let own = list.lines().filter_map(|pid| pid.parse().ok());
+    let entries = fs::read_dir(group).into_iter().flatten().flatten();
+    let below = entries.map(|entry| entry.path()).filter(|path| path.is_dir());
+    own.chain(below.flat_map(|path| processes_in(&path))).collect()
 }
 
 fn systemctl(arguments: &[&str]) -> String {

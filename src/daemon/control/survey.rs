@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::unistd::Pid;
@@ -15,6 +16,7 @@ use tracing::warn;
 use super::super::run::{Daemon, Role};
 use super::super::token::Token;
 use super::Asker;
+use crate::core::ids::GenerationId;
 use crate::core::spec::{SocketAddress, SocketKind};
 use crate::core::time::Mono;
 use crate::sys::fork::{ForkedWork, in_child};
@@ -23,9 +25,9 @@ use crate::sys::listener::{Address, local_address};
 use crate::sys::process::kill_tree;
 use crate::sys::reaper::Exit;
 use crate::sys::wait::{Interest, Poller};
-use crate::sys::{sock_diag, usage};
+use crate::sys::{cgroup, sock_diag, usage};
 use crate::wire::control::Reply;
-use crate::wire::status::Worker;
+use crate::wire::status::{GenerationUse, Worker};
 
 /// How long a look may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -92,8 +94,11 @@ impl Daemon {
     fn look(&self) -> io::Result<ForkedWork> {
         let ports = self.ports();
         let mut status = self.status();
+        let groups: Vec<_> =
+            self.generations.keys().filter_map(|id| Some((*id, self.cgroups.of(*id)?))).collect();
         let work = in_child(move || {
             look_at(&mut status.workers, &ports);
+            status.generations = groups.into_iter().filter_map(|(id, path)| usage_of(id, &path)).collect();
             serde_json::to_vec(&status).unwrap_or_default()
         })?;
         watch(&work, &self.poller)?;
@@ -161,6 +166,15 @@ impl Daemon {
 
 fn watch(work: &ForkedWork, poller: &Poller) -> io::Result<()> {
     poller.add(work, Token::Survey.pack(), Interest::Read)
+}
+
+/// What a generation uses, by its cgroup. Runs in a child.
+fn usage_of(generation: GenerationId, path: &Path) -> Option<GenerationUse> {
+    let processes = cgroup::processes(path);
+    let resident = || processes.iter().filter_map(|pid| usage::resident(*pid)).sum();
+    let memory = cgroup::memory(path).unwrap_or_else(resident);
+    let used = GenerationUse { generation: generation.0, processes: processes.len(), memory };
+    Some(used).filter(|used| used.processes > 0)
 }
 
 /// Adds what can be seen of the workers from outside. Runs in a child.

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
+use super::super::cgroups::Cgroups;
 use super::super::control::{Asker, Control, History};
 use super::super::launch::{Common, Heritage};
 use super::super::node::{Demanded, DemandedState};
@@ -87,9 +88,8 @@ fn written(
 
 impl State {
     /// Writes a manager down, and those who asked for its replacement; what it says of descriptors holds as long as they
-    /// are open.
+    /// are open. Fields are named one by one, so that nobody adds one without deciding whether it travels.
     pub(super) fn of(daemon: &Daemon, askers: &[Asker], luggage: &mut Luggage) -> Self {
-        // Named one by one, so that nobody adds a field without deciding whether it travels.
         let Daemon {
             manager,
             terminal,
@@ -117,6 +117,7 @@ impl State {
             care,
             leftovers,
             journal: _, // Begun anew by whoever comes, and true until then.
+            cgroups: _, // Found again by their names.
             poller: _,
             signals: _,
             reexec: _,
@@ -197,6 +198,7 @@ impl State {
             reexec: None,
             journal: Journal::new(runtime.state()),
             runtime,
+            cgroups: Cgroups::find(),
             heritage,
             sockets: Sockets::resume(&listeners),
             generations,

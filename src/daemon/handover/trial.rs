@@ -158,6 +158,7 @@ impl Daemon {
             limits: Vec::new(),
             ignore_sigpipe: false,
             descriptors: vec![memory.as_fd()],
+            cgroup: None,
             stdout: Some(theirs.as_fd()),
             stderr: Some(theirs.as_fd()),
         })?;

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use nix::unistd::Pid;
 use tracing::{info, warn};
 
+use super::super::cgroups::Cgroups;
 use super::super::launch::Common;
 use super::super::node::{Channel, Demanded};
 use super::super::outlet::Outputs;
@@ -113,6 +114,7 @@ impl Taken {
             reexec: None,
             journal: Journal::new(post.runtime.state()),
             runtime: post.runtime,
+            cgroups: Cgroups::find(),
             heritage: post.heritage,
             sockets: Sockets::resume(&sockets.listeners),
             generations,

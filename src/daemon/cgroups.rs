@@ -1,0 +1,96 @@
+//! A control group for each generation and in it one for each worker, where the manager's own may be divided.
+//!
+//! What a worker has started is killed with it, whatever session, environment or parent it has by then; and a generation's
+//! memory is counted as a whole. Names follow from the numbers, so whoever takes over finds them again.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use tracing::{debug, info, warn};
+
+use super::run::Daemon;
+use crate::core::ids::{GenerationId, WorkerId};
+use crate::sys::cgroup::{self, Delegated};
+
+/// How the names of groups begin; the number follows.
+const GENERATION: &str = "generation-";
+const WORKER: &str = "worker-";
+
+/// The group that is ours to divide, or why there is none.
+#[derive(Debug)]
+pub struct Cgroups(Result<Delegated, String>);
+
+impl Cgroups {
+    /// Looks for it.
+    pub fn find() -> Self {
+        let found = Delegated::find();
+        match &found {
+            Ok(delegated) => info!("each generation has a cgroup of its own in {}", delegated.name),
+            Err(why) => debug!("process groups serve, as {why}"),
+        }
+        Self(found)
+    }
+
+    /// Returns the name of the group that holds all others, or why there is none.
+    pub fn name(&self) -> Result<&str, &str> {
+        self.0.as_ref().map(|delegated| delegated.name.as_str()).map_err(String::as_str)
+    }
+
+    /// The group of a generation.
+    pub fn of(&self, generation: GenerationId) -> Option<PathBuf> {
+        Some(self.0.as_ref().ok()?.path.join(format!("{GENERATION}{generation}")))
+    }
+
+    fn of_worker(&self, generation: GenerationId, worker: WorkerId) -> Option<PathBuf> {
+        Some(self.of(generation)?.join(format!("{WORKER}{worker}")))
+    }
+
+    /// Makes the group of a worker that is about to start; where that cannot be had, it starts without.
+    pub fn make(&self, generation: GenerationId, worker: WorkerId) -> Option<OwnedFd> {
+        let path = self.of_worker(generation, worker)?;
+        let made = cgroup::make(&path).inspect_err(|error| {
+            warn!("worker {worker} has no cgroup of its own: {}: {error}", path.display());
+        });
+        made.ok()
+    }
+
+    /// Kills all that a worker has started.
+    pub fn kill(&self, generation: GenerationId, worker: WorkerId) {
+        if let Some(path) = self.of_worker(generation, worker) {
+            // It may have none, or had none that outlived it.
+            let _ = cgroup::kill(&path);
+        }
+    }
+
+    /// Removes the groups in which nobody is any more, but those of workers that are `there`: one may be about to join.
+    pub fn tidy(&self, there: impl Fn(WorkerId) -> bool) {
+        let Ok(delegated) = &self.0 else { return };
+        for (_, generation) in numbered(&delegated.path, GENERATION) {
+            for (worker, path) in numbered(&generation, WORKER) {
+                if !there(WorkerId(worker)) {
+                    // One in which somebody is stays by itself.
+                    let _ = cgroup::remove(&path);
+                }
+            }
+            // As does one in which there is one.
+            let _ = fs::remove_dir(&generation);
+        }
+    }
+}
+
+impl Daemon {
+    /// Kills all that a worker has started, by its group.
+    pub(super) fn kill_cgroup(&self, worker: WorkerId) {
+        if let Some(process) = self.processes.get(&worker) {
+            self.cgroups.kill(process.generation, worker);
+        }
+    }
+}
+
+/// The groups right below one whose names are of a number, with that.
+fn numbered(path: &Path, name: &str) -> Vec<(u64, PathBuf)> {
+    let number = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix(name)?.parse().ok();
+    let groups = cgroup::groups_in(path).into_iter();
+    groups.filter_map(|path| Some((number(&path)?, path))).collect()
+}
