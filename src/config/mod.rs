@@ -123,6 +123,7 @@ fn read(tree: &DeTable<'_>, origin: &Origin, problems: &Problems) -> ServiceSpec
         hooks: upgrade.hooks,
         control,
         policy: Policy {
+            lazy: false,
             workers: service.workers.unwrap_or(1),
             readiness: ready.readiness,
             ready_timeout: ready.timeout,

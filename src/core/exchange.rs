@@ -74,7 +74,7 @@ impl Manager {
 
     fn aim(&self) -> Aim {
         let generation = self.incoming();
-        Aim { generation, strength: self.generations[&generation].strength }
+        Aim { generation, strength: self.generations[&generation].wanted() }
     }
 
     /// Whether the service is as it is to be: every slot served, and nobody else is live.
@@ -95,7 +95,7 @@ impl Manager {
         match self.upgrade().map(|upgrade| &upgrade.phase) {
             Some(Phase::Surging { switched, .. }) => {
                 let generation = self.current;
-                Some(Keeper { generation, strength: self.generations[&generation].strength, switched })
+                Some(Keeper { generation, strength: self.generations[&generation].wanted(), switched })
             }
             Some(Phase::Checking { .. } | Phase::Probation { .. } | Phase::RollingBack { .. }) | None => None,
         }
@@ -107,9 +107,9 @@ impl Manager {
 
     fn census(&self) -> Census {
         let aim = self.aim();
-        let old = self.generations[&self.current].strength;
+        let old = self.generations[&self.current].wanted();
         let new = self.upgrade().and_then(|upgrade| self.generations.get(&upgrade.to));
-        let new = new.map_or(old, |new| new.strength);
+        let new = new.map_or(old, Generation::wanted);
         let mut census = Census::new(aim.strength, old, new, self.rules());
         let keeper = self.keeper();
         census.kept = keeper.map_or(0, |keeper| keeper.slots().count());
@@ -173,7 +173,7 @@ impl Manager {
 
     /// Describes a live worker that nobody keeps.
     fn outgoing(&self, worker: &Worker) -> Outgoing {
-        let is_beyond = worker.slot.0 >= self.generations[&worker.generation].strength;
+        let is_beyond = worker.slot.0 >= self.generations[&worker.generation].wanted();
         let is_respawned = matches!(self.change, Some(Change::Respawn(_)));
         let is_leftover = !self.is_in_use(worker.generation) || is_beyond || worker.outdated && !is_respawned;
         let hold = if is_leftover { Hold::Leftover } else { Hold::Free };
@@ -185,7 +185,7 @@ impl Manager {
         if failed.is_some_and(|upgrade| upgrade.to == worker.generation) {
             DrainReason::RolledBack
         } else if worker.generation == self.incoming() && !worker.outdated {
-            DrainReason::ScaledDown
+            if self.generations[&worker.generation].asleep { DrainReason::Idle } else { DrainReason::ScaledDown }
         } else {
             DrainReason::Replaced
         }

@@ -18,18 +18,30 @@ pub struct Generation {
     pub(super) policy: Policy,
     /// `policy.workers` until somebody scales the service.
     pub(super) strength: u32,
+    /// It has no worker until there is something to do.
+    pub(super) asleep: bool,
     /// The slots whose last worker died by itself.
     pub(super) backoff: BTreeMap<SlotId, Backoff>,
 }
 
 impl Generation {
     pub(super) fn new(policy: Policy) -> Self {
-        Self { strength: policy.workers, policy, backoff: BTreeMap::new() }
+        Self { strength: policy.workers, asleep: false, policy, backoff: BTreeMap::new() }
+    }
+
+    /// The first one, whose workers wait for something to do where the policy is lazy.
+    pub(super) fn first(policy: Policy) -> Self {
+        Self { asleep: policy.lazy, ..Self::new(policy) }
+    }
+
+    /// How many workers it is to have now.
+    pub(super) fn wanted(&self) -> u32 {
+        if self.asleep { 0 } else { self.strength }
     }
 
     /// Returns the slots that are to have a worker.
     pub fn slots(&self) -> impl Iterator<Item = SlotId> + use<> {
-        (0..self.strength).map(SlotId)
+        (0..self.wanted()).map(SlotId)
     }
 
     /// Returns the strength that a wish comes to, whether it may be or not.

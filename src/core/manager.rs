@@ -61,7 +61,7 @@ impl Manager {
     pub fn new(policy: Policy) -> Self {
         let first = GenerationId(1);
         Self {
-            generations: BTreeMap::from([(first, Generation::new(policy))]),
+            generations: BTreeMap::from([(first, Generation::first(policy))]),
             workers: Roster::default(),
             current: first,
             previous: None,
@@ -98,6 +98,8 @@ impl Manager {
             Event::Upgrade(request) => self.ask_upgrade(request, out),
             Event::Respawn(request) => self.ask_respawn(request, out),
             Event::SocketReplaced => self.socket_replaced(),
+            Event::Connected => self.wake(now, out),
+            Event::Idle => self.fall_asleep(out),
             Event::Scale(by) => self.scale_within_bounds(by, out),
             Event::Asked(request, wish) => self.asked(now, request, wish, out),
             Event::Stop => self.stop(now, out),

@@ -16,6 +16,8 @@
 //! 6. Every upgrade ends in exactly one [`Outcome`], in bounded time, and everyone who asked is answered.
 //! 7. After [`Event::Stop`] it ends, with no worker left.
 //!
+//! A generation that sleeps is at full strength with no worker.
+//!
 //! All of it holds over [`Event::TakenOver`] too, but that what was asked for before is forgotten.
 
 mod backoff;
@@ -28,6 +30,7 @@ pub mod notice;
 mod request;
 mod respawn;
 mod roster;
+mod sleep;
 pub mod spec;
 mod takeover;
 pub mod time;
@@ -63,6 +66,10 @@ pub enum Event {
     Respawn(Option<RequestId>),
     /// A socket could not be repaired and was bound anew: the workers that run have one that is dead.
     SocketReplaced,
+    /// A connection waits on a socket, or a datagram.
+    Connected,
+    /// For as long as was to be waited no worker has had a connection.
+    Idle,
     /// Somebody wants more or fewer workers (SIGTTIN, SIGTTOU).
     Scale(i32),
     /// Somebody wants something that no signal can say, and is to be answered.

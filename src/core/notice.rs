@@ -41,6 +41,8 @@ pub enum DrainReason {
     RolledBack,
     /// The service has fewer workers now.
     ScaledDown,
+    /// Nothing is to be done.
+    Idle,
     /// It was not ready in time.
     NotReady,
     /// It said by itself that it stops.
@@ -57,6 +59,7 @@ impl fmt::Display for DrainReason {
             Self::Replaced => "replaced",
             Self::RolledBack => "its generation failed",
             Self::ScaledDown => "fewer workers are wanted",
+            Self::Idle => "nothing is to be done",
             Self::NotReady => "not ready in time",
             Self::ByItself => "it stops by itself",
             Self::Unheard => "nobody could hear whether it is ready",
@@ -126,6 +129,10 @@ pub enum Notice {
     UpgradeEnded(GenerationId, Outcome),
     /// All workers are ready for the first time.
     Serving(GenerationId),
+    /// Something is to be done: the generation's workers start.
+    Woken(GenerationId),
+    /// Nothing is to be done any more: the generation's workers drain.
+    Asleep(GenerationId),
     /// Every worker of the generation is being replaced by a fresh one.
     RespawnBegan(GenerationId),
     /// The respawn is over; an error says why workers were left as they were.
@@ -191,6 +198,8 @@ impl Notice {
             Self::RollingBack(..) => "rolling-back",
             Self::UpgradeEnded(..) => "upgrade-ended",
             Self::Serving(_) => "serving",
+            Self::Woken(_) => "woken",
+            Self::Asleep(_) => "asleep",
             Self::RespawnBegan(_) => "respawn-began",
             Self::RespawnEnded(..) => "respawn-ended",
             Self::Scaled(..) => "scaled",
@@ -214,6 +223,8 @@ impl Notice {
             | Self::RollingBack(id, _)
             | Self::UpgradeEnded(id, _)
             | Self::Serving(id)
+            | Self::Woken(id)
+            | Self::Asleep(id)
             | Self::RespawnBegan(id)
             | Self::RespawnEnded(id, _)
             | Self::Scaled(id, _)
@@ -235,6 +246,8 @@ impl Notice {
             | Self::Surging(_)
             | Self::Probation(..)
             | Self::Serving(_)
+            | Self::Woken(_)
+            | Self::Asleep(_)
             | Self::RespawnBegan(_)
             | Self::Scaled(..)
             | Self::GenerationGone(_)
@@ -274,6 +287,8 @@ impl fmt::Display for Notice {
             Self::RollingBack(id, why) => write!(f, "generation {id} rolling back: {why}"),
             Self::UpgradeEnded(id, outcome) => write!(f, "generation {id} {outcome}"),
             Self::Serving(id) => write!(f, "generation {id} serving"),
+            Self::Woken(id) => write!(f, "generation {id} woken by a connection"),
+            Self::Asleep(id) => write!(f, "generation {id} asleep: no connection is left"),
             Self::RespawnBegan(id) => write!(f, "generation {id} respawning"),
             Self::RespawnEnded(id, Ok(())) => write!(f, "generation {id} respawned"),
             Self::RespawnEnded(id, Err(why)) => write!(f, "generation {id} respawn given up: {why}"),

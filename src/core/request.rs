@@ -69,7 +69,9 @@ impl Manager {
         }
         let wanted = self.scaled(scale);
         let is_bad = |strength: &u32| !(1..=MAX_WORKERS).contains(strength);
-        let outcome = if let Some(strength) = wanted.iter().map(|(_, strength)| *strength).find(is_bad) {
+        let outcome = if wanted.is_empty() {
+            Outcome::Refused("each connection has a process of its own, whatever the number of workers".into())
+        } else if let Some(strength) = wanted.iter().map(|(_, strength)| *strength).find(is_bad) {
             Outcome::Refused(format!("a service has 1 to {MAX_WORKERS} workers, not {strength}"))
         } else {
             self.set_strengths(wanted, out);
@@ -92,7 +94,10 @@ impl Manager {
     fn scaled(&self, scale: Scale) -> Vec<(GenerationId, u32)> {
         let new = self.upgrade().map(|upgrade| upgrade.to);
         let sides = [Some(self.current), new].into_iter().flatten();
-        sides.filter_map(|id| Some((id, self.generations.get(&id)?.scaled(scale)))).collect()
+        let sides = sides.filter_map(|id| Some((id, self.generations.get(&id)?)));
+        // Where each connection has a process there is nothing to scale.
+        let sides = sides.filter(|(_, of)| of.policy.workers > 0);
+        sides.map(|(id, of)| (id, of.scaled(scale))).collect()
     }
 
     fn set_strengths(&mut self, wanted: Vec<(GenerationId, u32)>, out: &mut Vec<Action>) {

@@ -303,8 +303,10 @@ pub struct SocketOptions {
 /// What the core decides by.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
-    /// How many workers serve; at least 1.
+    /// How many workers serve; 0 where each connection has a process of its own, about which nothing is decided in here.
     pub workers: u32,
+    /// Whether they start with the first connection, and may all go where none is left.
+    pub lazy: bool,
     /// What makes a worker ready.
     pub readiness: Readiness,
     /// A worker that is not ready by then has failed.

@@ -2,6 +2,7 @@
 
 use super::Manager;
 use super::backoff::Backoff;
+use super::generation::Generation;
 use super::ids::{GenerationId, SlotId, WorkerId};
 use super::manager::Stop;
 use super::notice::{Outcome, workers};
@@ -50,6 +51,7 @@ impl Manager {
         match (self.stop, &self.change) {
             (Some(Stop::Draining), _) => "stopping",
             (Some(Stop::Ended), _) => "stopped",
+            (None, None) if self.is_asleep() => "asleep",
             (None, None) if self.served => "serving",
             (None, None) => "starting",
             (None, Some(Change::Respawn(_))) => "respawning",
@@ -120,9 +122,16 @@ impl Manager {
     }
 
     fn strength_in_words(&self, generation: GenerationId) -> String {
+        let Generation { strength, asleep, .. } = &self.generations[&generation];
+        if *asleep {
+            return format!("generation {generation}: asleep until a connection comes");
+        }
+        if *strength == 0 {
+            return format!("generation {generation}: a process for each connection");
+        }
         let of = |worker: &&Worker| worker.generation == generation && worker.is_ready();
         let ready = self.workers.values().filter(of).count();
-        format!("generation {generation}: {ready} of {} ready", self.generations[&generation].strength)
+        format!("generation {generation}: {ready} of {strength} ready")
     }
 
     fn upgrade_in_words(&self, upgrade: &Upgrade) -> String {

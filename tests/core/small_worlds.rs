@@ -390,6 +390,7 @@ impl Search {
 
 fn small_policy(workers: u32, strategy: Strategy, probation: Duration) -> Policy {
     Policy {
+        lazy: false,
         strategy,
         probation,
         ready_timeout: secs(4),

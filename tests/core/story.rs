@@ -17,6 +17,7 @@ pub fn secs(seconds: u64) -> Duration {
 pub fn policy(workers: u32) -> Policy {
     Policy {
         workers,
+        lazy: false,
         readiness: Readiness::Notify,
         ready_timeout: secs(30),
         strategy: Strategy::Rolling { max_surge: Allowance::Count(1), max_unavailable: Allowance::Count(0) },

@@ -48,6 +48,7 @@ fn every_default_is_the_documented_one() {
         },
         sockets: Vec::new(),
         policy: Policy {
+            lazy: false,
             workers: 1,
             readiness: Readiness::Notify,
             ready_timeout: 60 * SECOND,
@@ -103,6 +104,7 @@ fn the_example_of_a_web_service_means_what_it_says() {
             options: SocketOptions { backlog: Some(1024), no_delay: Some(true), ..SocketOptions::default() },
         }],
         policy: Policy {
+            lazy: false,
             workers: 4,
             probation: 10 * SECOND,
             watchdog: Some(30 * SECOND),

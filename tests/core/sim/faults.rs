@@ -21,7 +21,7 @@ impl World {
             return self.wish();
         }
         let request = self.chance.one_in(2).then(|| self.request());
-        match self.chance.below(40) {
+        match self.chance.below(46) {
             0..20 => self.handle(&Event::Upgrade(request)),
             20..27 => self.handle(&Event::Respawn(request)),
             27 => self.handle(&Event::SocketReplaced),
@@ -35,6 +35,8 @@ impl World {
             }
             36 | 37 if self.plan.stops => self.handle(&Event::Stop),
             38 if self.plan.stops => self.handle(&Event::Kill),
+            40..43 => self.handle(&Event::Connected),
+            43..46 => self.handle(&Event::Idle),
             _ => self.handle(&Event::Tick),
         }
     }

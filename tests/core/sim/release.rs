@@ -13,11 +13,13 @@ fn millis(millis: u64) -> Duration {
 
 /// A policy that `config` would let pass.
 pub fn policy(chance: &mut Chance) -> Policy {
-    let workers = 1 + chance.below(6);
+    // Seldom each connection has a process of its own.
+    let workers = if chance.one_in(20) { 0 } else { 1 + chance.below(6) };
     let ready_timeout = chance.pick(&[secs(30), millis(500), secs(5), secs(60)]);
     let initial = chance.pick(&[millis(100), millis(50), secs(1), secs(5)]);
     Policy {
         workers,
+        lazy: workers > 0 && chance.one_in(5),
         readiness: match chance.below(4) {
             0 | 1 => Readiness::Notify,
             2 => Readiness::Settled(chance.pick(&[millis(10), ready_timeout / 2])),

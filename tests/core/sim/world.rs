@@ -152,6 +152,8 @@ impl World {
             format!("THE FAULTS STOP; {}", if all_recover { "all recover" } else { "new releases are good" })
         });
         self.chance.turn_to(Whose::Run);
+        // Asleep it would be well with no worker.
+        self.handle(&Event::Connected)?;
         let last = if self.plan.all_recover && !self.chance.one_in(2) {
             None
         } else {

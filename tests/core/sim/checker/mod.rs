@@ -74,6 +74,15 @@ struct Seen {
 struct Release {
     policy: Policy,
     strength: u32,
+    /// It is to have no worker until it is woken.
+    asleep: bool,
+}
+
+impl Release {
+    /// How many workers it is to have now.
+    fn wanted(&self) -> u32 {
+        if self.asleep { 0 } else { self.strength }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,6 +186,9 @@ pub struct Checker {
     ending: BTreeMap<WorkerId, bool>,
     /// The present event is that another manager takes over.
     takes_over: bool,
+    /// The present event is to wake the generation that serves, or to let it fall asleep.
+    is_to_wake: bool,
+    is_to_sleep: bool,
 }
 
 impl Checker {
@@ -184,7 +196,7 @@ impl Checker {
         let first = GenerationId(1);
         Self {
             workers: BTreeMap::new(),
-            generations: BTreeMap::from([(first, Release { strength: policy.workers, policy })]),
+            generations: BTreeMap::from([(first, Release { strength: policy.workers, asleep: policy.lazy, policy })]),
             current: first,
             previous: None,
             upgrade: None,
@@ -210,6 +222,8 @@ impl Checker {
             cut: None,
             ending: BTreeMap::new(),
             takes_over: false,
+            is_to_wake: false,
+            is_to_sleep: false,
         }
     }
 
@@ -225,6 +239,7 @@ impl Checker {
         {
             self.check_heard(*id)?;
         }
+        ensure!(!self.is_to_wake && !self.is_to_sleep, "it was to wake, or to fall asleep");
         if let Event::TakenOver(_) = event {
             self.check_taken_over(newest)?;
         }
@@ -290,6 +305,10 @@ impl Checker {
                 let is_upgrade = matches!(event, Event::Upgrade(_));
                 self.ask(*request, if is_upgrade { Want::Upgrade } else { Want::Respawn }, stale);
             }
+            Event::Connected => {
+                self.is_to_wake = self.stop_by.is_none() && self.generations[&self.current].asleep;
+            }
+            Event::Idle => self.is_to_sleep = self.may_sleep(),
             Event::Scale(by) => {
                 self.disturb();
                 self.scaling = self.scaled_within_bounds(*by);
@@ -297,7 +316,7 @@ impl Checker {
             Event::Asked(request, wish) => self.take_wish(now, *request, *wish, stale),
             Event::Stop | Event::Kill => self.take_stop(now, *event == Event::Kill),
             Event::Prepared(generation, policy) => {
-                let release = Release { strength: policy.workers, policy: policy.clone() };
+                let release = Release { strength: policy.workers, asleep: false, policy: policy.clone() };
                 self.generations.insert(*generation, release);
             }
             Event::Executed(id) => {
@@ -317,6 +336,13 @@ impl Checker {
             | Event::PreparationFailed(..)
             | Event::Probed(..) => {}
         }
+    }
+
+    /// Whether the generation that serves may let its workers go: it is lazy, and nothing else is to be done.
+    fn may_sleep(&self) -> bool {
+        let of = &self.generations[&self.current];
+        let is_busy = self.upgrade.is_some() || self.respawning || self.stop_by.is_some();
+        of.policy.lazy && of.wanted() > 0 && !is_busy && self.check_alone(self.current).is_ok()
     }
 
     fn take_end(&mut self, id: WorkerId) {

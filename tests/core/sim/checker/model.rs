@@ -76,7 +76,7 @@ impl Checker {
         if self.phase_of(generation) != Some(Phase::Surging) {
             return;
         }
-        let all = self.is_full(generation).then(|| (0..self.generations[&self.current].strength).map(SlotId));
+        let all = self.is_full(generation).then(|| (0..self.generations[&self.current].wanted()).map(SlotId));
         if let Some(upgrade) = &mut self.upgrade {
             upgrade.given_over.insert(slot);
             upgrade.given_over.extend(all.into_iter().flatten());
@@ -92,7 +92,9 @@ impl Checker {
     /// The strengths that somebody asks for who is answered; `None` where one of them may not be.
     pub(super) fn scaled_as_asked(&self, scale: Scale) -> Option<BTreeMap<GenerationId, u32>> {
         let scaled = self.scaled(scale);
-        scaled.values().all(|strength| (1..=MOST_WORKERS).contains(strength)).then_some(scaled)
+        let may_be = scaled.values().all(|strength| (1..=MOST_WORKERS).contains(strength));
+        // In a stop the answer is another.
+        (may_be && (self.stop_by.is_some() || !scaled.is_empty())).then_some(scaled)
     }
 
     /// The strengths that a wish comes to, may they be or not: in an upgrade of both sides, in a stop of none.
@@ -107,7 +109,8 @@ impl Checker {
             Scale::To(strength) => (*id, strength),
             Scale::By(by) => (*id, self.generations[id].strength.saturating_add_signed(by)),
         };
-        self.generations.keys().filter(is_there).map(scaled).collect()
+        let is_scalable = |id: &&GenerationId| self.generations[*id].policy.workers > 0;
+        self.generations.keys().filter(is_there).filter(is_scalable).map(scaled).collect()
     }
 
     pub(super) fn phase_of(&self, generation: GenerationId) -> Option<Phase> {
@@ -135,13 +138,13 @@ impl Checker {
     }
 
     pub(super) fn ready_slots(&self, generation: GenerationId) -> BTreeSet<SlotId> {
-        let strength = self.generations[&generation].strength;
+        let strength = self.generations[&generation].wanted();
         let is_ready = |w: &&Seen| w.generation == generation && w.stage == Stage::Ready && !w.outdated;
         self.workers.values().filter(is_ready).map(|w| w.slot).filter(|slot| slot.0 < strength).collect()
     }
 
     pub(super) fn is_full(&self, generation: GenerationId) -> bool {
-        self.ready_slots(generation).len() == self.generations[&generation].strength as usize
+        self.ready_slots(generation).len() == self.generations[&generation].wanted() as usize
     }
 
     /// The generation that the service is to have, as things stand.
@@ -154,7 +157,7 @@ impl Checker {
         worker.generation == self.incoming()
             && worker.stage.is_live()
             && !worker.outdated
-            && worker.slot.0 < self.generations[&worker.generation].strength
+            && worker.slot.0 < self.generations[&worker.generation].wanted()
     }
 
     /// The generation that is being upgraded to, once it is prepared.
@@ -168,8 +171,8 @@ impl Checker {
     }
 
     pub(super) fn strengths(&self) -> (u32, u32) {
-        let old = self.generations[&self.current].strength;
-        (old, self.upgraded().map_or(old, |new| new.strength))
+        let old = self.generations[&self.current].wanted();
+        (old, self.upgraded().map_or(old, Release::wanted))
     }
 
     pub(super) fn most_workers(&self) -> u32 {

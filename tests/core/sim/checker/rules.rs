@@ -59,6 +59,17 @@ impl Checker {
                 ensure!(!self.served, "that is no news");
                 self.served = true;
             }
+            Notice::Woken(generation) => {
+                ensure!(*generation == self.current && std::mem::take(&mut self.is_to_wake), "nobody asked");
+                self.generations.get_mut(generation).ok_or("no such generation")?.asleep = false;
+                // It comes back beside whatever is under way.
+                self.disturb();
+                self.grant(PATIENCE / 2);
+            }
+            Notice::Asleep(generation) => {
+                ensure!(*generation == self.current && std::mem::take(&mut self.is_to_sleep), "not now");
+                self.generations.get_mut(generation).ok_or("no such generation")?.asleep = true;
+            }
             Notice::RespawnBegan(generation) => {
                 ensure!(*generation == self.current && self.upgrade.is_none() && !self.respawning, "not now");
                 self.rest();
@@ -191,7 +202,7 @@ impl Checker {
             generation == self.current && phase != Some(Phase::Probation) || generation == self.incoming();
         ensure!(may, "the generation is not to have a new worker");
         let release = self.release(generation)?;
-        ensure!(slot.0 < release.strength, "there is no such slot");
+        ensure!(slot.0 < release.wanted(), "there is no such slot");
         let (ready_timeout, watchdog) = (release.policy.ready_timeout, release.policy.watchdog);
         let twin =
             |w: &&Seen| w.generation == generation && w.slot == slot && w.stage.is_live() && !w.outdated;
@@ -245,11 +256,16 @@ impl Checker {
         ensure!(stage.is_live(), "it leaves already");
         let timeout = self.release(generation)?.policy.drain_timeout;
         match why {
-            DrainReason::Replaced | DrainReason::RolledBack | DrainReason::ScaledDown => {
+            DrainReason::Replaced
+            | DrainReason::RolledBack
+            | DrainReason::ScaledDown
+            | DrainReason::Idle => {
+                let asleep = self.release(generation)?.asleep;
+                ensure!((why == DrainReason::Idle) <= asleep, "the generation does not sleep");
                 ensure!(!self.is_wanted(&self.workers[&id]), "it is one of those that are to be");
                 let is_kept = self.phase_of(self.incoming()) == Some(Phase::Surging)
                     && generation == self.current
-                    && slot.0 < self.generations[&generation].strength;
+                    && slot.0 < self.generations[&generation].wanted();
                 if stage == Stage::Ready || is_kept {
                     self.check_leave(id, slot, stage == Stage::Ready)?;
                 }
@@ -273,7 +289,7 @@ impl Checker {
 
     pub(super) fn check_leave(&self, id: WorkerId, slot: SlotId, is_ready: bool) -> Verdict {
         let incoming = self.incoming();
-        let strength = self.generations[&incoming].strength;
+        let strength = self.generations[&incoming].wanted();
         let ready = self.ready_slots(incoming);
         let all = ready.len() == strength as usize;
         let replaced = match self.rules().policy.strategy {
@@ -286,7 +302,7 @@ impl Checker {
         let floor = self.fewest_workers().saturating_sub(self.unavailable()) as usize;
         let worker = &self.workers[&id];
         let is_leftover = !self.is_in_use(worker.generation)
-            || slot.0 >= self.generations[&worker.generation].strength
+            || slot.0 >= self.generations[&worker.generation].wanted()
             || worker.outdated && !self.respawning;
         let surplus = is_leftover && left >= self.most_workers() as usize;
         let room = self.unavailable() > 0 && (left >= floor || !is_ready);
@@ -332,13 +348,13 @@ impl Checker {
         let surge = self.upgrade.as_ref().filter(|upgrade| upgrade.phase == Phase::Surging);
         let generation = if surge.is_some() { self.current } else { self.incoming() };
         let is_own = |w: &Seen| {
-            let strength = self.generations.get(&w.generation).map_or(0, |release| release.strength);
+            let strength = self.generations.get(&w.generation).map_or(0, |release| release.wanted());
             self.is_in_use(w.generation) && !w.outdated && w.slot.0 < strength
         };
         if surge.is_some() && (self.unavailable() > 0 || !self.live().all(is_own)) {
             return Ok(());
         }
-        for slot in (0..self.generations[&generation].strength).map(SlotId) {
+        for slot in (0..self.generations[&generation].wanted()).map(SlotId) {
             let is_due = self.backoff.get(&(generation, slot)).is_none_or(|at| *at <= now);
             let is_kept = surge.is_none_or(|upgrade| !upgrade.given_over.contains(&slot));
             let is_filled = self.live().any(|w| w.generation == generation && w.slot == slot && !w.outdated);

@@ -30,7 +30,7 @@ impl Checker {
             self.take_end(*id);
         }
         let serves = self.live().any(|worker| worker.stage == Stage::Ready);
-        self.served &= serves;
+        self.served &= serves || self.generations[&self.current].wanted() == 0;
         self.disturb();
         self.takes_over = true;
     }
