@@ -207,6 +207,7 @@ mod tests {
             cgroup: None,
             no_cgroup: None,
             generations: Vec::new(),
+            connections: None,
             workers,
             waiting,
             sockets: Vec::new(),

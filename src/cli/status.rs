@@ -106,6 +106,9 @@ fn render(status: &Status) -> String {
     if let Some(why) = &status.no_cgroup {
         let _ = writeln!(text, "  no cgroup, process groups serve: {why}");
     }
+    if let Some(connections) = status.connections {
+        let _ = writeln!(text, "  connections: {connections}");
+    }
     if let Some(last) = &status.last_upgrade {
         let _ = writeln!(text, "  {}", last_upgrade(last));
     }
@@ -257,6 +260,7 @@ mod tests {
             last_upgrade: Some(last),
             cgroup: Some("/system.slice/web.service".into()),
             no_cgroup: None,
+            connections: None,
             generations: vec![
                 GenerationUse { generation: 2, processes: 1, memory: 12 << 20 },
                 GenerationUse { generation: 3, processes: 4, memory: 61 << 20 },

@@ -10,6 +10,7 @@
 //! address      one value: what a socket listens on
 //! service      [service]
 //! sockets      [[socket]]
+//! demand       what starts on demand, and what that rules out
 //! policy       [ready] [upgrade] [drain] [restart] [watchdog] [control], and what they say about each other
 //! syntax       the errors of the TOML parser, and the text without them
 //! suggest      "did you mean"
@@ -20,6 +21,7 @@
 //! ```
 
 mod address;
+mod demand;
 mod diagnostics;
 mod draft;
 pub mod environment;
@@ -41,7 +43,7 @@ use toml::de::DeTable;
 
 pub use self::diagnostics::{Diagnostics, Problem};
 pub use self::draft::COMMAND_LINE;
-use self::reader::{Problems, Table};
+use self::reader::{At, Problems, Table};
 pub use self::service::is_node_program;
 use self::syntax::Recovered;
 pub use crate::core::spec;
@@ -106,8 +108,9 @@ pub fn decode<'a>(bytes: &'a [u8], origin: &Origin) -> Result<&'a str, Diagnosti
 fn read(tree: &DeTable<'_>, origin: &Origin, problems: &Problems) -> ServiceSpec {
     let mut root = Table::root(tree, problems);
     let drain = policy::drain(root.table("drain", "[drain]"));
-    let service = service::read(root.table("service", "[service]"), origin, drain.signal);
+    let mut service = service::read(root.table("service", "[service]"), origin, drain.signal);
     let sockets = sockets::read(&mut root, origin, problems);
+    demand::settle(&mut service, &sockets, problems);
     let ready = policy::ready(root.table("ready", "[ready]"), service.protocol, problems);
     let upgrade = policy::upgrade(root.table("upgrade", "[upgrade]"), &service, origin, problems);
     let restart = policy::restart(root.table("restart", "[restart]"), problems);
@@ -118,12 +121,13 @@ fn read(tree: &DeTable<'_>, origin: &Origin, problems: &Problems) -> ServiceSpec
     ServiceSpec {
         name: service.name,
         process: service.process,
-        sockets,
+        sockets: sockets.into_iter().map(At::value).collect(),
+        idle_timeout: service.idle_timeout.map(At::value),
         probe: ready.probe,
         hooks: upgrade.hooks,
         control,
         policy: Policy {
-            lazy: false,
+            lazy: service.lazy.is_some_and(At::value),
             workers: service.workers.unwrap_or(1),
             readiness: ready.readiness,
             ready_timeout: ready.timeout,

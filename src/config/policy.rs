@@ -141,7 +141,7 @@ pub(super) fn upgrade(
     origin: &Origin,
     problems: &Problems,
 ) -> Upgrade {
-    let strategy = strategy(&mut table, service.workers, problems);
+    let strategy = strategy(&mut table, service.workers.filter(|workers| *workers > 0), problems);
     let pre_upgrade = table.read("pre_upgrade", values::nonempty);
     let head = table.read("head", values::nonempty);
     for (key, at) in [("pre_upgrade", &pre_upgrade), ("head", &head)] {

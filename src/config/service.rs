@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::Path;
+use std::time::Duration;
 
 use toml::de::DeValue;
 
 use super::Origin;
+use super::demand::OfWorkers;
 use super::reader::{At, Flaw, Table};
 use super::values;
 use crate::core::spec::{
@@ -21,6 +23,10 @@ const FD_STORE_MAX: u32 = 1024;
 
 /// The name becomes a folder, and sockets in it have to fit in 107 bytes.
 const NAME_MAX: usize = 50;
+
+/// The keys that mean nothing where there are no workers.
+const OF_WORKERS: [&str; 7] =
+    ["workers", "protocol", "lazy", "idle_timeout", "messages", "fd_store_max", "listen_pid"];
 
 const RESOURCES: [(&str, Resource); 16] = [
     ("as", Resource::As),
@@ -48,9 +54,14 @@ pub(super) struct Service {
     /// `None` where it could not be read, so that nothing is concluded from it; so too `protocol`.
     pub workers: Option<u32>,
     pub protocol: Option<Protocol>,
+    pub lazy: Option<At<bool>>,
+    pub idle_timeout: Option<At<Duration>>,
+    /// The keys that speak of workers.
+    pub of_workers: OfWorkers,
 }
 
 pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> Service {
+    let of_workers = OF_WORKERS.into_iter().filter_map(|key| Some((key, table.key(key)?))).collect();
     let name = name(&mut table, origin);
     let command = argv(&mut table, "command");
     let target = table.read("target", values::nonempty).map(At::value);
@@ -59,6 +70,8 @@ pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> 
     let usual =
         if target.as_deref().is_some_and(is_node_program) { Protocol::Node } else { Protocol::Notify };
     let protocol = table.read_or("protocol", usual, protocol);
+    let lazy = table.read("lazy", values::boolean);
+    let idle_timeout = table.read("idle_timeout", values::positive_duration);
     let environment = variables(&table.table("environment", "`environment`"));
     let clear_environment = table.read("clear_environment", values::boolean);
     let files = table.list("environment_files", |value| environment_file(value, origin));
@@ -104,7 +117,7 @@ pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> 
         fd_store_max: fd_store.map_or(0, At::value),
         drain_signal,
     };
-    Service { name, process, workers, protocol }
+    Service { name, process, workers, protocol, lazy, idle_timeout, of_workers }
 }
 
 /// Whether a path is named as Node programs are.

@@ -8,10 +8,14 @@ use super::Origin;
 use super::address::{self, Listen};
 use super::reader::{At, Flaw, Problems, Span, Table};
 use super::values;
-use crate::core::spec::{SocketAddress, SocketKind, SocketOptions, SocketSpec};
+use crate::core::spec::{Accept, SocketAddress, SocketKind, SocketOptions, SocketSpec};
 
 /// `sd_listen_fds(3)`: at most 255 characters.
 const NAME_MAX: usize = 255;
+
+/// How many connections may have a process at a time, as systemd.socket(5) has it, and how many that may be.
+const CONNECTIONS: u32 = 64;
+const CONNECTIONS_MAX: u32 = 65_536;
 
 /// What a socket must be for an option to mean something.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +76,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Reads all sockets, in the order of the file.
-pub(super) fn read(root: &mut Table<'_>, origin: &Origin, problems: &Problems) -> Vec<SocketSpec> {
+pub(super) fn read(root: &mut Table<'_>, origin: &Origin, problems: &Problems) -> Vec<At<SocketSpec>> {
     let tables = root.tables("socket", "[[socket]]");
     let found: Vec<At<SocketSpec>> = tables.into_iter().filter_map(|table| socket(table, origin)).collect();
     for (index, at) in found.iter().enumerate() {
@@ -83,7 +87,7 @@ pub(super) fn read(root: &mut Table<'_>, origin: &Origin, problems: &Problems) -
             problems.conclude(at.span.clone(), Flaw::new(message, label).help(help));
         }
     }
-    found.into_iter().map(At::value).collect()
+    found
 }
 
 /// Whether the kernel could never bind both. A UNIX path is one file, whatever it carries.
@@ -105,7 +109,10 @@ fn socket(table: Table<'_>, origin: &Origin) -> Option<At<SocketSpec>> {
     ];
     let kind = table.read("type", |value| values::choice(value, &kinds));
     table.require("listen", r#"such as listen = "0.0.0.0:8080" or listen = "/run/web.sock""#);
-    let options = options(&mut reader);
+    let mut options = options(&mut reader);
+    let accept = accept(&mut reader);
+    // The manager itself accepts, and must never wait for a client that has gone meanwhile.
+    options.non_blocking |= accept.is_some();
     let Reader { table, needs } = reader;
 
     let readable = kind.is_some() || !table.has("type");
@@ -113,7 +120,7 @@ fn socket(table: Table<'_>, origin: &Origin) -> Option<At<SocketSpec>> {
         let carries = kind.as_ref().map_or(SocketKind::Stream, |kind| kind.value);
         check_kind(&table, &address, kind.as_ref(), &needs);
         let name = name.map_or_else(|| default_name(&text), At::value);
-        At { value: SocketSpec { name, listen: text, address, kind: carries, options }, span, key }
+        At { value: SocketSpec { name, listen: text, address, kind: carries, options, accept }, span, key }
     });
     table.finish();
     spec
@@ -197,6 +204,23 @@ fn options(reader: &mut Reader<'_>) -> SocketOptions {
         }
     }
     options
+}
+
+/// Reads whether each connection has a process of its own, and how many there may be.
+fn accept(reader: &mut Reader<'_>) -> Option<Accept> {
+    let accept = reader.read(Needs::Listening, "accept", values::boolean);
+    let count = |value: &DeValue<'_>| values::number(value, 1..=CONNECTIONS_MAX);
+    let most = reader.read(Needs::Listening, "max_connections", count);
+    let of_one_source = reader.read(Needs::Listening, "max_connections_per_source", count);
+    if accept == Some(true) {
+        let max_connections = most.unwrap_or(CONNECTIONS);
+        return Some(Accept { max_connections, max_connections_per_source: of_one_source });
+    }
+    for (_, key, span) in reader.needs.iter().filter(|(_, key, _)| key.starts_with("max_connections")) {
+        let flaw = Flaw::new(format!("`{key}` is ignored without `accept = true`"), "the workers accept");
+        reader.table.problems().conclude(span.clone(), flaw);
+    }
+    None
 }
 
 fn ipv6_only(value: &DeValue<'_>) -> Result<Option<bool>, Flaw> {

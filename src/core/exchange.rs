@@ -185,7 +185,11 @@ impl Manager {
         if failed.is_some_and(|upgrade| upgrade.to == worker.generation) {
             DrainReason::RolledBack
         } else if worker.generation == self.incoming() && !worker.outdated {
-            if self.generations[&worker.generation].asleep { DrainReason::Idle } else { DrainReason::ScaledDown }
+            if self.generations[&worker.generation].asleep {
+                DrainReason::Idle
+            } else {
+                DrainReason::ScaledDown
+            }
         } else {
             DrainReason::Replaced
         }

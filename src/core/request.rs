@@ -70,7 +70,9 @@ impl Manager {
         let wanted = self.scaled(scale);
         let is_bad = |strength: &u32| !(1..=MAX_WORKERS).contains(strength);
         let outcome = if wanted.is_empty() {
-            Outcome::Refused("each connection has a process of its own, whatever the number of workers".into())
+            Outcome::Refused(
+                "each connection has a process of its own, whatever the number of workers".into(),
+            )
         } else if let Some(strength) = wanted.iter().map(|(_, strength)| *strength).find(is_bad) {
             Outcome::Refused(format!("a service has 1 to {MAX_WORKERS} workers, not {strength}"))
         } else {

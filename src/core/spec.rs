@@ -43,6 +43,8 @@ pub struct ServiceSpec {
     pub process: ProcessSpec,
     /// In the order of the file, which is the order of the descriptors in the worker.
     pub sockets: Vec<SocketSpec>,
+    /// How long a lazy service serves on without a connection; `None`: for ever.
+    pub idle_timeout: Option<Duration>,
     /// What the core decides by.
     pub policy: Policy,
     /// The probe command of `[ready] when = "probe"`; empty otherwise.
@@ -209,6 +211,17 @@ pub struct SocketSpec {
     pub kind: SocketKind,
     /// The rest of systemd.socket(5).
     pub options: SocketOptions,
+    /// Where each connection has a process of its own: how many there may be.
+    pub accept: Option<Accept>,
+}
+
+/// How many connections may have a process at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accept {
+    /// In all.
+    pub max_connections: u32,
+    /// Of one IP address, or of one user by a UNIX socket.
+    pub max_connections_per_source: Option<u32>,
 }
 
 /// Where a socket is bound.

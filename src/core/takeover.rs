@@ -39,7 +39,8 @@ impl Manager {
             // Not killed: it may serve.
             self.drain(now, id, DrainReason::Unheard, out);
         }
-        self.served &= self.generations[&self.current].wanted() == 0 || self.workers.values().any(Worker::is_ready);
+        self.served &=
+            self.generations[&self.current].wanted() == 0 || self.workers.values().any(Worker::is_ready);
     }
 
     /// Ends the upgrade under way, where one is, in favour of the generation that serves.

@@ -21,6 +21,11 @@ impl Manager {
         self.stop.is_some()
     }
 
+    /// Whether workers serve, and nothing else is under way.
+    pub fn is_at_rest(&self) -> bool {
+        self.served && self.stop.is_none() && self.change.is_none() && !self.is_asleep()
+    }
+
     /// The generation that serves.
     pub fn current(&self) -> GenerationId {
         self.current

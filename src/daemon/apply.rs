@@ -299,8 +299,14 @@ impl Daemon {
                 self.record_head();
                 self.drain_leftovers();
             }
-            Notice::Stopping(_) => self.drain_leftovers(),
-            Notice::KillingAll(_) => self.kill_leftovers(),
+            Notice::Stopping(_) => {
+                self.drain_leftovers();
+                self.drain_guests();
+            }
+            Notice::KillingAll(_) => {
+                self.kill_leftovers();
+                self.kill_guests();
+            }
             _ => {}
         }
         self.insist_on_replacement(notice);

@@ -68,6 +68,8 @@ pub struct Control {
     /// When newcomers are looked for again, where there was no descriptor for one.
     admits_at: Option<Mono>,
     survey: Option<Survey>,
+    /// The next survey is to tell whether anybody has a connection.
+    next_counts: bool,
     /// Those who asked since the survey under way began: theirs is the next.
     next_survey: Vec<Asker>,
 }
@@ -101,6 +103,7 @@ hand_over!(Control as ControlState {
     last_request: u64,
     admits_at: Option<Mono>,
     survey: Option<Survey>,
+    next_counts: bool,
     next_survey: Vec<Asker>,
 });
 
@@ -122,6 +125,7 @@ impl Control {
             last_request: 0,
             admits_at: None,
             survey: None,
+            next_counts: false,
             next_survey: Vec::new(),
         };
         control.open_to(group);
@@ -281,7 +285,7 @@ impl Daemon {
     pub fn part(mut self) {
         self.control.socket.remove();
         self.control.tcp = None;
-        for asker in self.reexec.take().map(Reexec::into_askers).into_iter().flatten() {
+        for asker in self.successor.wish.take().map(Reexec::into_askers).into_iter().flatten() {
             let reply = Reply::failed(&asker.cmd, "the service has ended");
             self.control.reply(asker, reply);
         }

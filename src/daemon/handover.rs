@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 pub(super) use self::state::State;
-pub(super) use self::trial::Reexec;
+pub(super) use self::trial::{Reexec, Successor};
 use super::control::{Asker, Standing, Trust};
 use super::process::Tail;
 use super::release::Release;
@@ -41,7 +41,7 @@ use crate::wire::lines::Lines;
 use crate::wire::secret::Secret;
 
 /// The version of the state. It changes whenever a state of before could be misunderstood.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// Where the program finds the state that it is to go on with: its own pid and the descriptor's number, `4711:23`.
 const VARIABLE: &str = "LIVESWAP_HANDOVER";

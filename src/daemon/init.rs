@@ -263,6 +263,7 @@ impl Init {
             ignore_sigpipe: false,
             descriptors: self.kept.iter().map(|kept| kept.fd.as_fd()).collect(),
             cgroup: None,
+            stdin: None,
             stdout: None,
             stderr: None,
         })

@@ -324,6 +324,7 @@ fn process(
         ignore_sigpipe: process.ignore_sigpipe,
         descriptors: Vec::new(),
         cgroup: None,
+        stdin: None,
         stdout: None,
         stderr: None,
     })

@@ -18,6 +18,8 @@
 //! watch     the child that asks for an upgrade when files change
 //! handover  another program in our place, which goes on with all of it
 //! recovery  going on with what a manager has left that was killed
+//! doors     waiting for connections, for whoever sleeps     idleness   whether anything is to be done
+//! guests    a process for each connection
 //! init      PID 1 of a container, which looks after a manager
 //! log       the form of the log                             outlet    our outputs, never waited for
 //! ```
@@ -27,8 +29,11 @@ mod begin;
 mod cgroups;
 mod checker;
 mod control;
+mod doors;
+mod guests;
 pub mod handover;
 mod hooks;
+mod idleness;
 pub mod init;
 mod launch;
 pub mod log;

@@ -119,7 +119,7 @@ impl Candidate {
 impl Daemon {
     /// Begins to read the service file, for the target that the request names or the one that serves.
     pub(super) fn begin_check(&mut self, generation: GenerationId, target: Option<RequestId>) {
-        let named = target.and_then(|request| self.targets.remove(&request));
+        let named = target.and_then(|request| self.targets.asked.remove(&request));
         let serving = self.generations.get(&self.manager.current()).map(|of| &of.release);
         let wanted = named.map(Wanted::Named).or_else(|| serving.map(Wanted::as_in));
         self.check(generation, wanted.unwrap_or(Wanted::First), true);

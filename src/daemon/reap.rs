@@ -34,6 +34,10 @@ impl Daemon {
                     let role = self.roles.remove(&pid);
                     self.hooks_end.remove(&pid);
                     let goes_on = match role {
+                        Some(Role::Guest) => {
+                            kill_group(pid);
+                            false
+                        }
                         Some(Role::Worker(worker)) => self.kill_rest(worker, pid),
                         Some(
                             Role::Checker(_)
@@ -57,6 +61,10 @@ impl Daemon {
                     let helper = self.helpers.remove(&pid);
                     if let Some(role) = role.filter(|_| !goes_on) {
                         let failure = helper.and_then(|mut helper| start_failure(&mut helper));
+                        if role == Role::Guest {
+                            self.guest_ended(pid, exit, failure.as_deref());
+                            continue;
+                        }
                         self.child_ended(role, exit, failure);
                     }
                 }
@@ -191,6 +199,8 @@ impl Daemon {
             Role::Checker(generation) => self.checked(generation, exit),
             Role::Before(generation) => self.before_ended(generation, done, &how),
             Role::Head => self.recorded(exit),
+            // It has an end of its own.
+            Role::Guest => {}
             Role::After(generation) if done => info!("generation {generation}: the hook `after` is done"),
             Role::After(generation) => warn!("generation {generation}: the hook `after` {how}"),
             Role::Probe(worker) => {

@@ -35,4 +35,4 @@ pub const STATE: &str = "state";
 
 /// The version of the state. It changes whenever a state of before could be misunderstood, be it that its form changes or
 /// that the core decides otherwise.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;

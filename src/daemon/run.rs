@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::unistd::Pid;
@@ -15,7 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroups::Cgroups;
 use super::control::{Control, Door, History};
-use super::handover::Reexec;
+use super::doors::OnDemand;
+use super::handover::{Reexec, Successor};
 use super::launch::{Common, Heritage, Place};
 use super::node::Demanded;
 use super::outlet::Outputs;
@@ -28,10 +28,10 @@ use super::repair::Care;
 use super::runtime::RuntimeDirectory;
 use super::sockets::{Prepared, Sockets};
 use super::store::Store;
-use super::target::Recording;
+use super::target::{Recording, Targets};
 use super::token::{Stream, Token};
 use super::upward::ServiceManager;
-use crate::core::ids::{GenerationId, RequestId, SlotId, WorkerId};
+use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::time::Mono;
 use crate::core::{Event, Manager};
 use crate::sys::clock::monotonic_micros;
@@ -67,6 +67,7 @@ pub(super) enum Role {
     Before(GenerationId),
     Head,
     After(GenerationId),
+    Guest,
     Probe(WorkerId),
     Survey,
     Trial,
@@ -82,10 +83,7 @@ pub struct Daemon {
     /// `CLOCK_MONOTONIC` when we started, in microseconds: the core's zero.
     pub(super) epoch: u64,
     pub(super) source: Source,
-    /// Where the program stands that this manager is, or what comes after it.
-    pub(super) program: PathBuf,
-    /// The wish for another manager in our place.
-    pub(super) reexec: Option<Reexec>,
+    pub(super) successor: Successor,
     pub(super) runtime: RuntimeDirectory,
     pub(super) cgroups: Cgroups,
     /// What another manager goes on with, if this one is killed.
@@ -95,10 +93,7 @@ pub struct Daemon {
     pub(super) generations: BTreeMap<GenerationId, Generation>,
     /// What the generation before the current one was made of, where that one has gone: a rollback needs it.
     pub(super) kept: Option<(GenerationId, Release)>,
-    /// The targets that requests name whose upgrades have not begun.
-    pub(super) targets: BTreeMap<RequestId, String>,
-    /// The record of the target that serves, on its way to the disk.
-    pub(super) recording: Option<Recording>,
+    pub(super) targets: Targets,
     /// What workers have left for those after them.
     pub(super) stored: Store,
     /// The sockets that workers have asked for.
@@ -126,6 +121,7 @@ pub struct Daemon {
     pub(super) look_for_orphans_at: Option<Mono>,
     pub(super) care: Care,
     pub(super) outputs: Outputs,
+    pub(super) on_demand: OnDemand,
     /// Processes of a manager before us whose state could not be used.
     pub(super) leftovers: Vec<Leftover>,
 }
@@ -142,8 +138,9 @@ impl Daemon {
             self.settle();
             if self.ended
                 && self.hooks_end.is_empty()
-                && self.recording.is_none()
+                && self.targets.recording.is_none()
                 && self.leftovers.is_empty()
+                && self.on_demand.guests.is_empty()
             {
                 break;
             }
@@ -162,6 +159,7 @@ impl Daemon {
             self.end_demands();
             self.kill_orphans();
             self.kill_late_leftovers();
+            self.kill_late_guests();
             if tick_at.is_some_and(|at| at <= self.now()) {
                 self.inbox.push_back(Event::Tick);
             }
@@ -210,7 +208,10 @@ impl Daemon {
                 self.tidy_slot(process.slot);
             }
         }
-        self.upward.sync(&self.manager, &self.dead_sockets(), self.now());
+        self.mind_idleness();
+        self.mind_doors();
+        let busy_until = self.manager.busy_until().max(self.on_demand.guests.last_end());
+        self.upward.sync(&self.manager, &self.dead_sockets(), busy_until, self.now());
         self.serve_clients();
         self.outputs.flush(&self.poller);
         self.close_turn();
@@ -227,8 +228,11 @@ impl Daemon {
             .chain(self.processes.values().filter_map(|process| process.tries_again_at))
             .chain(self.next_end_of_demand())
             .chain(self.next_end_of_leftover())
-            .chain(self.recording.as_ref().map(Recording::deadline))
-            .chain(self.reexec.as_ref().and_then(Reexec::deadline))
+            .chain(self.on_demand.doors.deadline())
+            .chain(self.next_look_at_idleness())
+            .chain(self.on_demand.guests.next_end())
+            .chain(self.targets.recording.as_ref().map(Recording::deadline))
+            .chain(self.successor.wish.as_ref().and_then(Reexec::deadline))
             .min()
             .map(|deadline| deadline - self.now())
     }
@@ -247,6 +251,7 @@ impl Daemon {
                 Token::Output(worker, stream) => self.pass_on(worker, stream),
                 Token::Checker(generation) => self.read_check(generation),
                 Token::Sockets => self.mend_sockets(None),
+                Token::Doors => self.knocked(),
                 Token::Outlet(_) => {} // Flushed in each turn.
                 Token::Control => self.admit(Door::File),
                 Token::ControlTcp => self.admit(Door::Tcp),

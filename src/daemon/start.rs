@@ -7,6 +7,8 @@ use tracing::warn;
 
 use super::cgroups::Cgroups;
 use super::control::{Control, History};
+use super::doors::OnDemand;
+use super::handover::Successor;
 use super::launch::{Common, Heritage};
 use super::outlet::Outputs;
 use super::recovery::{Journal, Leftover};
@@ -16,6 +18,7 @@ use super::run::{Daemon, Generation};
 use super::runtime::RuntimeDirectory;
 use super::sockets::{Prepared, Sockets};
 use super::store::Store;
+use super::target::Targets;
 use super::token::Token;
 use super::upward::ServiceManager;
 use crate::core::ids::WorkerId;
@@ -79,16 +82,14 @@ impl Daemon {
             terminal: ControllingTerminal::observe(),
             epoch: monotonic_micros()?,
             source: start.source,
-            program: own_program()?,
-            reexec: None,
+            successor: Successor::at(own_program()?),
             journal: Journal::new(runtime.state()),
             runtime,
             cgroups: Cgroups::find(),
             heritage,
             sockets: start.sockets,
             kept: None,
-            targets: BTreeMap::new(),
-            recording: None,
+            targets: Targets::default(),
             stored: Store::default(),
             demanded: Vec::new(),
             candidate: None,
@@ -106,6 +107,7 @@ impl Daemon {
             look_for_orphans_at: None,
             care: Care::default(),
             outputs: Outputs::open()?,
+            on_demand: OnDemand::default(),
             leftovers: start.leftovers,
         };
         Ok(daemon)

@@ -3,6 +3,7 @@
 //! The file says what it is, an upgrade may name another one, and what was named holds until the file says something new.
 //! `[upgrade] head` records the one that serves, for the next manager to begin with.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -151,6 +152,22 @@ fn record(head: &Path, target: &str) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// What is known of targets beside those of the generations.
+#[derive(Debug, Default)]
+pub(super) struct Targets {
+    /// Those that requests name whose upgrades have not begun.
+    pub(super) asked: BTreeMap<RequestId, String>,
+    /// The record of the one that serves, on its way to the disk. Nobody hands over meanwhile.
+    pub(super) recording: Option<Recording>,
+}
+
+impl Targets {
+    /// Nothing is being recorded.
+    pub(super) fn asked(asked: BTreeMap<RequestId, String>) -> Self {
+        Self { asked, recording: None }
+    }
+}
+
 /// A record on its way to the disk, which a child takes there, as disks may hang.
 #[derive(Debug)]
 pub(super) struct Recording {
@@ -186,7 +203,7 @@ impl Daemon {
             Ok(work) => {
                 self.roles.insert(work.pid, Role::Head);
                 let until = self.now() + RECORD_TAKES;
-                self.recording = Some(Recording { work, head, until, answers: Vec::new() });
+                self.targets.recording = Some(Recording { work, head, until, answers: Vec::new() });
             }
             Err(error) => error!("head {}: cannot be written: {error}", head.display()),
         }
@@ -194,7 +211,8 @@ impl Daemon {
 
     /// Keeps an answer until what it is about is recorded; gives it back where nothing is being recorded.
     pub(super) fn hold_answer(&mut self, request: RequestId, outcome: &Outcome) -> bool {
-        let Some(recording) = self.recording.as_mut().filter(|_| *outcome == Outcome::Committed) else {
+        let Some(recording) = self.targets.recording.as_mut().filter(|_| *outcome == Outcome::Committed)
+        else {
             return false;
         };
         recording.answers.push((request, outcome.clone()));
@@ -203,7 +221,7 @@ impl Daemon {
 
     /// Takes the end of a record.
     pub(super) fn recorded(&mut self, exit: Exit) {
-        let Some(mut recording) = self.recording.take() else { return };
+        let Some(mut recording) = self.targets.recording.take() else { return };
         let mut said = Vec::new();
         let is_read = recording.work.read(&mut said);
         let why = match (is_read, exit) {
@@ -220,13 +238,13 @@ impl Daemon {
 
     /// Gives up a record that takes too long.
     pub(super) fn end_late_recording(&mut self) {
-        if self.recording.as_ref().is_some_and(|recording| recording.until <= self.now()) {
+        if self.targets.recording.as_ref().is_some_and(|recording| recording.until <= self.now()) {
             self.give_up_recording("it takes too long");
         }
     }
 
     fn give_up_recording(&mut self, why: &str) {
-        let Some(recording) = self.recording.take() else { return };
+        let Some(recording) = self.targets.recording.take() else { return };
         warn!("head {}: is not written: {why}", recording.head.display());
         if self.roles.remove(&recording.work.pid).is_some() {
             let _ = kill_tree(recording.work.pid);

@@ -25,6 +25,8 @@ pub enum Token {
     Checker(GenerationId),
     /// A worker hurt a shared socket, or removed a path.
     Sockets,
+    /// Somebody waits at a socket.
+    Doors,
     /// One of our own outputs takes text again.
     Outlet(Stream),
     /// Somebody comes to the control socket.
@@ -94,6 +96,7 @@ impl Token {
             Self::ControlTcp => (14, 0),
             Self::Survivor(WorkerId(id)) => (16, id),
             Self::Leftover(pid) => (17, u64::from(pid.unsigned_abs())),
+            Self::Doors => (18, 0),
         };
         debug_assert!(id < 1 << SHIFT, "more than 2^56 workers");
         kind << SHIFT | id
@@ -123,6 +126,7 @@ impl Token {
             14 => Self::ControlTcp,
             16 => Self::Survivor(WorkerId(id)),
             17 => Self::Leftover(i32::try_from(id).ok()?),
+            18 => Self::Doors,
             _ => return None,
         })
     }
@@ -136,6 +140,7 @@ mod tests {
     fn a_token_survives_the_kernel() {
         let tokens = [
             Token::Signals,
+            Token::Doors,
             Token::Notify(WorkerId(1)),
             Token::Report(WorkerId((1 << SHIFT) - 1)),
             Token::Output(WorkerId(3), Stream::Out),

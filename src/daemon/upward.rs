@@ -136,8 +136,9 @@ impl ServiceManager {
         self.status = status;
     }
 
-    /// Says what has changed since the last time, feeds the watchdog, and sends what waits. `trouble` follows the state.
-    pub fn sync(&mut self, manager: &Manager, trouble: &str, now: Mono) {
+    /// Says what has changed since the last time, feeds the watchdog, and sends what waits. `trouble` follows the state,
+    /// and until `busy_until` what is under way may go on.
+    pub fn sync(&mut self, manager: &Manager, trouble: &str, busy_until: Option<Mono>, now: Mono) {
         if self.sender.is_none() {
             return;
         }
@@ -146,7 +147,7 @@ impl ServiceManager {
             self.say(&[Upward::Status(&status)]);
             self.status = status;
         }
-        self.extend(manager.busy_until(), now);
+        self.extend(busy_until, now);
         if let Some(watchdog) = &mut self.watchdog
             && watchdog.next <= now
         {

@@ -42,7 +42,9 @@ pub(super) struct Plan {
     pub(super) ignore_sigpipe: bool,
     /// What it joins its control group by.
     pub(super) cgroup: Option<c_int>,
-    /// Pairs of source and target; the targets are 1, 2, and 3 and up without a gap.
+    /// Whether 0 is among the targets.
+    pub(super) has_input: bool,
+    /// Pairs of source and target; the targets are 0, 1, 2, and 3 and up without a gap.
     pub(super) moves: Vec<(c_int, c_int)>,
     /// How many of the targets are 3 and up.
     pub(super) passed: c_int,
@@ -64,7 +66,9 @@ fn become_program(plan: &mut Plan) -> Result<Infallible, Failure> {
     if let Some(group) = plan.cgroup {
         at(Step::ControlGroup, raw::write(group, b"0"))?;
     }
-    at(Step::StandardInput, open_standard_input())?;
+    if !plan.has_input {
+        at(Step::StandardInput, open_standard_input())?;
+    }
     // Before the limits, as a low `nofile` must not get in the way.
     at(Step::Descriptors, place_descriptors(plan))?;
     if let Some(mask) = plan.umask {

@@ -80,6 +80,8 @@ pub struct Launch<'a> {
     pub descriptors: Vec<BorrowedFd<'a>>,
     /// The control group that it joins, from [`super::cgroup::make`]; `None` is the manager's own.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// The standard input; `None` is empty.
+    pub stdin: Option<BorrowedFd<'a>>,
     /// The standard output; `None` is the manager's own.
     pub stdout: Option<BorrowedFd<'a>>,
     /// The standard error; `None` is the manager's own.
@@ -127,7 +129,8 @@ fn plan(launch: Launch<'_>, report: BorrowedFd<'_>) -> io::Result<Plan> {
         Some(credentials) if !credentials.are_own()? => Some(credentials),
         _ => None,
     };
-    let standard = [(launch.stdout, 1), (launch.stderr, 2)];
+    let has_input = launch.stdin.is_some();
+    let standard = [(launch.stdin, 0), (launch.stdout, 1), (launch.stderr, 2)];
     let standard = standard.into_iter().filter_map(|(fd, target)| Some((fd?.as_raw_fd(), target)));
     let passed = launch.descriptors.iter().map(AsRawFd::as_raw_fd).zip(3..);
     let mut environment = launch.environment;
@@ -149,6 +152,7 @@ fn plan(launch: Launch<'_>, report: BorrowedFd<'_>) -> io::Result<Plan> {
         limits: launch.limits,
         ignore_sigpipe: launch.ignore_sigpipe,
         cgroup: launch.cgroup.map(|cgroup| cgroup.as_raw_fd()),
+        has_input,
         moves: standard.chain(passed).collect(),
         passed: c_int::try_from(launch.descriptors.len()).map_err(io::Error::other)?,
         report: report.as_raw_fd(),

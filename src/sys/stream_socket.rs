@@ -2,10 +2,14 @@
 //! A connection of whatever family: bytes in, bytes out, nothing waited for.
 
 use std::io::{self, Read, Write};
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, Shutdown, SockFlag, accept4, recv, send, shutdown};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockaddrLike, SockaddrStorage, accept4, getpeername,
+    getsockopt, recv, send, shutdown, sockopt,
+};
 
 use super::handover::hand_over;
 
@@ -73,9 +77,22 @@ impl AsFd for StreamSocket {
 /// Those of accept4(2): EMFILE, ENFILE, ENOBUFS or ENOMEM where there is no room for another.
 pub fn accept(listener: impl AsFd) -> io::Result<Option<StreamSocket>> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    match accept4(listener.as_fd().as_raw_fd(), flags) {
+    Ok(accept_as(listener.as_fd(), flags)?.map(Into::into))
+}
+
+/// As [`accept`], but whoever uses the connection waits for it: the flag goes with it to another process.
+///
+/// # Errors
+///
+/// Those of [`accept`].
+pub fn accept_blocking(listener: impl AsFd) -> io::Result<Option<OwnedFd>> {
+    accept_as(listener.as_fd(), SockFlag::SOCK_CLOEXEC)
+}
+
+fn accept_as(listener: BorrowedFd<'_>, flags: SockFlag) -> io::Result<Option<OwnedFd>> {
+    match accept4(listener.as_raw_fd(), flags) {
         // SAFETY: the descriptor was made just now, for this alone.
-        Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }.into())),
+        Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) })),
         // Nobody was there, or whoever it was has gone again.
         Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => Ok(None),
         // The network's own errors are reported here and mean the same (accept(2)).
@@ -92,6 +109,45 @@ pub fn accept(listener: impl AsFd) -> io::Result<Option<StreamSocket>> {
         ) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Whoever has this address.
+    Inet(SocketAddr),
+    /// A process of this machine, of this user.
+    Unix(u32),
+}
+
+impl Peer {
+    /// Returns what those have in common that come from the same place.
+    #[must_use]
+    pub fn source(self) -> String {
+        match self {
+            Self::Inet(address) => address.ip().to_canonical().to_string(),
+            Self::Unix(user) => format!("user {user}"),
+        }
+    }
+}
+
+/// Returns who is at the other end.
+///
+/// # Errors
+///
+/// Those of getpeername(2): ENOTCONN where it has gone. `Unsupported` for a family that is neither IP nor UNIX.
+pub fn peer(connection: impl AsFd) -> io::Result<Peer> {
+    let address: SockaddrStorage = getpeername(connection.as_fd().as_raw_fd())?;
+    if let Some(address) = address.as_sockaddr_in() {
+        return Ok(Peer::Inet(SocketAddrV4::from(*address).into()));
+    }
+    if let Some(address) = address.as_sockaddr_in6() {
+        return Ok(Peer::Inet(SocketAddrV6::from(*address).into()));
+    }
+    if address.family() == Some(AddressFamily::Unix) {
+        return Ok(Peer::Unix(getsockopt(&connection.as_fd(), sockopt::PeerCredentials)?.uid()));
+    }
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ pub enum Interest {
     Nothing,
     /// Nothing but the hang-up, or a shutdown: a listener watched so is not woken by its connections.
     Hangup,
+    /// The same, and something to read.
+    Arrival,
 }
 
 impl Interest {
@@ -34,6 +36,7 @@ impl Interest {
             Self::Write => EpollFlags::EPOLLOUT,
             Self::Nothing => EpollFlags::empty(),
             Self::Hangup => EpollFlags::EPOLLRDHUP,
+            Self::Arrival => EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLIN,
         }
     }
 }

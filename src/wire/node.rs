@@ -198,7 +198,7 @@ fn specification(
 ) -> Box<SocketSpec> {
     let listen = address.to_string();
     let options = SocketOptions { backlog, bind_ipv6_only, non_blocking: true, ..SocketOptions::default() };
-    Box::new(SocketSpec { name: listen.replace(':', "-"), listen, address, kind, options })
+    Box::new(SocketSpec { name: listen.replace(':', "-"), listen, address, kind, options, accept: None })
 }
 
 /// Reads a number, or a text that is one.

@@ -51,6 +51,9 @@ pub struct Status {
     /// What each generation that has a cgroup uses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub generations: Vec<GenerationUse>,
+    /// How many connections have a process of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<usize>,
     /// The worker processes, those that drain included.
     pub workers: Vec<Worker>,
     /// Empty slots that wait after a death.

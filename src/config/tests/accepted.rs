@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::core::spec::{
-    Allowance, ControlSpec, EnvironmentFile, Hooks, Identity, Limit, Output, ProcessSpec, Protocol,
+    Accept, Allowance, ControlSpec, EnvironmentFile, Hooks, Identity, Limit, Output, ProcessSpec, Protocol,
     Readiness, Resource, SocketAddress, SocketKind, SocketOptions, SocketSpec, Strategy,
 };
 
@@ -47,6 +47,7 @@ fn every_default_is_the_documented_one() {
             drain_signal: libc::SIGTERM,
         },
         sockets: Vec::new(),
+        idle_timeout: None,
         policy: Policy {
             lazy: false,
             workers: 1,
@@ -102,7 +103,9 @@ fn the_example_of_a_web_service_means_what_it_says() {
             address: SocketAddress::Inet("0.0.0.0:8080".parse().unwrap()),
             kind: SocketKind::Stream,
             options: SocketOptions { backlog: Some(1024), no_delay: Some(true), ..SocketOptions::default() },
+            accept: None,
         }],
+        idle_timeout: None,
         policy: Policy {
             lazy: false,
             workers: 4,
@@ -350,4 +353,19 @@ fn tables_may_be_written_inline_or_dotted() {
     let spec = accept(dotted);
     assert_eq!(spec.process.environment["A"], "1");
     assert_eq!(spec.sockets.len(), 1);
+}
+
+#[test]
+fn what_starts_on_demand() {
+    let lazy = accept(&format!("{MINIMAL}lazy = true\nidle_timeout = '5min'\n[[socket]]\nlisten = '@a'"));
+    assert_eq!((lazy.policy.lazy, lazy.idle_timeout), (true, Some(300 * SECOND)));
+    let inetd = format!("{MINIMAL}[[socket]]\nlisten = '@a'\naccept = true\n");
+    let spec = accept(&inetd);
+    assert_eq!((spec.policy.workers, spec.process.protocol), (0, Protocol::Plain));
+    let limits = Accept { max_connections: 64, max_connections_per_source: None };
+    assert_eq!(spec.sockets[0].accept, Some(limits));
+    assert!(spec.sockets[0].options.non_blocking);
+    let few = accept(&format!("{inetd}max_connections = 3\nmax_connections_per_source = 2"));
+    let limits = Accept { max_connections: 3, max_connections_per_source: Some(2) };
+    assert_eq!(few.sockets[0].accept, Some(limits));
 }

@@ -434,3 +434,47 @@ fn every_key_is_documented() {
         }
     }
 }
+
+#[test]
+fn what_cannot_start_on_demand() {
+    each_is_refused(&[
+        ("lazy = true", "`lazy` needs a [[socket]]", "lazy"),
+        (
+            "idle_timeout = '1s'\n[[socket]]\nlisten = '@a'",
+            "`idle_timeout` is ignored without `lazy = true`",
+            "idle_timeout",
+        ),
+        (
+            "lazy = true\nprotocol = 'node'\n[[socket]]\nlisten = '@a'",
+            "`lazy` contradicts `protocol = \"node\"`",
+            "lazy",
+        ),
+        (
+            "workers = 2\n[[socket]]\nlisten = '@a'\naccept = true",
+            "`workers` is ignored with `accept = true`",
+            "workers",
+        ),
+        (
+            "[[socket]]\nlisten = '@a'\naccept = true\n[[socket]]\nlisten = '@b'",
+            "either all sockets have `accept = true` or none",
+            "'@b'",
+        ),
+    ]);
+    each_socket_is_refused(&[
+        (
+            "listen = '@a'\nmax_connections = 3",
+            "`max_connections` is ignored without `accept = true`",
+            "max_connections",
+        ),
+        (
+            "listen = '127.0.0.1:1'\ntype = 'datagram'\naccept = true",
+            "`accept` means nothing for the UDP socket 127.0.0.1:1",
+            "accept",
+        ),
+        (
+            "listen = '@a'\naccept = true\nmax_connections = 0",
+            "`max_connections` must be an integer from 1 to 65536",
+            "0",
+        ),
+    ]);
+}

@@ -44,7 +44,7 @@ impl Daemon {
             }
             Command::Upgrade { target: Some(path) } => {
                 let request = self.ask(asker, |request| Event::Asked(request, Wish::UpgradeTo));
-                self.targets.insert(request, path);
+                self.targets.asked.insert(request, path);
             }
             Command::Respawn { now: false } => {
                 self.ask(asker, |request| Event::Respawn(Some(request)));
@@ -70,7 +70,7 @@ impl Daemon {
 
     /// Whether the newest target that was asked for, and whose upgrade has not begun, is this one.
     fn is_awaited(&self, path: &str) -> bool {
-        self.targets.last_key_value().is_some_and(|(_, newest)| newest == path)
+        self.targets.asked.last_key_value().is_some_and(|(_, newest)| newest == path)
     }
 
     fn wish(&mut self, asker: Asker, wish: Wish) {
@@ -87,7 +87,7 @@ impl Daemon {
 
     /// Brings the core's answer to whoever asked, where it is still there.
     pub(in super::super) fn answer(&mut self, request: RequestId, outcome: &Outcome) {
-        self.targets.remove(&request);
+        self.targets.asked.remove(&request);
         if self.hold_answer(request, outcome) {
             return;
         }

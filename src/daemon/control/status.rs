@@ -50,6 +50,7 @@ impl Daemon {
             cgroup: self.cgroups.name().ok().map(Into::into),
             no_cgroup: self.cgroups.name().err().map(Into::into),
             generations: Vec::new(),
+            connections: self.has_guests().then(|| self.on_demand.guests.count()),
             workers,
             waiting: self.waiting_slots(now),
             sockets: self.socket_status(),

@@ -27,7 +27,7 @@ use crate::sys::reaper::Exit;
 use crate::sys::wait::{Interest, Poller};
 use crate::sys::{cgroup, sock_diag, usage};
 use crate::wire::control::Reply;
-use crate::wire::status::{GenerationUse, Worker};
+use crate::wire::status::{GenerationUse, Status, Worker};
 
 /// How long a look may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -38,17 +38,38 @@ pub struct Survey {
     work: ForkedWork,
     answer: Vec<u8>,
     askers: Vec<Asker>,
+    /// It is to tell as well whether anybody has a connection.
+    counts: bool,
     until: Mono,
 }
 
-hand_over!(Survey as SurveyState { work: ForkedWork, answer: Vec<u8>, askers: Vec<Asker>, until: Mono });
+hand_over!(Survey as SurveyState {
+    work: ForkedWork,
+    answer: Vec<u8>,
+    askers: Vec<Asker>,
+    counts: bool,
+    until: Mono,
+});
 
 /// Whose connections the kernel can count.
 #[derive(Debug, Default)]
 struct Ports {
     tcp: BTreeSet<u16>,
+    /// The addresses of UNIX sockets, as the kernel lists them.
+    unix: BTreeSet<String>,
     /// There are sockets of other kinds, whose connections only the worker itself knows.
     others: bool,
+}
+
+impl Ports {
+    /// Returns the inode numbers of all connections; `None` where there could be none, or none could be counted.
+    fn connections(&self) -> Option<BTreeSet<u32>> {
+        let mut all = usage::unix_connections(&self.unix);
+        if !self.tcp.is_empty() {
+            all.extend(sock_diag::connections(&self.tcp).ok()?);
+        }
+        Some(all).filter(|_| !self.tcp.is_empty() || !self.unix.is_empty())
+    }
 }
 
 impl Survey {
@@ -73,21 +94,38 @@ impl Daemon {
         }
     }
 
+    /// Has it told whether anybody has a connection.
+    pub(in super::super) fn ask_for_count(&mut self) {
+        self.control.next_counts = true;
+        if self.control.survey.is_none() {
+            self.begin_survey();
+        }
+    }
+
     fn begin_survey(&mut self) {
         let askers = std::mem::take(&mut self.control.next_survey);
-        if askers.is_empty() {
+        let counts = std::mem::take(&mut self.control.next_counts);
+        if askers.is_empty() && !counts {
             return;
         }
         match self.look() {
             Ok(work) => {
                 self.roles.insert(work.pid, Role::Survey);
                 let until = self.now() + PATIENCE;
-                self.control.survey = Some(Survey { work, answer: Vec::new(), askers, until });
+                self.control.survey = Some(Survey { work, answer: Vec::new(), askers, counts, until });
             }
             Err(error) => {
                 warn!("cannot look at the workers: {error}");
                 self.tell_status(askers, None);
+                self.take_count(counts, None);
             }
+        }
+    }
+
+    fn take_count(&mut self, counts: bool, text: Option<&str>) {
+        if counts {
+            let status: Option<Status> = text.and_then(|text| serde_json::from_str(text).ok());
+            self.counted(status.as_ref());
         }
     }
 
@@ -116,7 +154,13 @@ impl Daemon {
                         ports.tcp.insert(address.port());
                     }
                 }
-                (SocketAddress::Inet(_) | SocketAddress::Path(_) | SocketAddress::Abstract(_), _) => {
+                (SocketAddress::Path(path), SocketKind::Stream | SocketKind::Seqpacket) => {
+                    ports.unix.extend(path.to_str().map(Into::into));
+                }
+                (SocketAddress::Abstract(name), SocketKind::Stream | SocketKind::Seqpacket) => {
+                    ports.unix.insert(format!("@{name}"));
+                }
+                (_, SocketKind::Datagram) | (SocketAddress::Inet(_), SocketKind::Seqpacket) => {
                     ports.others = true;
                 }
             }
@@ -138,6 +182,7 @@ impl Daemon {
         // One that took too long was given up.
         let Some(survey) = self.control.survey.take() else { return };
         let text = String::from_utf8(survey.answer).ok().filter(|_| exit == Exit::Code(0));
+        self.take_count(survey.counts, text.as_deref());
         self.tell_status(survey.askers, text.and_then(|text| RawValue::from_string(text).ok()));
         self.begin_survey();
     }
@@ -152,6 +197,7 @@ impl Daemon {
             warn!("cannot kill process {}: {error}", survey.work.pid);
         }
         self.tell_status(survey.askers, None);
+        self.take_count(survey.counts, None);
         self.begin_survey();
     }
 
@@ -181,7 +227,7 @@ fn usage_of(generation: GenerationId, path: &Path) -> Option<GenerationUse> {
 fn look_at(workers: &mut [Worker], ports: &Ports) {
     let roots: Vec<_> = workers.iter().filter_map(|worker| worker.pid).map(Pid::from_raw).collect();
     let families = usage::families(&roots);
-    let connections = if ports.tcp.is_empty() { None } else { sock_diag::connections(&ports.tcp).ok() };
+    let connections = ports.connections();
     for worker in workers {
         let Some(pid) = worker.pid.map(Pid::from_raw) else { continue };
         let family = families.get(&pid).map_or(&[][..], Vec::as_slice);

@@ -10,6 +10,8 @@ use tracing::info;
 
 use super::super::cgroups::Cgroups;
 use super::super::control::{Asker, Control, History};
+use super::super::doors::OnDemand;
+use super::super::guests::Guests;
 use super::super::launch::{Common, Heritage};
 use super::super::node::{Demanded, DemandedState};
 use super::super::outlet::{ERROR, OUTPUT, Outputs};
@@ -22,7 +24,9 @@ use super::super::run::{Daemon, Generation, Role};
 use super::super::runtime::RuntimeDirectory;
 use super::super::sockets::{Listener, Prepared, Sockets};
 use super::super::store::Store;
+use super::super::target::Targets;
 use super::super::upward::ServiceManager;
+use super::Successor;
 use crate::core::ids::{GenerationId, RequestId, WorkerId};
 use crate::core::time::Mono;
 use crate::core::{Event, Manager};
@@ -69,6 +73,7 @@ pub struct State {
     control: As<Control>,
     history: As<History>,
     leftovers: As<Vec<Leftover>>,
+    guests: Guests,
     /// Text that nobody has read yet, on standard output and error.
     unread: [(Vec<u8>, usize); 2],
     /// Who hears that the other has taken over.
@@ -95,7 +100,7 @@ impl State {
             terminal,
             epoch,
             source,
-            program,
+            successor,
             runtime,
             heritage,
             sockets,
@@ -116,12 +121,11 @@ impl State {
             look_for_orphans_at,
             care,
             leftovers,
+            on_demand,
             journal: _, // Begun anew by whoever comes, and true until then.
             cgroups: _, // Found again by their names.
             poller: _,
             signals: _,
-            reexec: _,
-            recording: _, // Nobody hands over while something is recorded.
             inbox: _,
             barriers: _,
             ended: _,
@@ -131,7 +135,7 @@ impl State {
         let place = |one: &Rc<Listener>| listeners.iter().position(|other| Rc::ptr_eq(one, other));
         Self {
             source: source.clone(),
-            program: program.clone(),
+            program: successor.program.clone(),
             epoch: *epoch,
             terminal: *terminal,
             nofile: heritage.nofile(),
@@ -140,7 +144,7 @@ impl State {
             listeners: listeners.iter().map(|listener| listener.pack(luggage)).collect(),
             generations: generations.iter().map(|(id, of)| written(*id, of, place, luggage)).collect(),
             kept: kept.clone(),
-            targets: targets.pack(luggage),
+            targets: targets.asked.pack(luggage),
             stored: stored.pack(luggage),
             demanded: demanded.iter().filter_map(|one| Some(one.pack(place(&one.listener)?))).collect(),
             candidate: candidate.pack(luggage),
@@ -155,6 +159,7 @@ impl State {
             control: control.pack(luggage),
             history: history.pack(luggage),
             leftovers: leftovers.pack(luggage),
+            guests: on_demand.guests.clone(),
             unread: [OUTPUT.waiting(), ERROR.waiting()],
             askers: askers.to_vec(),
         }
@@ -194,8 +199,7 @@ impl State {
             terminal: self.terminal,
             epoch: self.epoch,
             source: self.source,
-            program: self.program,
-            reexec: None,
+            successor: Successor::at(self.program),
             journal: Journal::new(runtime.state()),
             runtime,
             cgroups: Cgroups::find(),
@@ -203,8 +207,7 @@ impl State {
             sockets: Sockets::resume(&listeners),
             generations,
             kept: self.kept,
-            targets: HandOver::unpack(self.targets, luggage)?,
-            recording: None,
+            targets: Targets::asked(HandOver::unpack(self.targets, luggage)?),
             stored: HandOver::unpack(self.stored, luggage)?,
             demanded: demanded.collect(),
             candidate: HandOver::unpack(self.candidate, luggage)?,
@@ -223,6 +226,7 @@ impl State {
             care: Care::unpack(&self.care, &listeners),
             outputs: Outputs::open()?,
             leftovers: HandOver::unpack(self.leftovers, luggage)?,
+            on_demand: OnDemand::resume(self.guests),
         };
         Ok((daemon, self.askers))
     }

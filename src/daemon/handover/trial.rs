@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -38,6 +39,22 @@ const MAX_SAID: usize = 4096;
 
 /// The subcommand that tries a state, before the words with which the program would be executed.
 const SUBCOMMAND: &str = "try-handover";
+
+/// Who is to come after us.
+#[derive(Debug)]
+pub struct Successor {
+    /// Where the program stands that this manager is, or what comes after it.
+    pub(in super::super) program: PathBuf,
+    /// The wish for it to come now.
+    pub(in super::super) wish: Option<Reexec>,
+}
+
+impl Successor {
+    /// Nobody wants one yet.
+    pub(in super::super) fn at(program: PathBuf) -> Self {
+        Self { program, wish: None }
+    }
+}
 
 /// The wish for another manager in our place.
 #[derive(Debug)]
@@ -119,14 +136,14 @@ impl Daemon {
         for asker in others {
             self.control.accept(asker);
         }
-        if let Some(reexec) = &mut self.reexec {
+        if let Some(reexec) = &mut self.successor.wish {
             reexec.askers.extend(waiting);
             return;
         }
         match self.begin_trial() {
             Ok(trial) => {
-                info!("trying {} as the next manager (pid {})", self.program.display(), trial.pid);
-                self.reexec = Some(Reexec { askers: waiting, stage: Stage::Trying(trial) });
+                info!("trying {} as the next manager (pid {})", self.successor.program.display(), trial.pid);
+                self.successor.wish = Some(Reexec { askers: waiting, stage: Stage::Trying(trial) });
             }
             Err(error) => self.stay(waiting, &error.to_string()),
         }
@@ -139,7 +156,7 @@ impl Daemon {
         let mut luggage = Luggage::default();
         let memory = seal(&State::of(self, &[], &mut luggage), &luggage)?;
         let (output, theirs) = output_pipe()?;
-        let words = [self.program.clone().into(), SUBCOMMAND.into()];
+        let words = [self.successor.program.clone().into(), SUBCOMMAND.into()];
         let words: Vec<OsString> = words.into_iter().chain(env::args_os().skip(1)).collect();
         let mut variables = CStrings::default();
         let is_own = |name: &OsString| name.to_str().is_some_and(is_protocol_variable);
@@ -147,7 +164,7 @@ impl Daemon {
             variables.push(&[name.as_bytes(), b"=", value.as_bytes()])?;
         }
         let child = spawn(Launch {
-            programs: CStrings::of([self.program.as_os_str().as_bytes()])?,
+            programs: CStrings::of([self.successor.program.as_os_str().as_bytes()])?,
             arguments: CStrings::of(words.iter().map(|word| word.as_bytes()))?,
             shared_environment: Rc::new(variables),
             environment: CStrings::default(),
@@ -159,6 +176,7 @@ impl Daemon {
             ignore_sigpipe: false,
             descriptors: vec![memory.as_fd()],
             cgroup: None,
+            stdin: None,
             stdout: Some(theirs.as_fd()),
             stderr: Some(theirs.as_fd()),
         })?;
@@ -173,7 +191,7 @@ impl Daemon {
 
     /// Takes what the program that is tried has written by now.
     pub(in super::super) fn read_trial(&mut self) {
-        if let Some(Reexec { stage: Stage::Trying(trial), .. }) = &mut self.reexec
+        if let Some(Reexec { stage: Stage::Trying(trial), .. }) = &mut self.successor.wish
             && trial.read()
         {
             let _ = self.poller.remove(&trial.output);
@@ -184,10 +202,10 @@ impl Daemon {
     pub(in super::super) fn tried(&mut self, done: bool, how: &str) {
         self.read_trial();
         // One that took too long was given up.
-        let Some(Reexec { askers, stage: Stage::Trying(trial) }) = self.reexec.take() else { return };
+        let Some(Reexec { askers, stage: Stage::Trying(trial) }) = self.successor.wish.take() else { return };
         let _ = self.poller.remove(&trial.output);
         match trial.result(done, how) {
-            Ok(file) => self.reexec = Some(Reexec { askers, stage: Stage::Tried(file) }),
+            Ok(file) => self.successor.wish = Some(Reexec { askers, stage: Stage::Tried(file) }),
             Err(why) => self.stay(askers, &why),
         }
     }
@@ -196,7 +214,7 @@ impl Daemon {
     pub(in super::super) fn end_late_trial(&mut self) {
         let now = self.now();
         let is_late = |reexec: &mut Reexec| reexec.deadline().is_some_and(|at| at <= now);
-        let Some(reexec) = self.reexec.take_if(is_late) else { return };
+        let Some(reexec) = self.successor.wish.take_if(is_late) else { return };
         if let Some(trial) = reexec.trial() {
             let _ = self.poller.remove(&trial.output);
             self.give_up(trial);
@@ -217,16 +235,16 @@ impl Daemon {
     /// Hands over to the program that was tried, where one was. It returns only where this manager goes on, and then says
     /// whether something has come meanwhile that is to be dealt with first.
     pub(in super::super) fn hands_over(&mut self) -> bool {
-        let is_tried = matches!(self.reexec, Some(Reexec { stage: Stage::Tried(_), .. }));
+        let is_tried = matches!(self.successor.wish, Some(Reexec { stage: Stage::Tried(_), .. }));
         // What is being recorded, and who waits for it, is not handed over: it is a matter of a moment.
-        if !is_tried || self.recording.is_some() {
+        if !is_tried || self.targets.recording.is_some() {
             return false;
         }
         // From here on signals wait for whoever is the manager then; those that have come are ours.
         let blocked = block_early();
         self.take_signals();
         if self.inbox.is_empty()
-            && let Some(Reexec { askers, stage: Stage::Tried(file) }) = self.reexec.take()
+            && let Some(Reexec { askers, stage: Stage::Tried(file) }) = self.successor.wish.take()
         {
             let Err(why) = blocked.and_then(|()| self.step_down(&askers, &file));
             self.stay(askers, &why.to_string());
@@ -241,21 +259,21 @@ impl Daemon {
         if self.ended {
             return Err(io::Error::other("the service has ended"));
         }
-        if identity(&self.program)? != tried {
+        if identity(&self.successor.program)? != tried {
             return Err(io::Error::other("it was replaced while it was tried"));
         }
-        info!("handing over to {}", self.program.display());
+        info!("handing over to {}", self.successor.program.display());
         self.outputs.flush(&self.poller);
         let mut luggage = Luggage::default();
         let memory = seal(&State::of(self, askers, &mut luggage), &luggage)?;
         let environment = environment(luggage.put(&memory));
         let arguments: Vec<_> = env::args_os().collect();
-        Err(become_program(&self.program, &arguments, &environment, &luggage))
+        Err(become_program(&self.successor.program, &arguments, &environment, &luggage))
     }
 
     /// Says why this manager stays.
     fn stay(&mut self, askers: Vec<Asker>, why: &str) {
-        let why = format!("{}: {why}", self.program.display());
+        let why = format!("{}: {why}", self.successor.program.display());
         warn!("the manager is not replaced, and goes on: {why}");
         for asker in askers {
             self.control.reply(asker, Reply::failed("reexec", &why));

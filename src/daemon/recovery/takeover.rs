@@ -10,6 +10,8 @@ use nix::unistd::Pid;
 use tracing::{info, warn};
 
 use super::super::cgroups::Cgroups;
+use super::super::doors::OnDemand;
+use super::super::handover::Successor;
 use super::super::launch::Common;
 use super::super::node::{Channel, Demanded};
 use super::super::outlet::Outputs;
@@ -20,6 +22,7 @@ use super::super::run::{Daemon, Generation, Role};
 use super::super::sockets::{Prepared, Sockets};
 use super::super::start::Post;
 use super::super::store::Store;
+use super::super::target::Targets;
 use super::judge::{Recovered, Untold};
 use super::record::ProcessRecord;
 use super::survivors::{Family, Survivor, unrecorded};
@@ -110,8 +113,7 @@ impl Taken {
             terminal: ControllingTerminal::observe(),
             epoch: record.epoch,
             source: record.source,
-            program: own_program()?,
-            reexec: None,
+            successor: Successor::at(own_program()?),
             journal: Journal::new(post.runtime.state()),
             runtime: post.runtime,
             cgroups: Cgroups::find(),
@@ -119,8 +121,7 @@ impl Taken {
             sockets: Sockets::resume(&sockets.listeners),
             generations,
             kept: record.kept,
-            targets: BTreeMap::new(),
-            recording: None,
+            targets: Targets::default(),
             stored: Store::default(),
             demanded: demanded.collect(),
             candidate: None,
@@ -138,6 +139,7 @@ impl Taken {
             look_for_orphans_at: None,
             care: Care::default(),
             outputs: Outputs::open()?,
+            on_demand: OnDemand::default(),
             leftovers,
         };
         let speaking = survivors.iter().filter_map(|survivor| survivor.record.notify.as_deref());

@@ -376,7 +376,7 @@ fn plan_of(name: String, address: Address, kind: Kind) -> SocketPlan {
         Kind::Datagram => SocketKind::Datagram,
         Kind::Seqpacket => SocketKind::Seqpacket,
     };
-    let spec = SocketSpec { name, listen, address, kind, options: SocketOptions::default() };
+    let spec = SocketSpec { name, listen, address, kind, options: SocketOptions::default(), accept: None };
     SocketPlan { spec, owner: Owner::default() }
 }
 

@@ -32,7 +32,7 @@ fn plan(name: &str, listen: &str, kind: SocketKind, options: SocketOptions) -> S
         b'@' => SocketAddress::Abstract(listen[1..].into()),
         _ => SocketAddress::Inet(listen.parse().unwrap()),
     };
-    let spec = SocketSpec { name: name.into(), listen: listen.into(), address, kind, options };
+    let spec = SocketSpec { name: name.into(), listen: listen.into(), address, kind, options, accept: None };
     SocketPlan { spec, owner: Owner::default() }
 }
 

@@ -45,6 +45,7 @@ fn launch<'a>(arguments: &[&str]) -> Launch<'a> {
         ignore_sigpipe: true,
         descriptors: Vec::new(),
         cgroup: None,
+        stdin: None,
         stdout: None,
         stderr: None,
     }

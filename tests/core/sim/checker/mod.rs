@@ -196,7 +196,10 @@ impl Checker {
         let first = GenerationId(1);
         Self {
             workers: BTreeMap::new(),
-            generations: BTreeMap::from([(first, Release { strength: policy.workers, asleep: policy.lazy, policy })]),
+            generations: BTreeMap::from([(
+                first,
+                Release { strength: policy.workers, asleep: policy.lazy, policy },
+            )]),
             current: first,
             previous: None,
             upgrade: None,

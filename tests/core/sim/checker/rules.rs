@@ -59,16 +59,8 @@ impl Checker {
                 ensure!(!self.served, "that is no news");
                 self.served = true;
             }
-            Notice::Woken(generation) => {
-                ensure!(*generation == self.current && std::mem::take(&mut self.is_to_wake), "nobody asked");
-                self.generations.get_mut(generation).ok_or("no such generation")?.asleep = false;
-                // It comes back beside whatever is under way.
-                self.disturb();
-                self.grant(PATIENCE / 2);
-            }
-            Notice::Asleep(generation) => {
-                ensure!(*generation == self.current && std::mem::take(&mut self.is_to_sleep), "not now");
-                self.generations.get_mut(generation).ok_or("no such generation")?.asleep = true;
+            Notice::Woken(generation) | Notice::Asleep(generation) => {
+                self.check_sleep(*generation, matches!(notice, Notice::Asleep(_)))?;
             }
             Notice::RespawnBegan(generation) => {
                 ensure!(*generation == self.current && self.upgrade.is_none() && !self.respawning, "not now");
@@ -121,11 +113,22 @@ impl Checker {
             }
             Notice::Stopping(_) | Notice::KillingAll(_) => ensure!(self.stop_by.is_some(), "nobody asked"),
             Notice::TakenOver(generation, left) => {
-                ensure!(*generation == self.current, "it does not serve");
-                let live = self.live().count();
-                ensure!(*left == live, "{live} workers are left");
+                let (current, live) = (self.current, self.live().count());
+                ensure!((*generation, *left) == (current, live), "{current} serves with {live} workers");
             }
             Notice::Worker(..) => unreachable!("has a check of its own"),
+        }
+        Ok(())
+    }
+
+    fn check_sleep(&mut self, generation: GenerationId, falls_asleep: bool) -> Verdict {
+        let is_due = if falls_asleep { &mut self.is_to_sleep } else { &mut self.is_to_wake };
+        ensure!(generation == self.current && std::mem::take(is_due), "not now");
+        self.generations.get_mut(&generation).ok_or("no such generation")?.asleep = falls_asleep;
+        if !falls_asleep {
+            // It comes back beside whatever is under way.
+            self.disturb();
+            self.grant(PATIENCE / 2);
         }
         Ok(())
     }
@@ -256,10 +259,7 @@ impl Checker {
         ensure!(stage.is_live(), "it leaves already");
         let timeout = self.release(generation)?.policy.drain_timeout;
         match why {
-            DrainReason::Replaced
-            | DrainReason::RolledBack
-            | DrainReason::ScaledDown
-            | DrainReason::Idle => {
+            DrainReason::Replaced | DrainReason::RolledBack | DrainReason::ScaledDown | DrainReason::Idle => {
                 let asleep = self.release(generation)?.asleep;
                 ensure!((why == DrainReason::Idle) <= asleep, "the generation does not sleep");
                 ensure!(!self.is_wanted(&self.workers[&id]), "it is one of those that are to be");
@@ -348,7 +348,7 @@ impl Checker {
         let surge = self.upgrade.as_ref().filter(|upgrade| upgrade.phase == Phase::Surging);
         let generation = if surge.is_some() { self.current } else { self.incoming() };
         let is_own = |w: &Seen| {
-            let strength = self.generations.get(&w.generation).map_or(0, |release| release.wanted());
+            let strength = self.generations.get(&w.generation).map_or(0, super::Release::wanted);
             self.is_in_use(w.generation) && !w.outdated && w.slot.0 < strength
         };
         if surge.is_some() && (self.unavailable() > 0 || !self.live().all(is_own)) {

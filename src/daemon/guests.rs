@@ -1,0 +1,196 @@
+//! A process for each connection (`accept = true`), as systemd's `Accept=yes` and inetd have it: its standard input and output
+//! are the connection.
+//!
+//! The core knows nothing of them, as nothing is decided about them: they come with the client and go with it. An upgrade
+//! lets them finish as they are; a stop has them drain.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use tracing::{debug, info, warn};
+
+use super::launch;
+use super::run::{Daemon, Role};
+use super::sockets::Listener;
+use crate::core::spec::Accept;
+use crate::core::time::Mono;
+use crate::sys::process;
+use crate::sys::reaper::Exit;
+use crate::sys::spawn::{Launch, spawn};
+use crate::sys::stream_socket::{Peer, accept_blocking, peer};
+
+/// How many connections of one socket are accepted before others get their turn.
+const ACCEPTS_A_TURN: usize = 16;
+
+/// The processes of connections, by pid.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Guests {
+    all: BTreeMap<i32, Guest>,
+    /// It was told that there are too many, and since then none has gone.
+    is_full: bool,
+}
+
+/// The process of a connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Guest {
+    /// By the name of its socket.
+    door: String,
+    /// Whose it is, by address or user.
+    source: String,
+    /// When it is killed; none before it was told to drain.
+    kill_at: Option<Mono>,
+}
+
+impl Guests {
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// When the last of those is killed that drain.
+    pub(super) fn last_end(&self) -> Option<Mono> {
+        self.all.values().filter_map(|guest| guest.kill_at).max()
+    }
+
+    /// When the next of them is.
+    pub(super) fn next_end(&self) -> Option<Mono> {
+        self.all.values().filter_map(|guest| guest.kill_at).min()
+    }
+
+    /// Why nobody else may come, if so.
+    fn refuses(&self, door: &str, source: &str, limits: Accept) -> Option<String> {
+        let here = self.all.values().filter(|guest| guest.door == door);
+        let of_source = here.clone().filter(|guest| guest.source == source).count();
+        let (most, most_of_source) = (limits.max_connections, limits.max_connections_per_source);
+        if here.count() >= most as usize {
+            return Some(format!("there are {most} already (max_connections)"));
+        }
+        let most = most_of_source.filter(|most| of_source >= *most as usize)?;
+        Some(format!("there are {most} already of {source} (max_connections_per_source)"))
+    }
+}
+
+impl Daemon {
+    /// Whether connections have processes of their own.
+    pub(super) fn has_guests(&self) -> bool {
+        let of = self.generations.get(&self.manager.current());
+        of.is_some_and(|of| of.release.spec.sockets.iter().any(|socket| socket.accept.is_some()))
+    }
+
+    /// Lets in whoever waits, as far as may be.
+    ///
+    /// # Errors
+    ///
+    /// Those of accept4(2), for want of something.
+    pub(super) fn let_in_guests(&mut self) -> io::Result<()> {
+        let Some(of) = self.generations.get(&self.manager.current()) else { return Ok(()) };
+        let specs = of.release.spec.sockets.iter();
+        let doors = of.sockets.listeners.iter().zip(specs);
+        let doors: Vec<_> = doors.filter_map(|(door, spec)| Some((Rc::clone(door), spec.accept?))).collect();
+        for (door, limits) in doors {
+            for _ in 0..ACCEPTS_A_TURN {
+                let Some(connection) = accept_blocking(&*door)? else { break };
+                self.let_in_guest(&door, limits, &connection);
+            }
+        }
+        Ok(())
+    }
+
+    fn let_in_guest(&mut self, door: &Listener, limits: Accept, connection: &OwnedFd) {
+        let name = door.plan().spec.name.clone();
+        let from = match peer(connection) {
+            Ok(from) => from,
+            // It has gone again.
+            Err(error) => return debug!("socket `{name}`: a connection of nobody: {error}"),
+        };
+        let source = from.source();
+        if let Some(why) = self.on_demand.guests.refuses(&name, &source, limits) {
+            // Once, or whoever floods us floods the log.
+            if !std::mem::replace(&mut self.on_demand.guests.is_full, true) {
+                warn!("socket `{name}`: a connection of {source} is closed: {why}");
+            }
+            return;
+        }
+        match self.start_guest(&from, connection) {
+            Ok(pid) => {
+                debug!("socket `{name}`: a connection of {source} has process {pid}");
+                self.on_demand.guests.all.insert(pid.as_raw(), Guest { door: name, source, kill_at: None });
+            }
+            Err(error) => warn!("socket `{name}`: a connection of {source} is closed: no process: {error}"),
+        }
+    }
+
+    fn start_guest(&mut self, from: &Peer, connection: &OwnedFd) -> io::Result<Pid> {
+        let generation = self.manager.current();
+        let of = self.generations.get(&generation).ok_or_else(|| io::Error::other("no generation"))?;
+        // As systemd names them (systemd.exec(5), `$REMOTE_ADDR`).
+        let address = match from {
+            Peer::Inet(address) => {
+                vec![("REMOTE_ADDR", address.ip().to_string()), ("REMOTE_PORT", address.port().to_string())]
+            }
+            Peer::Unix(_) => Vec::new(),
+        };
+        let launch = launch::helper(of.place(generation, None), &of.release.spec.process.command, &address)?;
+        let ends = Some(connection.as_fd());
+        let spawned = spawn(Launch { stdin: ends, stdout: ends, ..launch })?;
+        let pid = spawned.pid;
+        self.employ(Role::Guest, spawned);
+        Ok(pid)
+    }
+
+    /// Takes the end of one; `how` it ended.
+    pub(super) fn guest_ended(&mut self, pid: Pid, exit: Exit, failure: Option<&str>) {
+        let Some(Guest { door, source, .. }) = self.on_demand.guests.all.remove(&pid.as_raw()) else {
+            return;
+        };
+        self.on_demand.guests.is_full = false;
+        match failure {
+            Some(why) => warn!("socket `{door}`: the process for a connection of {source} {why}"),
+            None if exit == Exit::Code(0) => debug!("socket `{door}`: process {pid} for {source} {exit}"),
+            None => info!("socket `{door}`: process {pid} for {source} {exit}"),
+        }
+    }
+
+    /// Tells all of them to finish.
+    pub(super) fn drain_guests(&mut self) {
+        let Some(of) = self.generations.get(&self.manager.current()) else { return };
+        let (signal, timeout) = (of.release.spec.process.drain_signal, of.release.spec.policy.drain_timeout);
+        let kill_at = self.now() + timeout;
+        for (pid, guest) in &mut self.on_demand.guests.all {
+            // One that has ended is about to be reaped.
+            let _ = process::signal(Pid::from_raw(*pid), signal);
+            guest.kill_at.get_or_insert(kill_at);
+        }
+    }
+
+    /// Kills those whose time is over.
+    pub(super) fn kill_late_guests(&mut self) {
+        let now = self.now();
+        for (pid, guest) in self
+            .on_demand
+            .guests
+            .all
+            .iter_mut()
+            .filter(|(_, guest)| guest.kill_at.is_some_and(|at| at <= now))
+        {
+            warn!("process {pid} for {} has not finished in time; SIGKILL", guest.source);
+            let _ = process::kill_tree(Pid::from_raw(*pid));
+            // Its end is waited for.
+            guest.kill_at = None;
+        }
+    }
+
+    /// Kills all of them.
+    pub(super) fn kill_guests(&self) {
+        for pid in self.on_demand.guests.all.keys() {
+            let _ = process::kill_tree(Pid::from_raw(*pid));
+        }
+    }
+}

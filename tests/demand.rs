@@ -1,0 +1,402 @@
+//! What starts on demand: lazy workers, and a process for each connection.
+
+#[expect(dead_code, reason = "no single test uses all of the support")]
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use support::client::{Connection, Target, ask};
+use support::dice::Dice;
+use support::log::Verdict;
+use support::manager::{Manager, Place, Starter, copy_program};
+use support::process::Process;
+use support::service::Service;
+use support::{PATIENCE, is_installed, is_root, loopback};
+
+fn lazy() -> Service {
+    Service::worker().workers(2).set("service.lazy", true).set("drain.timeout", "'30s'")
+}
+
+impl Manager {
+    fn wait_asleep(&self, place: Place) {
+        self.wait_status(place, "asleep until a connection comes");
+        self.wait_until("that no worker is left", || self.workers().is_empty().then_some(()));
+    }
+}
+
+#[test]
+fn lazy_workers_start_with_the_first_connection() {
+    let starter = Starter::default();
+    let (address, path) = (loopback(), starter.path("web.sock"));
+    let mut manager = starter.start(lazy().listen(address).listen(path.display()).release(1));
+    manager.wait_ready();
+    assert_eq!(
+        manager.wait_status(Place::START, "generation 1"),
+        "generation 1: asleep until a connection comes"
+    );
+    assert!(manager.workers().is_empty());
+    let status = manager.cli(["status"]);
+    assert!(status.stdout.contains("web: asleep, generation 1"), "{status:#?}");
+    let connection = ask(&Target::Unix(path)).expect("an answer");
+    assert_eq!(connection.release, "1");
+    manager.wait_log(Place::START, ["generation 1 woken by a connection"]);
+    manager.wait_workers(1, 2);
+    assert!(ask(&Target::Tcp(address)).is_ok());
+    manager.stop();
+}
+
+#[test]
+fn a_datagram_wakes_as_well() {
+    let address = loopback();
+    let socket = format!("listen = '{address}'\ntype = 'datagram'");
+    let mut manager = Starter::default().start(lazy().socket(&socket));
+    manager.wait_ready();
+    let client = std::net::UdpSocket::bind(loopback()).expect("a socket");
+    client.send_to(b"x", address).expect("a datagram");
+    manager.wait_log(Place::START, ["generation 1 woken by a connection"]);
+    manager.wait_workers(1, 2);
+    manager.stop();
+}
+
+#[test]
+fn nobody_is_refused_whenever_the_workers_fall_asleep() {
+    let starter = Starter::default();
+    let (address, path) = (loopback(), starter.path("web.sock"));
+    let service = lazy().listen(address).listen(path.display()).set("service.idle_timeout", "'40ms'");
+    let mut manager = starter.start(service.release(1));
+    manager.wait_ready();
+    let targets = [Target::Tcp(address), Target::Unix(path)];
+    let mut dice = Dice(0x51EE9);
+    for round in 0..60 {
+        ask(&targets[round % 2]).expect("an answer");
+        // They fall asleep after some 70 ms.
+        thread::sleep(Duration::from_millis(dice.below(140) as u64));
+    }
+    manager.wait_until("the last sleep", || manager.workers().is_empty().then_some(()));
+    println!("60 requests, {} sleeps", sleeps(&manager));
+    assert!(sleeps(&manager) > 5);
+    assert!(!manager.log.since(0).iter().any(|line| line.contains("SIGKILL")));
+    manager.stop();
+}
+
+/// How often the workers have fallen asleep.
+fn sleeps(manager: &Manager) -> usize {
+    manager.log.since(0).iter().filter(|line| line.contains("asleep: no connection is left")).count()
+}
+
+#[test]
+fn whoever_has_a_connection_keeps_the_workers() {
+    let starter = Starter::default();
+    let (address, path) = (loopback(), starter.path("web.sock"));
+    let service = lazy().listen(address).listen(path.display()).set("service.idle_timeout", "'30ms'");
+    let mut manager = starter.start(service.release(1));
+    manager.wait_ready();
+    for target in [Target::Tcp(address), Target::Unix(path)] {
+        let (place, before) = (manager.place(), sleeps(&manager));
+        let mut connection = Connection::open(&target).expect("a connection");
+        connection.get("/", true).expect("an answer");
+        for _ in 0..20 {
+            // Each takes a count as long as the one by which it would fall asleep.
+            let status = manager.cli(["status", "--json"]);
+            assert!(status.stdout.contains("\"connections\":1"), "{status:#?}");
+        }
+        manager.wait_workers(1, 2);
+        assert_eq!(sleeps(&manager), before, "somebody has a connection");
+        drop(connection);
+        manager.wait_asleep(place);
+    }
+    manager.stop();
+}
+
+#[test]
+fn an_upgrade_of_a_sleeping_service_shows_whether_the_release_is_good() {
+    let address = loopback();
+    let service = lazy().listen(address).set("service.idle_timeout", "'50ms'");
+    let mut manager = Starter::default().start(service.clone().release(1));
+    manager.wait_ready();
+    let outcome = manager.upgrade(service.clone().release(2).args(["--exit", "3"]));
+    assert_eq!(outcome.verdict, Verdict::RolledBack, "{outcome:?}");
+    let place = manager.place();
+    assert_eq!(ask(&Target::Tcp(address)).expect("an answer").release, "1");
+    manager.wait_asleep(place);
+    let outcome = manager.upgrade_committed(service.clone().release(3));
+    assert_eq!(outcome.generation, 3);
+    manager.wait_asleep(place);
+    assert_eq!(ask(&Target::Tcp(address)).expect("an answer").release, "3");
+    // One that is not lazy does not wait for anybody.
+    manager.upgrade_committed(Service::worker().workers(2).listen(address).release(4));
+    manager.wait_workers(4, 2);
+    manager.stop();
+}
+
+#[test]
+fn the_next_manager_lets_them_sleep_on() {
+    let address = loopback();
+    let starter = Starter::default().of_a_copy();
+    let mut manager = starter.start(lazy().listen(address).release(1));
+    manager.wait_ready();
+    let place = manager.place();
+    copy_program(&manager.path("liveswap"));
+    manager.signal(Signal::SIGUSR2);
+    manager.wait_log(place, ["goes on as the manager"]);
+    manager.crash();
+    let place = manager.place();
+    manager.restart();
+    manager.wait_said(place, "READY=1", |message| message.is("READY"));
+    assert!(manager.workers().is_empty());
+    assert_eq!(ask(&Target::Tcp(address)).expect("an answer").release, "1");
+    manager.wait_workers(1, 2);
+    manager.stop();
+}
+
+/// A line-by-line service of inetd's kind.
+const ECHO: &str = "echo \"hello $REMOTE_ADDR of generation $LIVESWAP_GENERATION\"; exec cat";
+
+fn inetd(address: SocketAddr) -> Service {
+    Service::command(["sh", "-c", ECHO]).socket(&format!("listen = '{address}'\naccept = true"))
+}
+
+/// Somebody who has a connection, and what he was greeted with.
+struct Guest {
+    stream: BufReader<TcpStream>,
+    greeting: String,
+}
+
+impl Guest {
+    fn come(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        let mut guest = Self { stream: BufReader::new(stream), greeting: String::new() };
+        guest.greeting = guest.hear();
+        guest
+    }
+
+    fn hear(&mut self) -> String {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).expect("a line, or an end");
+        line.trim_end().to_owned()
+    }
+
+    fn echo(&mut self, text: &str) -> String {
+        writeln!(self.stream.get_mut(), "{text}").expect("he listens");
+        self.hear()
+    }
+
+    /// Says that nothing more comes, and sees the end.
+    fn leave(mut self) {
+        self.stream.get_mut().shutdown(Shutdown::Write).expect("it is there");
+        let mut rest = String::new();
+        self.stream.read_to_string(&mut rest).expect("an end");
+        assert_eq!(rest, "");
+    }
+}
+
+#[test]
+fn each_connection_has_a_process() {
+    let address = loopback();
+    let mut manager = Starter::default().start(inetd(address));
+    manager.wait_ready();
+    assert!(manager.wait_status(Place::START, "generation 1").contains("a process for each connection"));
+    let mut guests: Vec<_> = (0..3).map(|_| Guest::come(address)).collect();
+    for (number, guest) in guests.iter_mut().enumerate() {
+        assert_eq!(guest.greeting, "hello 127.0.0.1 of generation 1");
+        assert_eq!(guest.echo(&number.to_string()), number.to_string());
+    }
+    assert_eq!(manager.children().len(), 3);
+    let status = manager.cli(["status"]);
+    assert!(status.stdout.contains("connections: 3"), "{status:#?}");
+    guests.into_iter().for_each(Guest::leave);
+    manager.wait_until("the end of their processes", || manager.children().is_empty().then_some(()));
+    manager.cli(["scale", "3"]).assert(1, ["each connection has a process of its own"]);
+    manager.stop();
+}
+
+#[test]
+fn no_more_come_in_than_may() {
+    let (address, starter) = (loopback(), Starter::default());
+    let path = starter.path("echo.sock");
+    let limits = "accept = true\nmax_connections = 3\nmax_connections_per_source = 2";
+    let service = Service::command(["sh", "-c", ECHO])
+        .socket(&format!("listen = '{address}'\n{limits}"))
+        .socket(&format!("listen = '{}'\naccept = true\nmax_connections = 1", path.display()));
+    let mut manager = starter.start(service);
+    manager.wait_ready();
+    let (one, _two) = (Guest::come(address), Guest::come(address));
+    assert_eq!(Guest::come(address).greeting, "", "the third of this source is closed at once");
+    manager.wait_log(Place::START, ["there are 2 already of 127.0.0.1 (max_connections_per_source)"]);
+    one.leave();
+    manager.wait_until("one process less", || (manager.children().len() == 1).then_some(()));
+    assert_ne!(Guest::come(address).greeting, "");
+    // The other socket has limits of its own.
+    let mut stays = BufReader::new(UnixStream::connect(&path).expect("a connection"));
+    let mut line = String::new();
+    stays.read_line(&mut line).expect("a greeting");
+    assert_eq!(line, "hello  of generation 1\n");
+    let mut text = String::new();
+    UnixStream::connect(&path).expect("a connection").read_to_string(&mut text).expect("an end");
+    assert_eq!(text, "");
+    manager.wait_log(Place::START, ["there are 1 already (max_connections)"]);
+    drop(stays);
+    manager.stop();
+}
+
+#[test]
+fn an_upgrade_is_for_those_who_come_after_it() {
+    let address = loopback();
+    let starter = Starter::default().of_a_copy();
+    let mut manager = starter.start(inetd(address));
+    manager.wait_ready();
+    let mut old = Guest::come(address);
+    manager.upgrade_committed(inetd(address));
+    let mut new = Guest::come(address);
+    assert_eq!(new.greeting, "hello 127.0.0.1 of generation 2");
+    // Another manager has them too.
+    let place = manager.place();
+    copy_program(&manager.path("liveswap"));
+    manager.signal(Signal::SIGUSR2);
+    manager.wait_log(place, ["goes on as the manager"]);
+    assert_eq!((old.echo("a"), new.echo("b")), ("a".to_owned(), "b".to_owned()));
+    assert!(manager.cli(["status"]).stdout.contains("connections: 2"));
+    new.leave();
+    old.leave();
+    manager.wait_until("the end of their processes", || manager.children().is_empty().then_some(()));
+    // To workers, and back.
+    let workers = Service::worker().workers(2).listen(address).release("workers");
+    manager.upgrade_committed(workers);
+    assert_eq!(ask(&Target::Tcp(address)).expect("an answer").release, "workers");
+    manager.upgrade_committed(inetd(address));
+    manager.wait_until("the end of the workers", || manager.children().is_empty().then_some(()));
+    assert_eq!(Guest::come(address).greeting, "hello 127.0.0.1 of generation 4");
+    manager.stop();
+}
+
+#[test]
+fn a_stop_waits_for_connections_until_its_deadline() {
+    let address = loopback();
+    let script = "trap 'echo bye; exit 0' TERM; echo hello; while :; do sleep 0.01; done";
+    let polite =
+        Service::command(["sh", "-c", script]).socket(&format!("listen = '{address}'\naccept = true"));
+    let mut manager = Starter::default().start(&polite);
+    manager.wait_ready();
+    let mut guest = Guest::come(address);
+    manager.signal(Signal::SIGTERM);
+    assert_eq!(guest.hear(), "bye");
+    assert!(manager.wait_exit().success());
+
+    let stubborn = "trap '' TERM; echo hello; while :; do sleep 0.01; done";
+    let service = polite.by(["sh", "-c", stubborn]);
+    let mut manager = Starter::default().start(service.clone().set("drain.timeout", "'300ms'"));
+    manager.wait_ready();
+    let mut guest = Guest::come(address);
+    manager.signal(Signal::SIGTERM);
+    manager.wait_log(Place::START, ["has not finished in time; SIGKILL"]);
+    assert_eq!(guest.hear(), "");
+    assert!(manager.wait_exit().success());
+
+    // Once more: at once.
+    let mut manager = Starter::default().start(service.set("drain.timeout", "'500s'"));
+    manager.wait_ready();
+    let _guest = Guest::come(address);
+    let place = manager.place();
+    manager.signal(Signal::SIGTERM);
+    manager.wait_said(place, "STOPPING=1", |message| message.is("STOPPING"));
+    manager.signal(Signal::SIGTERM);
+    assert!(manager.wait_exit().success());
+}
+
+#[test]
+fn a_program_that_is_not_there_costs_its_client_the_connection_and_nobody_else() {
+    let address = loopback();
+    let service =
+        Service::command(["/no/such/program"]).socket(&format!("listen = '{address}'\naccept = true"));
+    let mut manager = Starter::default().start(service);
+    manager.wait_ready();
+    assert_eq!(Guest::come(address).greeting, "");
+    manager.wait_log(
+        Place::START,
+        ["the process for a connection of 127.0.0.1 could not be started", "No such file"],
+    );
+    manager.upgrade_committed(inetd(address));
+    assert_eq!(Guest::come(address).greeting, "hello 127.0.0.1 of generation 2");
+    manager.stop();
+}
+
+#[test]
+fn sshd_works_as_under_inetd() {
+    if !is_root("sshd") || !is_installed("sshd") || !is_installed("ssh") {
+        return;
+    }
+    let starter = Starter::default();
+    let (address, at) = (loopback(), |name: &str| starter.path(name).display().to_string());
+    for key in ["host", "own"] {
+        let made =
+            Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &at(key)]).status();
+        assert!(made.expect("ssh-keygen").success());
+    }
+    std::fs::copy(at("own.pub"), at("authorized")).expect("a copy");
+    std::fs::create_dir_all("/run/sshd").expect("the folder that sshd wants");
+    let sshd = ["/usr/sbin/sshd", "-i", "-e", "-f", "/dev/null", "-o", &format!("HostKey={}", at("host"))]
+        .map(str::to_owned);
+    let options =
+        [format!("AuthorizedKeysFile={}", at("authorized")), "StrictModes=no".into(), "UsePAM=no".into()];
+    let options = options.into_iter().flat_map(|option| ["-o".to_owned(), option]);
+    let words: Vec<_> = sshd.into_iter().chain(options).map(|word| format!("\"{word}\"")).collect();
+    let file = format!(
+        "[service]\ncommand = [{}]\n[[socket]]\nlisten = '{address}'\naccept = true\n",
+        words.join(", ")
+    );
+    let key = at("own");
+    let mut manager = starter.start(file);
+    manager.wait_ready();
+    let (host, port) = (address.ip().to_string(), address.port().to_string());
+    let ssh = |command: &str| {
+        let quiet = [
+            "-F",
+            "none",
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+            "-o",
+            "BatchMode=yes",
+        ];
+        let mut ssh = Command::new("ssh");
+        ssh.args(quiet).args([
+            "-o",
+            "IdentitiesOnly=yes",
+            "-i",
+            &key,
+            "-p",
+            &port,
+            "-l",
+            "root",
+            &host,
+            command,
+        ]);
+        ssh
+    };
+    let said = ssh("echo $((6 * 7))").output().expect("ssh");
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "42\n", "{said:?} {}", manager.log.since(0).join("\n"));
+    // A session outlives an upgrade.
+    let mut session = ssh("read line; echo \"$line\"")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("ssh");
+    manager.wait_until("its shell", || {
+        Process::all().into_iter().find(|one| one.command.iter().any(|word| word.starts_with("read line")))
+    });
+    manager.signal(Signal::SIGHUP);
+    manager.wait_log(Place::START, ["generation 2 committed"]);
+    session.stdin.take().expect("its input").write_all(b"still here\n").expect("it listens");
+    let said = session.wait_with_output().expect("its end");
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "still here\n");
+    manager.wait_until("the end of its process", || manager.children().is_empty().then_some(()));
+    manager.stop();
+}
