@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use support::client::{Target, ask};
 use support::loopback;
 use support::manager::{Manager, Place};
 use support::service::Service;
@@ -69,15 +70,34 @@ fn with_64_workers_ready_the_manager_sleeps() {
     let manager = Manager::start(service);
     assert_eq!(manager.wait_workers(1, 64).len(), 64);
     manager.wait_status(Place::START, "64 of 64 ready");
+    assert_sleeps(&manager);
+    assert_eq!(manager.threads(), "1", "threads");
+    println!("resident with 64 workers: {} KiB", manager.resident());
+    manager.stop();
+}
+
+#[test]
+fn while_its_workers_sleep_so_does_the_manager() {
+    let address = loopback();
+    let service = Service::worker().workers(2).listen(address).set("service.lazy", true);
+    let manager = Manager::start(service.set("service.idle_timeout", "'50ms'").release(1));
+    // Once before anybody came, and once after.
+    assert_sleeps(&manager);
+    ask(&Target::Tcp(address)).expect("an answer");
+    manager.wait_log(Place::START, ["asleep: no connection is left"]);
+    manager.wait_until("the end of all workers", || manager.children().is_empty().then_some(()));
+    assert_sleeps(&manager);
+    manager.stop();
+}
+
+/// Checks that the manager makes no system call.
+fn assert_sleeps(manager: &Manager) {
     if let Some(calls) = system_calls(manager.pid(), manager.folder.path()) {
         assert!(calls.is_empty(), "system calls while idle:\n{}", calls.join("\n"));
     } else {
         assert!(std::env::var_os("CI").is_none(), "strace is needed here");
         eprintln!("SKIPPED: no system call was counted, as strace cannot be used");
     }
-    assert_eq!(manager.threads(), "1", "threads");
-    println!("resident with 64 workers: {} KiB", manager.resident());
-    manager.stop();
 }
 
 #[test]

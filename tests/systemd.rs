@@ -4,6 +4,7 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
 use support::client::{Connection, Load, MODES, Target};
@@ -275,6 +276,21 @@ fn a_unit_made_for_a_file_runs_and_reloads_it() {
     assert!(says(&unit, 2).is_some(), "{}", unit.journal());
     unit.systemctl("stop");
     assert_eq!(unit.property("Result"), "success", "{}", unit.journal());
+}
+
+#[test]
+fn the_units_are_sound() {
+    if outside("the_units_are_sound", "257") {
+        return;
+    }
+    let unit = Unit::start("web", &service(loopback()).release(1), "");
+    let socket = include_str!("../units/liveswap@.socket");
+    std::fs::write("/run/systemd/system/liveswap@.socket", socket).expect("the unit");
+    for name in ["liveswap@web.service", "liveswap@web.socket"] {
+        let said = Command::new("systemd-analyze").args(["verify", "--man=no", name]).output();
+        assert_eq!(String::from_utf8_lossy(&said.expect("systemd-analyze").stderr), "", "{name}");
+    }
+    unit.systemctl("stop");
 }
 
 #[test]

@@ -97,7 +97,12 @@ fn check_spec(spec: &ServiceSpec) {
     assert!(names.iter().enumerate().all(|(index, name)| !names[..index].contains(name)), "bound twice");
 
     let policy = &spec.policy;
-    assert!(policy.workers >= 1 && policy.max_generations >= 1);
+    let accepts = spec.sockets.iter().filter(|socket| socket.accept.is_some()).count();
+    assert!(accepts == 0 || accepts == spec.sockets.len(), "some accept, some do not");
+    assert_eq!(policy.workers == 0, accepts > 0, "who has connections has no workers");
+    assert!(!policy.lazy || policy.workers > 0 && !spec.sockets.is_empty(), "nothing would ever wake it");
+    assert!(spec.idle_timeout.is_none_or(|timeout| policy.lazy && !timeout.is_zero()));
+    assert!(policy.max_generations >= 1);
     assert!(
         !policy.ready_timeout.is_zero() && !policy.drain_timeout.is_zero() && !spec.hooks.timeout.is_zero()
     );
@@ -112,7 +117,8 @@ fn check_spec(spec: &ServiceSpec) {
     }
     if let Strategy::Rolling { max_surge, max_unavailable } = policy.strategy {
         let of = |allowance: Allowance| allowance.of(policy.workers);
-        assert!(of(max_surge) + of(max_unavailable) > 0, "no worker could ever be replaced");
+        let is_stuck = policy.workers > 0 && of(max_surge) + of(max_unavailable) == 0;
+        assert!(!is_stuck, "no worker could ever be replaced");
     }
 }
 
