@@ -277,6 +277,70 @@ fn an_upgrade_is_for_those_who_come_after_it() {
 }
 
 #[test]
+fn on_the_way_to_workers_nobody_is_let_in_by_us() {
+    // Workers share the listener, and have it as they like it: accepting here would block the manager for good.
+    let address = loopback();
+    let mut manager = Starter::default().start(inetd(address));
+    manager.wait_ready();
+    let workers = Service::worker().workers(2).listen(address).args(["--boot", "60000"]);
+    manager.rewrite(workers.set("ready.timeout", "'1h'"));
+    let place = manager.place();
+    manager.signal(Signal::SIGHUP);
+    manager.wait_log(place, ["generation 2 starting"]);
+    let waiting: Vec<_> =
+        (0..3).map(|_| TcpStream::connect(address).expect("a place in the queue")).collect();
+    assert!(manager.cli(["status"]).stdout.contains("upgrading"), "it does not hang");
+    manager.cli(["rollback"]).assert(0, []);
+    for stream in waiting {
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        let mut greeting = String::new();
+        BufReader::new(stream).read_line(&mut greeting).expect("a greeting");
+        assert_eq!(greeting, "hello 127.0.0.1 of generation 1\n");
+    }
+    manager.stop();
+}
+
+#[test]
+fn a_socket_that_its_activator_shut_down_is_no_reason_to_spin() {
+    let starter = Starter::default();
+    let path = starter.path("echo.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+    let copy = std::os::fd::OwnedFd::from(listener.try_clone().expect("a copy"));
+    let socket = format!("name = 'echo'\nlisten = '{}'\naccept = true", path.display());
+    let mut manager =
+        starter.inherit([copy], "echo").start(Service::command(["sh", "-c", ECHO]).socket(&socket));
+    manager.wait_ready();
+    nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(&listener), nix::sys::socket::Shutdown::Both)
+        .expect("it listens");
+    manager.wait_log(Place::START, ["socket `echo`", "shut down"]);
+    manager.wait_until("that it sleeps", || {
+        let slept = support::process::status(manager.pid(), "voluntary_ctxt_switches");
+        thread::sleep(Duration::from_millis(50));
+        (support::process::status(manager.pid(), "voluntary_ctxt_switches") == slept).then_some(())
+    });
+    manager.stop();
+}
+
+#[test]
+fn who_cannot_be_served_for_want_of_descriptors_waits() {
+    let address = loopback();
+    let mut manager = Starter::default().start(inetd(address));
+    manager.wait_ready();
+    manager.limit_descriptors(1);
+    let clients: Vec<_> =
+        (0..10).map(|_| TcpStream::connect(address).expect("a place in the queue")).collect();
+    manager.wait_log(Place::START, ["a connection cannot be served", "Too many open files"]);
+    manager.limit("--nofile=1024:");
+    let greeted = clients.into_iter().filter(|stream| {
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        let mut greeting = String::new();
+        BufReader::new(stream).read_line(&mut greeting).is_ok() && !greeting.is_empty()
+    });
+    assert_eq!(greeted.count(), 10);
+    manager.stop();
+}
+
+#[test]
 fn a_stop_waits_for_connections_until_its_deadline() {
     let address = loopback();
     let script = "trap 'echo bye; exit 0' TERM; echo hello; while :; do sleep 0.01; done";
@@ -305,8 +369,11 @@ fn a_stop_waits_for_connections_until_its_deadline() {
     let _guest = Guest::come(address);
     let place = manager.place();
     manager.signal(Signal::SIGTERM);
-    manager.wait_said(place, "STOPPING=1", |message| message.is("STOPPING"));
-    manager.signal(Signal::SIGTERM);
+    manager.wait_status(place, "stopping: connections are left");
+    // Whoever asks is answered meanwhile.
+    let status = manager.cli(["status"]);
+    assert!(status.stdout.contains("connections: 1"), "{status:#?}");
+    manager.cli(["stop", "--now"]).assert(0, []);
     assert!(manager.wait_exit().success());
 }
 

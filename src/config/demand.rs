@@ -1,8 +1,11 @@
 //! What starts on demand: lazy workers, and a process for each connection; and what cannot be had together with either.
 
-use super::reader::{At, Flaw, Problems, Span};
+use super::reader::{At, Flaw, Problems, Span, Table};
 use super::service::Service;
 use crate::core::spec::{Protocol, SocketSpec};
+
+/// The keys of `[upgrade]` that speak of workers.
+const UPGRADE: [&str; 4] = ["strategy", "max_surge", "max_unavailable", "probation"];
 
 /// The keys of `[service]` that speak of workers, and where each stands.
 pub(super) type OfWorkers = Vec<(&'static str, Span)>;
@@ -20,6 +23,11 @@ pub(super) fn settle(service: &mut Service, sockets: &[At<SocketSpec>], problems
         for (key, span) in &service.of_workers {
             let message = format!("`{key}` is ignored with `accept = true`");
             problems.conclude(span.clone(), Flaw::new(message, "there are no workers").help("remove it"));
+        }
+        let has_slot = service.process.command.iter().any(|word| word.contains("{slot}"));
+        if let Some(span) = service.command_key.as_ref().filter(|_| has_slot) {
+            let flaw = Flaw::new("`{slot}` means nothing with `accept = true`", "there are no slots");
+            problems.conclude(span.clone(), flaw);
         }
         service.workers = Some(0);
         service.protocol = Some(Protocol::Plain);
@@ -42,6 +50,26 @@ pub(super) fn settle(service: &mut Service, sockets: &[At<SocketSpec>], problems
         };
         if let Some(flaw) = flaw {
             problems.conclude(key.clone(), flaw);
+        }
+    }
+}
+
+/// Reports what speaks of workers where each connection has a process of its own.
+pub(super) fn refuse_what_is_of_workers(
+    tables: [&Table<'_>; 3],
+    upgrade: &mut Table<'_>,
+    problems: &Problems,
+) {
+    let refuse = |what: &str, span: Span| {
+        let message = format!("{what} is ignored with `accept = true`");
+        problems.conclude(span, Flaw::new(message, "there are no workers").help("remove it"));
+    };
+    for table in tables.into_iter().filter(|table| table.is_present()) {
+        refuse(&format!("`{}`", table.name()), table.header());
+    }
+    for key in UPGRADE {
+        if let Some(span) = upgrade.key(key) {
+            refuse(&format!("`{key}`"), span);
         }
     }
 }

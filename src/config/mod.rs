@@ -111,10 +111,16 @@ fn read(tree: &DeTable<'_>, origin: &Origin, problems: &Problems) -> ServiceSpec
     let mut service = service::read(root.table("service", "[service]"), origin, drain.signal);
     let sockets = sockets::read(&mut root, origin, problems);
     demand::settle(&mut service, &sockets, problems);
-    let ready = policy::ready(root.table("ready", "[ready]"), service.protocol, problems);
-    let upgrade = policy::upgrade(root.table("upgrade", "[upgrade]"), &service, origin, problems);
-    let restart = policy::restart(root.table("restart", "[restart]"), problems);
-    let watchdog = policy::watchdog(root.table("watchdog", "[watchdog]"), service.protocol, problems);
+    let tables = [("ready", "[ready]"), ("restart", "[restart]"), ("watchdog", "[watchdog]")];
+    let [ready, restart, watchdog] = tables.map(|(key, name)| root.table(key, name));
+    let mut upgrade = root.table("upgrade", "[upgrade]");
+    if service.workers == Some(0) {
+        demand::refuse_what_is_of_workers([&ready, &restart, &watchdog], &mut upgrade, problems);
+    }
+    let ready = policy::ready(ready, service.protocol, problems);
+    let upgrade = policy::upgrade(upgrade, &service, origin, problems);
+    let restart = policy::restart(restart, problems);
+    let watchdog = policy::watchdog(watchdog, service.protocol, problems);
     let control = policy::control(root.table("control", "[control]"), origin, problems);
     root.finish();
 

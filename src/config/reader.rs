@@ -194,6 +194,11 @@ impl<'a> Table<'a> {
         self.entries.is_some_and(|entries| entries.contains_key(key))
     }
 
+    /// What messages call it.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Where the table begins.
     pub fn header(&self) -> Span {
         self.header.clone()

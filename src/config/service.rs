@@ -9,7 +9,7 @@ use toml::de::DeValue;
 
 use super::Origin;
 use super::demand::OfWorkers;
-use super::reader::{At, Flaw, Table};
+use super::reader::{At, Flaw, Span, Table};
 use super::values;
 use crate::core::spec::{
     EnvironmentFile, Identity, Limit, Output, ProcessSpec, Protocol, Resource, is_protocol_variable,
@@ -25,8 +25,8 @@ const FD_STORE_MAX: u32 = 1024;
 const NAME_MAX: usize = 50;
 
 /// The keys that mean nothing where there are no workers.
-const OF_WORKERS: [&str; 7] =
-    ["workers", "protocol", "lazy", "idle_timeout", "messages", "fd_store_max", "listen_pid"];
+const OF_WORKERS: [&str; 8] =
+    ["workers", "protocol", "lazy", "idle_timeout", "output", "messages", "fd_store_max", "listen_pid"];
 
 const RESOURCES: [(&str, Resource); 16] = [
     ("as", Resource::As),
@@ -56,12 +56,15 @@ pub(super) struct Service {
     pub protocol: Option<Protocol>,
     pub lazy: Option<At<bool>>,
     pub idle_timeout: Option<At<Duration>>,
+    /// Where `command` stands.
+    pub command_key: Option<Span>,
     /// The keys that speak of workers.
     pub of_workers: OfWorkers,
 }
 
 pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> Service {
     let of_workers = OF_WORKERS.into_iter().filter_map(|key| Some((key, table.key(key)?))).collect();
+    let command_key = table.key("command");
     let name = name(&mut table, origin);
     let command = argv(&mut table, "command");
     let target = table.read("target", values::nonempty).map(At::value);
@@ -117,7 +120,7 @@ pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> 
         fd_store_max: fd_store.map_or(0, At::value),
         drain_signal,
     };
-    Service { name, process, workers, protocol, lazy, idle_timeout, of_workers }
+    Service { name, process, workers, protocol, lazy, idle_timeout, command_key, of_workers }
 }
 
 /// Whether a path is named as Node programs are.

@@ -35,6 +35,8 @@ pub struct Manager {
     pub(super) stop: Option<Stop>,
     /// Who is told when the service has ended.
     pub(super) awaiting_end: Vec<RequestId>,
+    /// Whether there are processes of single connections.
+    pub(super) guests: bool,
     /// Whether all workers were ready once.
     pub(super) served: bool,
     /// How the last upgrade ended.
@@ -69,6 +71,7 @@ impl Manager {
             waiting: Waiting::default(),
             stop: None,
             awaiting_end: Vec::new(),
+            guests: false,
             served: false,
             last_upgrade: None,
             culprit: None,
@@ -99,6 +102,7 @@ impl Manager {
             Event::Respawn(request) => self.ask_respawn(request, out),
             Event::SocketReplaced => self.socket_replaced(),
             Event::Connected => self.wake(now, out),
+            Event::Guests(are_there) => self.guests = are_there,
             Event::Idle => self.fall_asleep(out),
             Event::Scale(by) => self.scale_within_bounds(by, out),
             Event::Asked(request, wish) => self.asked(now, request, wish, out),
@@ -147,7 +151,7 @@ impl Manager {
                 self.limit_generations(out);
                 self.forget_generations(out);
             }
-            Some(Stop::Draining) if self.workers.is_empty() => {
+            Some(Stop::Draining) if self.workers.is_empty() && !self.guests => {
                 self.stop = Some(Stop::Ended);
                 answer(std::mem::take(&mut self.awaiting_end), &Outcome::Committed, out);
                 out.push(Action::Exit);

@@ -68,6 +68,8 @@ pub enum Event {
     SocketReplaced,
     /// A connection waits on a socket, or a datagram.
     Connected,
+    /// There are processes of single connections now, or none any more. They are no workers: but an end waits for them.
+    Guests(bool),
     /// For as long as was to be waited no worker has had a connection.
     Idle,
     /// Somebody wants more or fewer workers (SIGTTIN, SIGTTOU).

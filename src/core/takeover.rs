@@ -21,6 +21,8 @@ impl Manager {
     /// Takes over; `gone` are the workers that have no process any more.
     pub(super) fn taken_over(&mut self, now: Mono, gone: &BTreeSet<WorkerId>, out: &mut Vec<Action>) {
         self.forget_who_asked();
+        // Those that are left are nobody's any more.
+        self.guests = false;
         // Whoever starts a manager wants the service to run. An upgrade that the end cut short has left its sockets.
         if self.stop.take().is_some() {
             out.push(Action::RestoreSockets(self.current));

@@ -26,6 +26,11 @@ impl Manager {
         self.served && self.stop.is_none() && self.change.is_none() && !self.is_asleep()
     }
 
+    /// The generation whose workers the service is to have: in an upgrade that goes forward the new one.
+    pub fn aims_at(&self) -> GenerationId {
+        self.incoming()
+    }
+
     /// The generation that serves.
     pub fn current(&self) -> GenerationId {
         self.current
@@ -112,6 +117,9 @@ impl Manager {
     /// Returns the state of the service in a line: `generation 3: 4 of 4 ready`.
     pub fn status(&self) -> String {
         match self.stop {
+            Some(Stop::Draining) if self.workers.is_empty() => {
+                return "stopping: connections are left".into();
+            }
             Some(Stop::Draining) => {
                 return format!("stopping: {} left to drain", workers(self.workers.len()));
             }

@@ -230,7 +230,10 @@ impl Daemon {
         let pid = helper.pid;
         self.roles.insert(pid, role);
         self.helpers.insert(pid, helper);
-        self.note_helper(pid);
+        // Nobody takes over the process of a connection.
+        if role != Role::Guest {
+            self.note_helper(pid);
+        }
     }
 
     pub(super) fn drain(&mut self, worker: WorkerId) {

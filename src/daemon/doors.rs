@@ -5,8 +5,11 @@
 //! somebody wants to know; where nobody does, no connection wakes us.
 
 use std::mem;
+use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
+
+use tracing::warn;
 
 use super::guests::Guests;
 use super::idleness::Idleness;
@@ -14,7 +17,7 @@ use super::run::Daemon;
 use super::sockets::Listener;
 use super::token::Token;
 use crate::core::Event;
-use crate::core::spec::SocketKind;
+use crate::core::spec::{Accept, SocketKind};
 use crate::core::time::Mono;
 use crate::sys::wait::Interest;
 
@@ -43,10 +46,14 @@ pub struct Doors {
     watched: Vec<Weak<Listener>>,
     /// When somebody may come again, where nobody could be let in.
     again_at: Option<Mono>,
+    /// Who was accepted and then could not be served for want of something.
+    pub(super) waiting: Option<(Rc<Listener>, Accept, OwnedFd)>,
+    /// That was said, and is so still.
+    is_short: bool,
 }
 
 impl Doors {
-    /// When [`Daemon::mind_doors`] is due even if nothing happens.
+    /// When [`Daemon::try_doors_again`] is due even if nothing happens.
     pub(super) fn deadline(&self) -> Option<Mono> {
         self.again_at
     }
@@ -73,19 +80,41 @@ impl Daemon {
         self.on_demand.doors.watched = wanted.iter().map(Rc::downgrade).collect();
     }
 
-    fn wants_connections(&mut self) -> bool {
+    /// Lets in again who could not be, where that time has come.
+    pub(super) fn try_doors_again(&mut self) {
         let now = self.now();
-        self.on_demand.doors.again_at.take_if(|at| *at <= now);
-        let is_open = !self.ended && !self.manager.is_stopping() && self.on_demand.doors.again_at.is_none();
-        is_open && (self.manager.is_asleep() || self.on_demand.idleness.is_quiet() || self.has_guests())
+        let is_due = self.on_demand.doors.again_at.take_if(|at| *at <= now).is_some();
+        // Nobody else may come who would remind us.
+        if is_due && self.on_demand.doors.waiting.is_some() {
+            self.knocked(false);
+        }
     }
 
+    fn wants_connections(&self) -> bool {
+        let is_open = !self.ended && !self.manager.is_stopping() && self.on_demand.doors.again_at.is_none();
+        is_open && (self.manager.is_asleep() || self.on_demand.idleness.is_quiet() || self.lets_in_guests())
+    }
+
+    /// Whether connections have processes of their own, and no workers are about to share the sockets.
+    fn lets_in_guests(&self) -> bool {
+        self.has_guests() && self.manager.aims_at() == self.manager.current()
+    }
+
+    /// The sockets of the generation that serves, but those that nothing repairs: they would wake us for ever.
     fn current_listeners(&self) -> Vec<Rc<Listener>> {
         let of = self.generations.get(&self.manager.current());
-        of.map_or_else(Vec::new, |of| of.sockets.listeners.clone())
+        let all = of.into_iter().flat_map(|of| &of.sockets.listeners);
+        all.filter(|listener| !self.is_beyond_repair(listener)).map(Rc::clone).collect()
     }
 
     fn open(&self, listener: &Rc<Listener>) {
+        // Workers may have shared it, and left it as they like it: who accepts here must not wait.
+        if self.has_guests()
+            && let Err(error) = listener.set_non_blocking()
+        {
+            warn!("socket `{}` stays shut, as accepting may block: {error}", listener.plan().spec.name);
+            return;
+        }
         // Of streams it is known already, for their hang-up; of datagrams not.
         let token = Token::Doors.pack();
         if self.poller.modify(&**listener, token, Interest::Arrival).is_err() {
@@ -103,19 +132,25 @@ impl Daemon {
         };
     }
 
-    /// A connection waits, or a datagram; or a socket was shut down.
-    pub(super) fn knocked(&mut self) {
-        if self.has_guests() {
-            if let Err(error) = self.let_in_guests() {
-                tracing::warn!("no connection can be accepted: {error}; trying again in {RETRY:?}");
-                self.on_demand.doors.again_at = Some(self.now() + RETRY);
-            }
-            return;
+    /// A connection waits, or a datagram; `hung_up` where a socket was shut down.
+    pub(super) fn knocked(&mut self, hung_up: bool) {
+        if hung_up {
+            self.mend_sockets(None);
         }
-        self.care.looks_at_sockets = true;
         self.on_demand.idleness.disturb();
         if self.manager.is_asleep() {
             self.inbox.push_back(Event::Connected);
+        }
+        if self.lets_in_guests() {
+            match self.let_in_guests() {
+                Ok(()) => self.on_demand.doors.is_short = false,
+                Err(error) => {
+                    if !mem::replace(&mut self.on_demand.doors.is_short, true) {
+                        warn!("a connection cannot be served: {error}; trying again and again");
+                    }
+                    self.on_demand.doors.again_at = Some(self.now() + RETRY);
+                }
+            }
         }
     }
 }

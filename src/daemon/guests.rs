@@ -16,12 +16,15 @@ use tracing::{debug, info, warn};
 use super::launch;
 use super::run::{Daemon, Role};
 use super::sockets::Listener;
+use super::token::Token;
+use crate::core::Event;
 use crate::core::spec::Accept;
 use crate::core::time::Mono;
 use crate::sys::process;
 use crate::sys::reaper::Exit;
-use crate::sys::spawn::{Launch, spawn};
+use crate::sys::spawn::{Launch, Report, spawn};
 use crate::sys::stream_socket::{Peer, accept_blocking, peer};
+use crate::sys::wait::Interest;
 
 /// How many connections of one socket are accepted before others get their turn.
 const ACCEPTS_A_TURN: usize = 16;
@@ -43,13 +46,11 @@ struct Guest {
     source: String,
     /// When it is killed; none before it was told to drain.
     kill_at: Option<Mono>,
+    /// Why its program could not be executed.
+    failure: Option<String>,
 }
 
 impl Guests {
-    pub(super) fn is_empty(&self) -> bool {
-        self.all.is_empty()
-    }
-
     pub(super) fn count(&self) -> usize {
         self.all.len()
     }
@@ -88,8 +89,11 @@ impl Daemon {
     ///
     /// # Errors
     ///
-    /// Those of accept4(2), for want of something.
+    /// Those of accept4(2) and of a process to be, for want of something; whoever it was waits for the next time.
     pub(super) fn let_in_guests(&mut self) -> io::Result<()> {
+        if let Some((door, limits, connection)) = self.on_demand.doors.waiting.take() {
+            self.let_in_guest(door, limits, connection)?;
+        }
         let Some(of) = self.generations.get(&self.manager.current()) else { return Ok(()) };
         let specs = of.release.spec.sockets.iter();
         let doors = of.sockets.listeners.iter().zip(specs);
@@ -97,34 +101,38 @@ impl Daemon {
         for (door, limits) in doors {
             for _ in 0..ACCEPTS_A_TURN {
                 let Some(connection) = accept_blocking(&*door)? else { break };
-                self.let_in_guest(&door, limits, &connection);
+                self.let_in_guest(Rc::clone(&door), limits, connection)?;
             }
         }
         Ok(())
     }
 
-    fn let_in_guest(&mut self, door: &Listener, limits: Accept, connection: &OwnedFd) {
+    fn let_in_guest(&mut self, door: Rc<Listener>, limits: Accept, connection: OwnedFd) -> io::Result<()> {
         let name = door.plan().spec.name.clone();
-        let from = match peer(connection) {
-            Ok(from) => from,
-            // It has gone again.
-            Err(error) => return debug!("socket `{name}`: a connection of nobody: {error}"),
-        };
+        // Or it has gone again.
+        let Ok(from) = peer(&connection) else { return Ok(()) };
         let source = from.source();
         if let Some(why) = self.on_demand.guests.refuses(&name, &source, limits) {
             // Once, or whoever floods us floods the log.
             if !std::mem::replace(&mut self.on_demand.guests.is_full, true) {
                 warn!("socket `{name}`: a connection of {source} is closed: {why}");
             }
-            return;
+            return Ok(());
         }
-        match self.start_guest(&from, connection) {
-            Ok(pid) => {
-                debug!("socket `{name}`: a connection of {source} has process {pid}");
-                self.on_demand.guests.all.insert(pid.as_raw(), Guest { door: name, source, kill_at: None });
+        let pid = match self.start_guest(&from, &connection) {
+            Ok(pid) => pid,
+            Err(error) => {
+                self.on_demand.doors.waiting = Some((door, limits, connection));
+                return Err(error);
             }
-            Err(error) => warn!("socket `{name}`: a connection of {source} is closed: no process: {error}"),
+        };
+        debug!("socket `{name}`: a connection of {source} has process {pid}");
+        if self.on_demand.guests.all.is_empty() {
+            self.inbox.push_back(Event::Guests(true));
         }
+        let guest = Guest { door: name, source, kill_at: None, failure: None };
+        self.on_demand.guests.all.insert(pid.as_raw(), guest);
+        Ok(())
     }
 
     fn start_guest(&mut self, from: &Peer, connection: &OwnedFd) -> io::Result<Pid> {
@@ -133,7 +141,10 @@ impl Daemon {
         // As systemd names them (systemd.exec(5), `$REMOTE_ADDR`).
         let address = match from {
             Peer::Inet(address) => {
-                vec![("REMOTE_ADDR", address.ip().to_string()), ("REMOTE_PORT", address.port().to_string())]
+                vec![
+                    ("REMOTE_ADDR", address.ip().to_canonical().to_string()),
+                    ("REMOTE_PORT", address.port().to_string()),
+                ]
             }
             Peer::Unix(_) => Vec::new(),
         };
@@ -141,18 +152,43 @@ impl Daemon {
         let ends = Some(connection.as_fd());
         let spawned = spawn(Launch { stdin: ends, stdout: ends, ..launch })?;
         let pid = spawned.pid;
+        // Its report is read as soon as there is one: kept until its end, it would cost a descriptor for each.
+        self.poller.add(&spawned, Token::GuestReport(pid.as_raw()).pack(), Interest::Read)?;
         self.employ(Role::Guest, spawned);
         Ok(pid)
     }
 
-    /// Takes the end of one; `how` it ended.
-    pub(super) fn guest_ended(&mut self, pid: Pid, exit: Exit, failure: Option<&str>) {
-        let Some(Guest { door, source, .. }) = self.on_demand.guests.all.remove(&pid.as_raw()) else {
+    /// Takes the report whether its program runs. A failure is kept for its end, which is sure to follow.
+    pub(super) fn take_guest_report(&mut self, pid: Pid) {
+        let Some(guest) = self.helpers.get_mut(&pid) else { return };
+        let report = guest.report();
+        if matches!(report, Ok(Report::NotYet)) {
             return;
-        };
+        }
+        let _ = self.poller.remove(&*guest);
+        if let Ok(Report::Failed(failure)) = report
+            && let Some(of) = self.on_demand.guests.all.get_mut(&pid.as_raw())
+        {
+            of.failure = Some(failure.to_string());
+        }
+        self.helpers.remove(&pid);
+    }
+
+    /// Takes the end of one.
+    pub(super) fn guest_ended(&mut self, pid: Pid, exit: Exit) {
+        self.take_guest_report(pid);
+        let gone = self.on_demand.guests.all.remove(&pid.as_raw());
+        let Some(Guest { door, source, failure, .. }) = gone else { return };
         self.on_demand.guests.is_full = false;
+        if self.on_demand.guests.all.is_empty() {
+            self.inbox.push_back(Event::Guests(false));
+        }
         match failure {
-            Some(why) => warn!("socket `{door}`: the process for a connection of {source} {why}"),
+            Some(why) => {
+                warn!(
+                    "socket `{door}`: the process for a connection of {source} could not be started: {why}"
+                );
+            }
             None if exit == Exit::Code(0) => debug!("socket `{door}`: process {pid} for {source} {exit}"),
             None => info!("socket `{door}`: process {pid} for {source} {exit}"),
         }
@@ -173,13 +209,9 @@ impl Daemon {
     /// Kills those whose time is over.
     pub(super) fn kill_late_guests(&mut self) {
         let now = self.now();
-        for (pid, guest) in self
-            .on_demand
-            .guests
-            .all
-            .iter_mut()
-            .filter(|(_, guest)| guest.kill_at.is_some_and(|at| at <= now))
-        {
+        let is_late = |guest: &Guest| guest.kill_at.is_some_and(|at| at <= now);
+        let all = self.on_demand.guests.all.iter_mut();
+        for (pid, guest) in all.filter(|(_, guest)| is_late(guest)) {
             warn!("process {pid} for {} has not finished in time; SIGKILL", guest.source);
             let _ = process::kill_tree(Pid::from_raw(*pid));
             // Its end is waited for.

@@ -66,12 +66,15 @@ impl Daemon {
             return;
         };
         let now = self.now();
-        let next = now + (timeout / COUNTS).clamp(SHORTEST, LONGEST);
         match self.on_demand.idleness {
-            Idleness::Unasked | Idleness::Busy(None) => self.on_demand.idleness = Idleness::Busy(Some(next)),
             Idleness::Busy(Some(at)) if at <= now => self.count(None),
             Idleness::Quiet(since) if since + timeout <= now => self.count(Some(since)),
-            Idleness::Busy(_) | Idleness::Quiet(_) | Idleness::Counting(_) => {}
+            _ => {}
+        }
+        // A count may have failed at once.
+        if matches!(self.on_demand.idleness, Idleness::Unasked | Idleness::Busy(None)) {
+            let next = now + (timeout / COUNTS).clamp(SHORTEST, LONGEST);
+            self.on_demand.idleness = Idleness::Busy(Some(next));
         }
     }
 
@@ -83,8 +86,11 @@ impl Daemon {
     /// Takes a count; `None` where there could be none.
     pub(super) fn counted(&mut self, status: Option<&Status>) {
         let Idleness::Counting(quiet_since) = self.on_demand.idleness else { return };
-        let is_idle =
-            status.is_some_and(|status| status.workers.iter().all(|one| one.connections == Some(0)));
+        let is_idle = if self.only_workers_know() {
+            self.manager.workers().all(|(_, worker)| worker.connections() == Some(0))
+        } else {
+            status.is_some_and(|status| status.workers.iter().all(|one| one.connections == Some(0)))
+        };
         self.on_demand.idleness = match quiet_since {
             _ if !is_idle => Idleness::Busy(None),
             None => Idleness::Quiet(self.now()),

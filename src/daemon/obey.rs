@@ -24,11 +24,6 @@ impl Daemon {
                     continue;
                 }
                 Signal::Hangup => Event::Upgrade(None),
-                // The core has nobody to wait for any more.
-                Signal::Terminate | Signal::Interrupt | Signal::Quit if self.ended => {
-                    self.kill_guests();
-                    continue;
-                }
                 Signal::Terminate | Signal::Interrupt => Event::Stop,
                 Signal::Quit => Event::Kill,
                 Signal::User1 => Event::Respawn(None),

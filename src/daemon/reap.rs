@@ -34,10 +34,6 @@ impl Daemon {
                     let role = self.roles.remove(&pid);
                     self.hooks_end.remove(&pid);
                     let goes_on = match role {
-                        Some(Role::Guest) => {
-                            kill_group(pid);
-                            false
-                        }
                         Some(Role::Worker(worker)) => self.kill_rest(worker, pid),
                         Some(
                             Role::Checker(_)
@@ -46,7 +42,8 @@ impl Daemon {
                             | Role::After(_)
                             | Role::Probe(_)
                             | Role::Survey
-                            | Role::Trial,
+                            | Role::Trial
+                            | Role::Guest,
                         ) => {
                             kill_group(pid);
                             false
@@ -58,13 +55,13 @@ impl Daemon {
                         return;
                     }
                     self.tidy_up_soon();
+                    if role == Some(Role::Guest) {
+                        self.guest_ended(pid, exit);
+                        continue;
+                    }
                     let helper = self.helpers.remove(&pid);
                     if let Some(role) = role.filter(|_| !goes_on) {
                         let failure = helper.and_then(|mut helper| start_failure(&mut helper));
-                        if role == Role::Guest {
-                            self.guest_ended(pid, exit, failure.as_deref());
-                            continue;
-                        }
                         self.child_ended(role, exit, failure);
                     }
                 }
@@ -121,8 +118,9 @@ impl Daemon {
     /// Whether a process that no worker's name stands in may belong to something that runs: nobody is younger than his
     /// descendants.
     fn may_be_needed(&self, stranger: Pid) -> bool {
-        // A hook may leave behind what it likes.
-        let is_exempt = self.found_at_start.contains(&stranger)
+        // A hook may leave behind what it likes, and so may who came with a connection: a session that is to go on.
+        let is_exempt = self.has_guests()
+            || self.found_at_start.contains(&stranger)
             || process::variable(stranger, SERVICE_VARIABLE).is_some();
         let Some(born) = process::started(stranger).filter(|_| !is_exempt) else { return true };
         self.roles.keys().any(|of| process::started(*of).is_none_or(|started| started <= born))

@@ -140,7 +140,6 @@ impl Daemon {
                 && self.hooks_end.is_empty()
                 && self.targets.recording.is_none()
                 && self.leftovers.is_empty()
-                && self.on_demand.guests.is_empty()
             {
                 break;
             }
@@ -160,6 +159,7 @@ impl Daemon {
             self.kill_orphans();
             self.kill_late_leftovers();
             self.kill_late_guests();
+            self.try_doors_again();
             if tick_at.is_some_and(|at| at <= self.now()) {
                 self.inbox.push_back(Event::Tick);
             }
@@ -241,6 +241,8 @@ impl Daemon {
     /// so that nobody is made to go for them whose word has come already.
     fn collect(&mut self, ready: &[Ready]) {
         let mut tokens: Vec<_> = ready.iter().filter_map(|ready| Token::unpack(ready.token)).collect();
+        let is_hung_up = |ready: &Ready| ready.hangup && ready.token == Token::Doors.pack();
+        let hung_up = ready.iter().any(is_hung_up);
         let is_door = |token: &Token| matches!(token, Token::Control | Token::ControlTcp);
         let is_end = |token: &Token| matches!(token, Token::Signals | Token::Survivor(_));
         tokens.sort_by_key(|token| (is_end(token), is_door(token)));
@@ -251,7 +253,8 @@ impl Daemon {
                 Token::Output(worker, stream) => self.pass_on(worker, stream),
                 Token::Checker(generation) => self.read_check(generation),
                 Token::Sockets => self.mend_sockets(None),
-                Token::Doors => self.knocked(),
+                Token::Doors => self.knocked(hung_up),
+                Token::GuestReport(pid) => self.take_guest_report(Pid::from_raw(pid)),
                 Token::Outlet(_) => {} // Flushed in each turn.
                 Token::Control => self.admit(Door::File),
                 Token::ControlTcp => self.admit(Door::Tcp),

@@ -27,6 +27,8 @@ pub enum Token {
     Sockets,
     /// Somebody waits at a socket.
     Doors,
+    /// The process of a connection runs its program, or a step before it failed.
+    GuestReport(i32),
     /// One of our own outputs takes text again.
     Outlet(Stream),
     /// Somebody comes to the control socket.
@@ -97,6 +99,7 @@ impl Token {
             Self::Survivor(WorkerId(id)) => (16, id),
             Self::Leftover(pid) => (17, u64::from(pid.unsigned_abs())),
             Self::Doors => (18, 0),
+            Self::GuestReport(pid) => (19, u64::from(pid.unsigned_abs())),
         };
         debug_assert!(id < 1 << SHIFT, "more than 2^56 workers");
         kind << SHIFT | id
@@ -127,6 +130,7 @@ impl Token {
             16 => Self::Survivor(WorkerId(id)),
             17 => Self::Leftover(i32::try_from(id).ok()?),
             18 => Self::Doors,
+            19 => Self::GuestReport(i32::try_from(id).ok()?),
             _ => return None,
         })
     }
@@ -141,6 +145,7 @@ mod tests {
         let tokens = [
             Token::Signals,
             Token::Doors,
+            Token::GuestReport(i32::MAX),
             Token::Notify(WorkerId(1)),
             Token::Report(WorkerId((1 << SHIFT) - 1)),
             Token::Output(WorkerId(3), Stream::Out),

@@ -12,6 +12,7 @@ use nix::sys::socket::{
 };
 
 use super::handover::hand_over;
+use super::output::is_readable;
 
 /// The most that is thrown away at the end, in bytes.
 const LEAVINGS: usize = 64 * 1024;
@@ -86,6 +87,9 @@ pub fn accept(listener: impl AsFd) -> io::Result<Option<StreamSocket>> {
 ///
 /// Those of [`accept`].
 pub fn accept_blocking(listener: impl AsFd) -> io::Result<Option<OwnedFd>> {
+    if !is_readable(listener.as_fd())? {
+        return Ok(None);
+    }
     accept_as(listener.as_fd(), SockFlag::SOCK_CLOEXEC)
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
@@ -36,13 +37,21 @@ pub fn resident(pid: Pid) -> Option<u64> {
     Some(pages * u64::try_from(size).ok()?)
 }
 
-/// Returns the inode numbers of the sockets that a process has open; none where we may not look.
-pub fn sockets(pid: Pid) -> impl Iterator<Item = u32> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    entries.filter_map(|entry| {
+/// Returns the inode numbers of the sockets that a process has open; none of one that has gone.
+///
+/// # Errors
+///
+/// Those of readdir(3): EACCES where we may not look (ptrace(2)).
+pub fn sockets(pid: Pid) -> io::Result<Vec<u32>> {
+    let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let sockets = entries.flatten().filter_map(|entry| {
         let target = fs::read_link(entry.path()).ok()?;
         target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-    })
+    });
+    Ok(sockets.collect())
 }
 
 /// How the state of a connected socket is written in /proc/net/unix (`SS_CONNECTED`).
@@ -85,7 +94,8 @@ mod tests {
     fn our_own_use_is_seen() {
         let socket = UnixDatagram::unbound().unwrap();
         let inode = fstat(socket.as_fd()).unwrap().st_ino;
-        assert!(sockets(getpid()).any(|found| u64::from(found) == inode));
+        assert!(sockets(getpid()).unwrap().iter().any(|found| u64::from(*found) == inode));
+        assert!(sockets(Pid::from_raw(i32::MAX)).unwrap().is_empty());
         assert!(resident(getpid()).unwrap() > 100_000);
         assert_eq!(resident(Pid::from_raw(i32::MAX)), None);
     }

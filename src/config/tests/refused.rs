@@ -459,6 +459,16 @@ fn what_cannot_start_on_demand() {
             "either all sockets have `accept = true` or none",
             "'@b'",
         ),
+        (
+            "[[socket]]\nlisten = '@a'\naccept = true\n[upgrade]\nprobation = '1s'",
+            "`probation` is ignored with `accept = true`",
+            "probation",
+        ),
+        (
+            "[[socket]]\nlisten = '@a'\naccept = true\n[restart]\nmax_delay = '1s'",
+            "`[restart]` is ignored with `accept = true`",
+            "[restart]",
+        ),
     ]);
     each_socket_is_refused(&[
         (

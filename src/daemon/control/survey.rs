@@ -143,6 +143,11 @@ impl Daemon {
         Ok(work)
     }
 
+    /// Whether there are sockets whose connections only the workers know.
+    pub(in super::super) fn only_workers_know(&self) -> bool {
+        self.ports().others
+    }
+
     fn ports(&self) -> Ports {
         let mut ports = Ports::default();
         for listener in self.sockets.listeners() {
@@ -239,8 +244,12 @@ fn look_at(workers: &mut [Worker], ports: &Ports) {
         if let Some(connections) =
             connections.as_ref().filter(|_| !ports.others || worker.connections.is_none())
         {
-            let held: BTreeSet<_> = family.iter().flat_map(|pid| usage::sockets(*pid)).collect();
-            worker.connections = u64::try_from(held.intersection(connections).count()).ok();
+            // Where we may not look into one of them its word stands, or nothing is known.
+            let held = family.iter().map(|pid| usage::sockets(*pid)).collect::<io::Result<Vec<_>>>();
+            if let Ok(held) = held {
+                let held: BTreeSet<_> = held.into_iter().flatten().collect();
+                worker.connections = u64::try_from(held.intersection(connections).count()).ok();
+            }
         }
     }
 }

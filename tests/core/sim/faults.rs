@@ -21,7 +21,7 @@ impl World {
             return self.wish();
         }
         let request = self.chance.one_in(2).then(|| self.request());
-        match self.chance.below(46) {
+        match self.chance.below(48) {
             0..20 => self.handle(&Event::Upgrade(request)),
             20..27 => self.handle(&Event::Respawn(request)),
             27 => self.handle(&Event::SocketReplaced),
@@ -37,6 +37,11 @@ impl World {
             38 if self.plan.stops => self.handle(&Event::Kill),
             40..43 => self.handle(&Event::Connected),
             43..46 => self.handle(&Event::Idle),
+            46 | 47 => {
+                let time = self.chance.time(secs(100));
+                self.later(time, Coming::Event(Event::Guests(false)));
+                self.handle(&Event::Guests(true))
+            }
             _ => self.handle(&Event::Tick),
         }
     }

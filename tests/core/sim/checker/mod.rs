@@ -186,6 +186,8 @@ pub struct Checker {
     ending: BTreeMap<WorkerId, bool>,
     /// The present event is that another manager takes over.
     takes_over: bool,
+    /// Connections have processes of their own.
+    has_guests: bool,
     /// The present event is to wake the generation that serves, or to let it fall asleep.
     is_to_wake: bool,
     is_to_sleep: bool,
@@ -225,6 +227,7 @@ impl Checker {
             cut: None,
             ending: BTreeMap::new(),
             takes_over: false,
+            has_guests: false,
             is_to_wake: false,
             is_to_sleep: false,
         }
@@ -310,6 +313,11 @@ impl Checker {
             }
             Event::Connected => {
                 self.is_to_wake = self.stop_by.is_none() && self.generations[&self.current].asleep;
+            }
+            Event::Guests(are_there) => {
+                self.has_guests = *are_there;
+                // The end has waited for them.
+                self.stop_by = self.stop_by.map(|at| at.max(now));
             }
             Event::Idle => self.is_to_sleep = self.may_sleep(),
             Event::Scale(by) => {
@@ -510,6 +518,7 @@ impl Checker {
             Action::Exit => {
                 ensure!(self.stop_by.is_some(), "nobody asked for an end");
                 ensure!(self.workers.is_empty(), "workers are left");
+                ensure!(!self.has_guests, "connections are left");
                 ensure!(!self.exited, "it ends twice");
                 self.exited = true;
             }
@@ -549,7 +558,10 @@ impl Checker {
         }
         let overdue = self.upgrade.as_ref().filter(|upgrade| upgrade.until < now);
         ensure!(overdue.is_none(), "the upgrade does not end: {overdue:?}");
-        ensure!(self.exited || self.stop_by.is_none_or(|at| now <= at), "the service does not end");
+        ensure!(
+            self.exited || self.has_guests || self.stop_by.is_none_or(|at| now <= at),
+            "the service does not end"
+        );
         ensure!(self.ended.is_none(), "the hook was not told of {:?}", self.ended);
         if self.stop_by.is_some() {
             return Ok(());

@@ -13,6 +13,7 @@ impl Checker {
     pub(super) fn take_over(&mut self, now: Mono, gone: &BTreeSet<WorkerId>) {
         self.requests.retain(|_, asked| asked.answered.is_some());
         self.target_to_come = None;
+        self.has_guests = false;
         if self.stop_by.take().is_some() {
             // What waited was given up.
             self.stale_to_come.clear();
