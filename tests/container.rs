@@ -3,7 +3,10 @@
 #[expect(dead_code, reason = "no single test uses all of the support")]
 mod support;
 
+use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::thread;
 use std::time::Duration;
@@ -14,7 +17,7 @@ use support::client::{Connection, Load, MODES, Target, ask};
 use support::dice::Dice;
 use support::log::Verdict;
 use support::manager::{Manager, Place, Starter, text_of};
-use support::process::Process;
+use support::process::{Process, descriptors};
 use support::service::Service;
 use support::{is_root, loopback};
 
@@ -206,6 +209,57 @@ fn what_is_signalled_while_there_is_no_manager_is_obeyed_by_the_next() {
 }
 
 #[test]
+fn a_stop_outlives_the_manager_that_was_to_bring_it_about() {
+    let starter = Starter::default();
+    let service = service().release(1).args(["--ignore-term"]).set("drain.timeout", "'2s'");
+    let Some(container) = Container::start(starter, &service) else { return };
+    let mut container = container.wait_ready();
+    let place = container.manager.place();
+    container.signal(Signal::SIGTERM);
+    container.manager.wait_said(place, "STOPPING=1", |message| message.is("STOPPING"));
+    container.crash();
+    container.manager.wait_log(place, ["are taken over"]);
+    assert!(container.manager.wait_exit().success());
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_is_no_end_of_those_who_serve() {
+    let address = loopback();
+    let starter = Starter::default().of_a_copy();
+    let Some(container) = Container::start(starter, &service().listen(address).release(1)) else { return };
+    let container = container.wait_ready();
+    let (place, workers) = (container.manager.place(), container.workers());
+    replace(&container.manager.path("liveswap"), "no program at all");
+    container.crash();
+    container.manager.wait_log(place, ["the manager could not be started"]);
+    container.wait_taken_over(place);
+    assert_eq!(container.workers(), workers);
+    assert!(ask(&Target::Tcp(address)).is_ok());
+    assert!(container.stop().success());
+}
+
+#[test]
+fn where_no_manager_comes_up_a_stop_is_still_a_drain() {
+    let starter = Starter::default().of_a_copy();
+    let Some(container) = Container::start(starter, &service().release(1)) else { return };
+    let container = container.wait_ready();
+    let place = container.manager.place();
+    replace(&container.manager.path("liveswap"), "#!/bin/sh\nkill -9 $$\n");
+    container.crash();
+    container.manager.wait_log(place, ["the manager was killed by SIGKILL"]);
+    let status = container.stop();
+    assert_eq!(status.code(), Some(128 + 9));
+}
+
+/// Puts another program in the place of one.
+fn replace(program: &Path, text: &str) {
+    let draft = program.with_extension("new");
+    fs::write(&draft, text).expect("a program");
+    fs::set_permissions(&draft, fs::Permissions::from_mode(0o755)).expect("permissions");
+    fs::rename(&draft, program).expect("its place");
+}
+
+#[test]
 fn a_second_signal_kills_at_once() {
     let service = service().release(1).args(["--ignore-term"]).set("drain.timeout", "'500s'");
     let Some(container) = Container::start(Starter::default(), &service) else { return };
@@ -219,7 +273,7 @@ fn a_second_signal_kills_at_once() {
 
 #[test]
 fn each_signal_reaches_the_manager() {
-    let service = service().release(1);
+    let service = service().listen(loopback()).release(1);
     let Some(container) = Container::start(Starter::default(), &service) else { return };
     let container = container.wait_ready();
     let manager = container.child();
@@ -233,9 +287,12 @@ fn each_signal_reaches_the_manager() {
     container.signal(Signal::SIGTTOU);
     wait_workers(2);
     let place = container.manager.place();
+    let kept = descriptors(container.init).len();
     container.signal(Signal::SIGUSR2);
     container.manager.wait_log(place, ["goes on as the manager"]);
     assert_eq!(container.child(), manager, "the same process");
+    container.manager.cli(["status"]).assert(0, []);
+    assert_eq!(descriptors(container.init).len(), kept, "each socket is stored once");
     let (place, before) = (container.manager.place(), container.workers());
     container.signal(Signal::SIGUSR1);
     container.manager.wait_status(place, ": 2 of 2 ready");

@@ -242,10 +242,12 @@ fn a_worker_that_was_started_in_the_last_moment_drains_as_any_other() {
     let service = service().listen(loopback());
     let mut manager = start(&service.clone().release("old"));
     let old = pids(&manager.wait_workers(1, 3));
-    manager.rewrite(service.release("new").args(["--boot", "60000"]));
+    manager.rewrite(service.release("new").args(["--boot", "60000"]).after("(setsid sleep 1000 &)"));
     manager.signal(Signal::SIGHUP);
     let started = manager
         .wait_worker(Place::START, "a new worker", |one| one.generation == 2 && one.step == Step::Started);
+    // It has a child by then that is nobody's.
+    manager.wait_until("its daemon", || (manager.descendants_named("sleep").len() == 1).then_some(()));
     manager.crash();
     // As if the manager had not come to write down which process it is.
     let state = manager.path("run/state");

@@ -185,7 +185,7 @@ fn each_generation_has_a_cgroup(test: &str, systemd: &str, drop_in: &str) {
     let address = loopback();
     let unit = Unit::start("web", &service(address).release(1).args(["--leave-stranger"]), drop_in);
     let groups = |generation: u64| {
-        let folder = unit.cgroup().expect("a cgroup").join(format!("generation-{generation}"));
+        let folder = unit.cgroup().expect("a cgroup").join(format!("web.generation-{generation}"));
         std::fs::read_dir(folder)
             .map_or(0, |entries| entries.flatten().filter(|one| one.path().is_dir()).count())
     };
@@ -202,7 +202,7 @@ fn each_generation_has_a_cgroup(test: &str, systemd: &str, drop_in: &str) {
     assert!(used["memory"].as_u64() > Some(1 << 20), "{status:#}");
 
     // One that ends takes its own with it, and no other's.
-    let place = unit.cgroup().expect("a cgroup").join("generation-1");
+    let place = unit.cgroup().expect("a cgroup").join("web.generation-1");
     let victim = std::fs::read_dir(&place)
         .expect("it is there")
         .flatten()
@@ -449,6 +449,32 @@ fn sockets_of_a_socket_unit_are_taken_over_as_well() {
     load.wait_for_generation(2);
     load.stop().assert_spotless();
     unit.systemctl("stop");
+}
+
+#[test]
+fn a_start_that_takes_too_long_ends_nobody_who_serves() {
+    if outside("a_start_that_takes_too_long_ends_nobody_who_serves", "257") {
+        return;
+    }
+    let address = loopback();
+    let hangs = "[Service]\nExecStartPre=/bin/sh -c 'test ! -e /run/hang || exec sleep 1000'\nTimeoutStartSec=1\n";
+    let unit = Unit::start("web", &service(address).release(1), hangs);
+    let (workers, before) = (unit.processes(), unit.property("MainPID"));
+    let load = Load::start(&[Target::Tcp(address)], &MODES);
+    load.wait_for_more(50);
+    std::fs::write("/run/hang", "").expect("a file");
+    unit.kill("SIGKILL");
+    eventually("two starts that take too long", || {
+        (unit.journal().matches("operation timed out").count() >= 2).then_some(())
+    });
+    std::fs::remove_file("/run/hang").expect("it is there");
+    eventually("another manager", || {
+        (unit.property("MainPID") != before && unit.property("ActiveState") == "active").then_some(())
+    });
+    assert_eq!(unit.processes(), workers, "{}", unit.journal());
+    load.stop().assert_spotless();
+    unit.systemctl("stop");
+    assert_eq!(unit.processes(), [0; 0], "{}", unit.journal());
 }
 
 #[test]

@@ -32,8 +32,10 @@ const STOP: &str = "\
 # SIGTERM goes to the manager alone, which drains its workers and ends when they have gone. They outlive a manager that is
 # killed, and the next one takes them over; any other KillMode= would end them.
 KillMode=process
-# A stop that takes too long leaves nobody behind.
-ExecStopPost=-+/bin/sh -c 'test \"$$SERVICE_RESULT\" != timeout || exec systemctl kill --signal=SIGKILL %n'
+# A stop that takes too long leaves nobody behind. A start that does is no reason to end those who serve.
+ExecStartPre=-+/bin/rm -f ${RUNTIME_DIRECTORY}/serving
+ExecStartPost=-+/bin/touch ${RUNTIME_DIRECTORY}/serving
+ExecStopPost=-+/bin/sh -c 'test \"$$SERVICE_RESULT\" != timeout || test ! -e \"$$RUNTIME_DIRECTORY/serving\" || exec systemctl kill --signal=SIGKILL \"$$0\"' %n
 ";
 
 /// What its processes are in, and what they cannot do.

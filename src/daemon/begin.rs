@@ -124,7 +124,7 @@ fn look(
     }
     let (pid, all) = (recovered.record.pid, recovered.record.manager.workers().count());
     let family = Family::find(recovered.service(), runtime.path());
-    match Taken::find(recovered, &family, inherited) {
+    match Taken::find(recovered, &family, inherited, &runtime.notify()) {
         Ok(taken) => {
             warn!(
                 "the manager before (pid {pid}) was killed; {} of {all} workers are taken over",

@@ -19,27 +19,31 @@ const WORKER: &str = "worker-";
 
 /// The group that is ours to divide, or why there is none.
 #[derive(Debug)]
-pub struct Cgroups(Result<Delegated, String>);
+pub struct Cgroups {
+    delegated: Result<Delegated, String>,
+    /// How the names of our groups begin: managers of other services may divide the same one.
+    prefix: String,
+}
 
 impl Cgroups {
-    /// Looks for it.
-    pub fn find() -> Self {
+    /// Looks for it, on behalf of a service.
+    pub fn find(service: &str) -> Self {
         let found = Delegated::find();
         match &found {
             Ok(delegated) => info!("each generation has a cgroup of its own in {}", delegated.name),
             Err(why) => debug!("process groups serve, as {why}"),
         }
-        Self(found)
+        Self { delegated: found, prefix: format!("{service}.{GENERATION}") }
     }
 
     /// Returns the name of the group that holds all others, or why there is none.
     pub fn name(&self) -> Result<&str, &str> {
-        self.0.as_ref().map(|delegated| delegated.name.as_str()).map_err(String::as_str)
+        self.delegated.as_ref().map(|delegated| delegated.name.as_str()).map_err(String::as_str)
     }
 
     /// The group of a generation.
     pub fn of(&self, generation: GenerationId) -> Option<PathBuf> {
-        Some(self.0.as_ref().ok()?.path.join(format!("{GENERATION}{generation}")))
+        Some(self.delegated.as_ref().ok()?.path.join(format!("{}{generation}", self.prefix)))
     }
 
     fn of_worker(&self, generation: GenerationId, worker: WorkerId) -> Option<PathBuf> {
@@ -65,8 +69,8 @@ impl Cgroups {
 
     /// Removes the groups in which nobody is any more, but those of workers that are `there`: one may be about to join.
     pub fn tidy(&self, there: impl Fn(WorkerId) -> bool) {
-        let Ok(delegated) = &self.0 else { return };
-        for (_, generation) in numbered(&delegated.path, GENERATION) {
+        let Ok(delegated) = &self.delegated else { return };
+        for (_, generation) in numbered(&delegated.path, &self.prefix) {
             for (worker, path) in numbered(&generation, WORKER) {
                 if !there(WorkerId(worker)) {
                     // One in which somebody is stays by itself.

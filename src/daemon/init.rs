@@ -5,13 +5,15 @@
 //! (sd_notify(3), `FDSTORE=1`), and if the manager is killed it says so and starts another, which takes the workers over
 //! ([`super::recovery`]).
 
-use std::collections::VecDeque;
+mod record;
+mod upward;
+
 use std::env;
 use std::ffi::{CStr, CString};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
@@ -19,15 +21,15 @@ use std::time::Duration;
 use nix::unistd::{Pid, getpid};
 use tracing::{error, info, warn};
 
+use self::record::{BUG, Next, Record, TRIES, status_of};
+use self::upward::Upward;
 use super::ManagerError;
 use super::outlet::Outputs;
-use super::upward::sender_from_environment;
 use crate::core::time::Mono;
 use crate::core::word::Word;
 use crate::sys::activation::{self, Inherited};
 use crate::sys::clock::monotonic_micros;
 use crate::sys::exec::{RUNNING, own_program};
-use crate::sys::notify_send::NotifySender;
 use crate::sys::notify_socket::{Datagram, NotifySocket};
 use crate::sys::process;
 use crate::sys::reaper::{self, Exit};
@@ -37,26 +39,24 @@ use crate::sys::strings::CStrings;
 use crate::sys::wait::{Interest, Poller};
 use crate::wire::notify::{Descriptors, MAX_DATAGRAM, parse};
 
-/// What a manager exits with that has found a bug of its own (DESIGN, command line).
-const BUG: i32 = 70;
+/// After so long a manager that has said nothing is signalled all the same; and where it has nobody to speak to.
+const SILENCE: Duration = Duration::from_secs(5);
+const MUTE: Duration = Duration::from_millis(500);
 
-/// How soon another manager is started, and the longest pause between two that crash in a row.
-const PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A manager that cannot say that it is ready has served if it has lived for so long.
+const LIFE: Duration = Duration::from_secs(10);
 
-/// How many managers may crash before any of them has served.
-const TRIES: u32 = 5;
-
-/// How soon it is told again to whoever was busy, and how much waits for it.
-const RETRY: Duration = Duration::from_millis(50);
-const MOST_WAITING: usize = 1024;
+/// By this a manager knows that its signals were looked at: none of them is a terminal's hang-up.
+const INIT_VARIABLE: &str = "LIVESWAP_INIT";
 
 /// The folders that a container may have for a socket.
 const FOLDERS: [&str; 3] = ["/run", "/tmp", "/dev/shm"];
 
 /// What the manager is told anew.
-const OWN_VARIABLES: [&str; 5] =
-    ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID"];
+const OWN_VARIABLES: [&str; 4] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", INIT_VARIABLE];
+
+/// And these, where it is told of our own socket.
+const NOTIFY_VARIABLES: [&str; 2] = ["NOTIFY_SOCKET", "WATCHDOG_PID"];
 
 const SIGNALS: u64 = 0;
 const NOTIFY: u64 = 1;
@@ -77,72 +77,6 @@ pub fn run() -> Option<Result<ExitCode, ManagerError>> {
     })
 }
 
-/// How the life of a manager goes on after its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
-    /// So does ours, with this status.
-    End(i32),
-    /// Another one is started after a pause.
-    Another(Duration),
-}
-
-/// What has become of the managers so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Record {
-    has_served: bool,
-    /// Since one of them was last ready.
-    crashes: u32,
-}
-
-impl Record {
-    fn note_ready(&mut self) {
-        *self = Self { has_served: true, crashes: 0 };
-    }
-
-    /// Takes the end of a manager. What it meant to exit with is our own status. After a crash another one follows as long as
-    /// there may be workers that serve; where none ever has, only so often.
-    fn note_end(&mut self, exit: Exit) -> Next {
-        let status = match exit {
-            Exit::Code(BUG) => BUG,
-            Exit::Code(status) => return Next::End(status),
-            // As a shell says it.
-            Exit::Signal { number, .. } => 128 + number,
-        };
-        self.crashes = self.crashes.saturating_add(1);
-        if !self.has_served && self.crashes >= TRIES {
-            return Next::End(status);
-        }
-        let doublings = (self.crashes - 1).min(31);
-        Next::Another(PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE))
-    }
-}
-
-/// The way to whoever looks after the container, which may be busy.
-struct Upward {
-    sender: Option<NotifySender>,
-    waiting: VecDeque<Vec<u8>>,
-}
-
-impl Upward {
-    fn say(&mut self, text: &[u8]) {
-        if self.sender.is_some() && self.waiting.len() < MOST_WAITING {
-            self.waiting.push_back(text.to_owned());
-        }
-    }
-
-    /// Sends what waits, and returns how soon that is to be tried again.
-    fn send(&mut self) -> Option<Duration> {
-        let sender = self.sender.as_ref()?;
-        while let Some(text) = self.waiting.front() {
-            match sender.send(text) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Some(RETRY),
-                Ok(()) | Err(_) => drop(self.waiting.pop_front()),
-            }
-        }
-        None
-    }
-}
-
 struct Init {
     poller: Poller,
     signals: Signals,
@@ -158,8 +92,18 @@ struct Init {
     manager: Option<Spawned>,
     /// Whether the manager has said anything: from then on it obeys signals.
     is_up: bool,
+    /// When it is taken to obey them though it has said nothing.
+    up_at: Option<Mono>,
+    /// When it was started.
+    started: Mono,
     /// Signals that wait for that.
     waiting: Vec<Signal>,
+    /// The end that somebody wants, and that a manager which crashed has not brought about.
+    stop: Option<Signal>,
+    /// No manager brings it about: it is our own to see to, with this status.
+    ending: Option<i32>,
+    /// The program at its path could not be executed: once our own is.
+    own_program: bool,
     record: Record,
     /// When another manager is started.
     start_at: Option<Mono>,
@@ -171,7 +115,11 @@ impl Init {
         let signals = Signals::install()?;
         let poller = Poller::new()?;
         poller.add(&signals, SIGNALS, Interest::Read)?;
-        let notify = FOLDERS.into_iter().find_map(|folder| NotifySocket::bind(Path::new(folder)).ok());
+        // The first are the manager's own, and may be written to where others may not.
+        let own =
+            ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].into_iter().filter_map(env::var_os).map(PathBuf::from);
+        let mut folders = own.chain(FOLDERS.into_iter().map(PathBuf::from));
+        let notify = folders.find_map(|folder| NotifySocket::bind(&folder).ok());
         if let Some(notify) = &notify {
             poller.add(notify, NOTIFY, Interest::Read)?;
         } else {
@@ -187,11 +135,16 @@ impl Init {
             outputs: Outputs::open()?,
             program,
             notify,
-            upward: Upward { sender: sender_from_environment(), waiting: VecDeque::new() },
+            upward: Upward::from_environment(),
             kept: inherited,
             manager: None,
             is_up: false,
+            up_at: None,
+            started: Mono::ZERO,
             waiting: Vec::new(),
+            stop: None,
+            ending: None,
+            own_program: false,
             record: Record::default(),
             start_at: Some(Mono::ZERO),
             ended: None,
@@ -207,14 +160,18 @@ impl Init {
                 // A status has eight bits (exit(3)).
                 return Ok(ExitCode::from(status.to_le_bytes()[0]));
             }
-            let pause = self.start_at.map(|at| at - now());
-            self.poller.wait(pause.into_iter().chain(self.upward.send()).min(), &mut ready)?;
+            let timers = [self.start_at, self.up_at].into_iter().flatten().map(|at| at - now());
+            self.poller.wait(timers.chain(self.upward.send()).min(), &mut ready)?;
             // Whoever has died was heard before.
             if ready.iter().any(|ready| ready.token == NOTIFY) {
                 self.listen();
             }
             if ready.iter().any(|ready| ready.token == SIGNALS) {
                 self.take_signals();
+            }
+            if self.up_at.take_if(|at| *at <= now()).is_some() {
+                self.is_up = true;
+                self.pass_on();
             }
         }
     }
@@ -224,6 +181,8 @@ impl Init {
             return;
         }
         self.start_at = None;
+        self.started = now();
+        self.up_at = Some(self.started + if self.notify.is_some() { SILENCE } else { MUTE });
         match self.launch().and_then(spawn) {
             Ok(manager) => self.manager = Some(manager),
             Err(error) => {
@@ -235,7 +194,10 @@ impl Init {
 
     fn launch(&self) -> io::Result<Launch<'_>> {
         let mut environment = CStrings::default();
-        let inherited = env::vars_os().filter(|(name, _)| !OWN_VARIABLES.iter().any(|own| name == own));
+        let of_notify = NOTIFY_VARIABLES.into_iter().filter(|_| self.notify.is_some());
+        let own: Vec<_> = OWN_VARIABLES.into_iter().chain(of_notify).collect();
+        let inherited = env::vars_os().filter(|(name, _)| !own.iter().any(|own| name == own));
+        environment.push(&[INIT_VARIABLE.as_bytes(), b"=1"])?;
         for (name, value) in inherited {
             environment.push(&[name.as_bytes(), b"=", value.as_bytes()])?;
         }
@@ -251,7 +213,7 @@ impl Init {
             own_pids.push(c"LISTEN_PID");
         }
         Ok(Launch {
-            programs: self.program.clone(),
+            programs: if self.own_program { CStrings::of([RUNNING])? } else { self.program.clone() },
             arguments: CStrings::of(env::args_os().map(|word| word.as_bytes().to_vec()))?,
             shared_environment: Rc::default(),
             environment,
@@ -294,7 +256,7 @@ impl Init {
             return;
         }
         let Ok(message) = parse(text, datagram.descriptors.len()) else { return };
-        self.is_up = true;
+        (self.is_up, self.up_at) = (true, None);
         self.pass_on();
         if message.words.contains(&Word::Ready) {
             self.record.note_ready();
@@ -302,6 +264,10 @@ impl Init {
         if let Some(name) = message.forget {
             self.kept.retain(|kept| kept.name != name);
         } else if let Descriptors::Store { name, .. } = message.descriptors {
+            // Each is stored once: the name says which it is, and a manager that was replaced tells it again.
+            if self.kept.iter().any(|kept| kept.name == name) {
+                return;
+            }
             let stored = datagram.descriptors.into_iter().map(|fd| Inherited { fd, name: name.clone() });
             self.kept.extend(stored);
         } else {
@@ -321,10 +287,23 @@ impl Init {
             match one.signal {
                 Signal::Child => self.reap(),
                 _ if self.terminal.hung_up(&one) => info!("the terminal was closed; the service goes on"),
-                signal => self.waiting.push(signal),
+                signal => self.obey(signal),
             }
         }
         self.pass_on();
+    }
+
+    fn obey(&mut self, signal: Signal) {
+        if let Some(status) = self.ending.filter(|_| is_stop(signal)) {
+            // Once more: at once. The kernel ends all that is left with us.
+            self.ended = Some(status);
+        }
+        if is_stop(signal) {
+            self.stop.get_or_insert(signal);
+            // Whoever wants an end does not wait for the pause to pass.
+            self.start_at = self.start_at.map(|_| Mono::ZERO);
+        }
+        self.waiting.push(signal);
     }
 
     /// Passes on what signals wait, if there is a manager that is up to it.
@@ -347,18 +326,26 @@ impl Init {
                 return;
             }
             if let Some(mut manager) = manager {
+                self.own_program = false;
+                let mut exit = exit;
                 if let Ok(Report::Failed(failure)) = manager.report() {
                     error!("the manager could not be started: {failure}");
+                    (self.own_program, exit) = (true, Exit::Code(BUG));
                 }
                 self.go_on(exit);
             }
         }
+        self.ended = self.ended.or(self.ending.filter(|_| !is_anybody_left()));
     }
 
     /// Goes on after the end of a manager.
     fn go_on(&mut self, exit: Exit) {
-        self.is_up = false;
-        match self.record.note_end(exit) {
+        (self.is_up, self.up_at) = (false, None);
+        if self.notify.is_none() && self.started + LIFE <= now() {
+            self.record.note_ready();
+        }
+        match self.record.note_end(exit, is_anybody_left()) {
+            Next::Another(_) if self.stop.is_some() && self.record.crashes > 1 => self.end_by_ourselves(exit),
             Next::End(status) => {
                 if matches!(exit, Exit::Signal { .. } | Exit::Code(BUG)) {
                     error!("the manager {exit} {TRIES} times before it served; giving up");
@@ -368,46 +355,43 @@ impl Init {
             Next::Another(pause) => {
                 error!("the manager {exit}; workers serve on, and another manager takes them over");
                 self.start_at = Some(now() + pause);
+                if let Some(stop) = self.stop {
+                    // Whoever wants an end wants it still: the next one hears of it first, and once.
+                    if !self.waiting.iter().copied().any(is_stop) {
+                        self.waiting.insert(0, stop);
+                    }
+                    self.start_at = Some(Mono::ZERO);
+                }
             }
         }
     }
+
+    /// Ends what no manager does: whoever is left is told to, and waited for.
+    fn end_by_ourselves(&mut self, exit: Exit) {
+        error!("the manager {exit} again, and an end is wanted: whoever is left is sent SIGTERM");
+        for pid in process::own_children().unwrap_or_default() {
+            let _ = process::signal(pid, Signal::Terminate.number());
+        }
+        self.ending = Some(status_of(exit));
+        self.ended = self.ending.filter(|_| !is_anybody_left());
+    }
+}
+
+/// The terminal of a manager; none where we have looked at its signals already.
+pub(super) fn terminal() -> ControllingTerminal {
+    let is_looked_after = env::var_os(INIT_VARIABLE).is_some();
+    if is_looked_after { ControllingTerminal::none() } else { ControllingTerminal::observe() }
+}
+
+fn is_stop(signal: Signal) -> bool {
+    matches!(signal, Signal::Terminate | Signal::Interrupt | Signal::Quit)
+}
+
+/// Whether anybody is left whom a manager has started.
+fn is_anybody_left() -> bool {
+    process::own_children().is_ok_and(|children| !children.is_empty())
 }
 
 fn now() -> Mono {
     Mono(monotonic_micros().unwrap_or_default())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KILLED: Exit = Exit::Signal { number: 9, core_dumped: false };
-
-    #[test]
-    fn what_the_manager_exits_with_is_the_status() {
-        for status in [0, 1, 2, 3] {
-            assert_eq!(Record::default().note_end(Exit::Code(status)), Next::End(status));
-        }
-    }
-
-    #[test]
-    fn a_crash_before_anything_served_is_tried_again_a_few_times() {
-        let mut record = Record::default();
-        let ends: Vec<_> = (0..TRIES).map(|_| record.note_end(KILLED)).collect();
-        let pause = |times| Next::Another(PAUSE * times);
-        assert_eq!(ends, [pause(1), pause(2), pause(4), pause(8), Next::End(137)]);
-        let mut record = Record { crashes: TRIES - 1, ..Record::default() };
-        assert_eq!(record.note_end(Exit::Code(BUG)), Next::End(BUG));
-    }
-
-    #[test]
-    fn what_serves_is_never_given_up() {
-        let mut record = Record::default();
-        record.note_ready();
-        let ends: Vec<_> = (0..100).map(|_| record.note_end(KILLED)).collect();
-        assert_eq!(ends[0], Next::Another(PAUSE));
-        assert_eq!(ends[99], Next::Another(LONGEST_PAUSE));
-        record.note_ready();
-        assert_eq!(record.note_end(KILLED), Next::Another(PAUSE));
-    }
 }

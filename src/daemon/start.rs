@@ -9,6 +9,7 @@ use super::cgroups::Cgroups;
 use super::control::{Control, History};
 use super::doors::OnDemand;
 use super::handover::Successor;
+use super::init::terminal;
 use super::launch::{Common, Heritage};
 use super::outlet::Outputs;
 use super::recovery::{Journal, Leftover};
@@ -25,7 +26,7 @@ use crate::core::ids::WorkerId;
 use crate::core::{Event, Manager};
 use crate::sys::clock::monotonic_micros;
 use crate::sys::exec::own_program;
-use crate::sys::signals::{ControllingTerminal, Signals};
+use crate::sys::signals::Signals;
 use crate::sys::wait::{Interest, Poller};
 use crate::sys::{process, reaper};
 
@@ -70,6 +71,7 @@ impl Daemon {
     pub fn new(start: Start) -> io::Result<Self> {
         let poller = Poller::new()?;
         let signals = Signals::install()?;
+        let service = start.release.spec.name.clone();
         let manager = Manager::counting_from(start.newest, start.release.spec.policy.clone());
         let Post { runtime, heritage, upward, control } = start.post;
         let common = Common::of(&start.release, manager.current(), &heritage)?;
@@ -79,13 +81,13 @@ impl Daemon {
             manager,
             poller,
             signals,
-            terminal: ControllingTerminal::observe(),
+            terminal: terminal(),
             epoch: monotonic_micros()?,
             source: start.source,
             successor: Successor::at(own_program()?),
             journal: Journal::new(runtime.state()),
             runtime,
-            cgroups: Cgroups::find(),
+            cgroups: Cgroups::find(&service),
             heritage,
             sockets: start.sockets,
             kept: None,

@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::Pid;
+use nix::unistd::{AccessFlags, Pid, access};
 
 /// By these attributes systemd marks a group that is somebody else's to divide, since 251 and before.
 const DELEGATED: [&CStr; 2] = [c"user.delegate", c"trusted.delegate"];
@@ -43,13 +43,21 @@ impl Delegated {
         let path = place(&mounts, name).ok_or("cgroup v2 is not mounted")?;
         let own = Self { path, name: name.to_owned() };
         if own.is_ours() {
-            return Ok(own);
+            return own.writable();
         }
         let above = own.above().filter(|_| own.path.ends_with(OWN_SUBGROUP)).filter(Self::is_ours);
         let above = above.ok_or_else(|| format!("cgroup {name} is not delegated to it (Delegate=yes)"))?;
         // Some have it already, others cannot have it; then what each process uses is added up.
         let _ = fs::write(above.path.join("cgroup.subtree_control"), "+memory");
-        Ok(above)
+        above.writable()
+    }
+
+    /// A container may see a group that is marked, and have it mounted for reading alone.
+    fn writable(self) -> Result<Self, String> {
+        match access(&self.path, AccessFlags::W_OK) {
+            Ok(()) => Ok(self),
+            Err(error) => Err(format!("cgroup {} cannot be divided: {}", self.name, error.desc())),
+        }
     }
 
     fn above(&self) -> Option<Self> {

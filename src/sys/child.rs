@@ -64,7 +64,8 @@ pub(super) fn run(plan: &mut Plan) -> ! {
 fn become_program(plan: &mut Plan) -> Result<Infallible, Failure> {
     raw::reset_signals(plan.ignore_sigpipe);
     if let Some(group) = plan.cgroup {
-        at(Step::ControlGroup, raw::write(group, b"0"))?;
+        // Better a worker outside of its group than none.
+        let _ = raw::write(group, b"0");
     }
     if !plan.has_input {
         at(Step::StandardInput, open_standard_input())?;

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
@@ -94,6 +95,11 @@ pub fn own_umask() -> u32 {
 /// What keeps us from looking, such as `EMFILE`: then they may be there all the same.
 pub fn own_children() -> io::Result<Vec<Pid>> {
     children(getpid())
+}
+
+/// Returns the effective user of a process; root where that cannot be looked into (proc(5)).
+pub fn user(pid: Pid) -> Option<u32> {
+    fs::metadata(format!("/proc/{pid}")).ok().map(|process| process.uid())
 }
 
 /// Returns when a process was started, in clock ticks since the boot; `None` where it has ended, reaped or not, or we may

@@ -193,6 +193,12 @@ impl ControllingTerminal {
         Self { at_start: is_reachable() }
     }
 
+    /// There is none, or somebody else sees to it.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { at_start: false }
+    }
+
     /// Tells whether the terminal that there was at the start can no longer be opened.
     pub fn is_gone(self) -> bool {
         self.at_start && !is_reachable()

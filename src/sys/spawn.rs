@@ -260,8 +260,6 @@ pub struct Failure {
 /// What a process does on its way to become its program, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Joining the control group.
-    ControlGroup,
     /// Opening /dev/null.
     StandardInput,
     /// Putting the descriptors in their places.
@@ -282,8 +280,7 @@ pub enum Step {
 
 impl Step {
     /// The steps but [`Step::Limit`].
-    const PLAIN: [Self; 8] = [
-        Self::ControlGroup,
+    const PLAIN: [Self; 7] = [
         Self::StandardInput,
         Self::Descriptors,
         Self::Groups,
@@ -311,8 +308,7 @@ impl Step {
         match self {
             Self::Directory => format!("{self} to {}", directory.display()),
             Self::Execute => format!("{self} {program}"),
-            Self::ControlGroup
-            | Self::StandardInput
+            Self::StandardInput
             | Self::Descriptors
             | Self::Limit(_)
             | Self::Groups
@@ -325,7 +321,6 @@ impl Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::ControlGroup => "joining its cgroup",
             Self::StandardInput => "opening /dev/null",
             Self::Descriptors => "passing the sockets",
             Self::Limit(resource) => return write!(f, "setting the limit `{resource}`"),

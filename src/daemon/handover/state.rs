@@ -190,6 +190,9 @@ impl State {
             let control_tcp = HandOver::unpack(control_tcp, luggage)?;
             generations.insert(id, Generation { release, common, sockets, control_tcp });
         }
+        let service =
+            generations.get(&self.manager.current()).map(|of: &Generation| of.release.spec.name.clone());
+        let service = service.unwrap_or_default();
         let demanded = self.demanded.into_iter().filter_map(|one| Demanded::unpack(one, &listeners));
         let helpers: Vec<Spawned> = HandOver::unpack(self.helpers, luggage)?;
         let daemon = Daemon {
@@ -202,7 +205,7 @@ impl State {
             successor: Successor::at(self.program),
             journal: Journal::new(runtime.state()),
             runtime,
-            cgroups: Cgroups::find(),
+            cgroups: Cgroups::find(&service),
             heritage,
             sockets: Sockets::resume(&listeners),
             generations,

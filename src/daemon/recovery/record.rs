@@ -186,7 +186,7 @@ impl ProcessRecord {
                 .collect(),
             messages: number(MESSAGE_VARIABLE).and_then(|number| inode(Kind::Pipe, number)),
             // Our end is its next descriptor.
-            channel: number("NODE_CHANNEL_FD").and_then(|number| inode(Kind::Socket, number + 1)),
+            channel: number("NODE_CHANNEL_FD").and_then(|number| inode(Kind::Socket, number.checked_add(1)?)),
         })
     }
 }

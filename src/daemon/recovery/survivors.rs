@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 use tracing::warn;
 
 use super::super::launch::{RUNTIME_VARIABLE, SERVICE_VARIABLE, WORKER_VARIABLE};
@@ -75,13 +75,26 @@ impl Survivor {
 
 /// Finds the workers of whom nothing was written down but that they were about to be started: the manager was killed in
 /// that moment. What was noted of others says itself where they are; these are asked.
-pub fn unrecorded(record: &Record, known: &BTreeSet<WorkerId>, family: &Family) -> Vec<Survivor> {
+///
+/// An environment is anybody's to write: who runs as another user than the worker would is none, and nobody is spoken to
+/// but in the folder of our own notify sockets.
+pub fn unrecorded(
+    record: &Record,
+    known: &BTreeSet<WorkerId>,
+    family: &Family,
+    notify: &Path,
+) -> Vec<Survivor> {
     let workers = record.manager.workers().filter(|(id, worker)| worker.is_live() && !known.contains(id));
     let found = workers.filter_map(|(id, worker)| {
-        // Whatever it has started by now descends from it.
-        let process = family.heads(|of| of == id).pop()?;
         let (_, release, _) = record.generations.iter().find(|(of, ..)| *of == worker.generation())?;
-        let record = ProcessRecord::read(id, worker, process.pid(), &release.spec.process)?;
+        let user = release.credentials.as_ref().map_or_else(|| geteuid().as_raw(), |who| who.uid);
+        let heads = family.heads(|of| of == id).into_iter();
+        let is_its_own = |process: &Pidfd| process::user(process.pid()) == Some(user);
+        // Of what it has started by now some may have another parent, and is younger.
+        let age = |process: &Pidfd| (process::started(process.pid()), process.pid());
+        let process = heads.filter(is_its_own).min_by_key(age)?;
+        let mut record = ProcessRecord::read(id, worker, process.pid(), &release.spec.process)?;
+        record.notify.take_if(|path| path.parent() != Some(notify));
         Some(Survivor { record, process })
     });
     found.collect()

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::super::cgroups::Cgroups;
 use super::super::doors::OnDemand;
 use super::super::handover::Successor;
+use super::super::init::terminal;
 use super::super::launch::Common;
 use super::super::node::{Channel, Demanded};
 use super::super::outlet::Outputs;
@@ -37,7 +38,7 @@ use crate::sys::held::{self, Held, Kind};
 use crate::sys::notify_socket::NotifySocket;
 use crate::sys::pidfd::Pidfd;
 use crate::sys::process;
-use crate::sys::signals::{ControllingTerminal, Signals};
+use crate::sys::signals::Signals;
 use crate::sys::wait::Poller;
 
 /// What there still is of a service, all of it in our hands.
@@ -59,12 +60,13 @@ impl Taken {
         mut recovered: Recovered,
         family: &Family,
         inherited: &mut Vec<Inherited>,
+        notify: &Path,
     ) -> Result<Self, (String, Vec<Pidfd>)> {
         let record = &mut recovered.record;
         let processes = std::mem::take(&mut record.processes);
         let known = processes.iter().map(|process| process.worker).collect();
         let mut survivors: Vec<_> = processes.into_iter().filter_map(Survivor::find).collect();
-        survivors.extend(unrecorded(record, &known, family));
+        survivors.extend(unrecorded(record, &known, family, notify));
         if survivors.is_empty() {
             return Err(("no worker has survived".into(), Vec::new()));
         }
@@ -95,6 +97,7 @@ impl Taken {
     ///
     /// Signals or epoll cannot be had.
     pub fn take_over(self, post: Post) -> io::Result<Daemon> {
+        let service = self.recovered.service().to_owned();
         let Self { recovered: Recovered { record, untold }, survivors, sockets, leftovers } = self;
         let luggage = &mut Unpacked::take_over(&[])?;
         let mut generations = BTreeMap::new();
@@ -110,13 +113,13 @@ impl Taken {
             manager: record.manager,
             poller: Poller::new()?,
             signals: Signals::install()?,
-            terminal: ControllingTerminal::observe(),
+            terminal: terminal(),
             epoch: record.epoch,
             source: record.source,
             successor: Successor::at(own_program()?),
             journal: Journal::new(post.runtime.state()),
             runtime: post.runtime,
-            cgroups: Cgroups::find(),
+            cgroups: Cgroups::find(&service),
             heritage: post.heritage,
             sockets: Sockets::resume(&sockets.listeners),
             generations,
