@@ -457,7 +457,8 @@ fn a_start_that_takes_too_long_ends_nobody_who_serves() {
         return;
     }
     let address = loopback();
-    let hangs = "[Service]\nExecStartPre=/bin/sh -c 'test ! -e /run/hang || exec sleep 1000'\nTimeoutStartSec=1\n";
+    let hangs =
+        "[Service]\nExecStartPre=/bin/sh -c 'test ! -e /run/hang || exec sleep 1000'\nTimeoutStartSec=1\n";
     let unit = Unit::start("web", &service(address).release(1), hangs);
     let (workers, before) = (unit.processes(), unit.property("MainPID"));
     let load = Load::start(&[Target::Tcp(address)], &MODES);

@@ -854,3 +854,72 @@ fn whoever_starts_a_manager_wants_the_service_to_run() {
     story.after(secs(60));
     story.expect_order(&["worker 1 not finished after 1 min; SIGKILL"]);
 }
+
+fn lazy(workers: u32) -> Story {
+    let mut story = Story::with(Policy { lazy: true, ..policy(workers) });
+    story.next.lazy = true;
+    story
+}
+
+#[test]
+fn who_sleeps_is_at_full_strength_with_nobody() {
+    let mut story = lazy(2);
+    assert_eq!((story.ready(1), story.manager.phase()), (0, "asleep"));
+    assert_eq!(story.manager.status(), "generation 1: asleep until a connection comes");
+    story.event(Event::Connected);
+    story.expect_order(&[
+        "generation 1 serving",
+        "generation 1 woken by a connection",
+        "worker 2 ready [1/1]",
+    ]);
+    assert_eq!(story.ready(1), 2);
+    story.event(Event::Idle);
+    story.expect_order(&[
+        "generation 1 asleep",
+        "worker 1 draining: nothing is to be done",
+        "worker 2 draining",
+    ]);
+    assert_eq!((story.ready(1), story.manager.next_deadline()), (0, None));
+}
+
+#[test]
+fn a_connection_that_comes_while_workers_go_has_others_started() {
+    let mut story = lazy(1);
+    story.release(1, Behaviour::Stubborn).event(Event::Connected).event(Event::Idle);
+    assert_eq!((story.ready(1), story.draining()), (0, 1));
+    story.event(Event::Connected);
+    assert_eq!((story.ready(1), story.draining()), (1, 1));
+}
+
+#[test]
+fn a_release_is_tried_though_nobody_waits_for_it() {
+    let mut story = lazy(2);
+    let bad = story.release(2, Behaviour::Exits(3)).upgrade();
+    assert!(matches!(story.answer(bad), Some(Outcome::RolledBack(_))));
+    assert_eq!(story.manager.phase(), "asleep", "there was nobody to bring back");
+    let good = story.release(3, Behaviour::Good).upgrade();
+    assert_eq!(story.answer(good), Some(&Outcome::Committed));
+    assert_eq!(story.ready(3), 2);
+}
+
+#[test]
+fn nobody_falls_asleep_amid_something_else() {
+    let mut story = lazy(2);
+    story.event(Event::Connected).release(2, Behaviour::Silent).upgrade();
+    story.event(Event::Idle);
+    story.expect_never("asleep: no connection is left");
+    assert_eq!(story.ready(1), 2);
+    let mut story = Story::with_workers(1);
+    story.event(Event::Idle);
+    assert_eq!(story.ready(1), 1, "it is not lazy");
+}
+
+#[test]
+fn an_end_waits_for_connections_that_have_processes() {
+    let mut story = Story::with(policy(0));
+    story.event(Event::Guests(true)).event(Event::Stop);
+    assert!(!story.ended);
+    assert_eq!(story.manager.status(), "stopping: connections are left");
+    story.event(Event::Guests(false));
+    assert!(story.ended);
+}
