@@ -84,6 +84,10 @@ impl Daemon {
     pub(super) fn try_doors_again(&mut self) {
         let now = self.now();
         let is_due = self.on_demand.doors.again_at.take_if(|at| *at <= now).is_some();
+        if is_due && !self.has_guests() {
+            // Workers serve by now, and nobody who was accepted here.
+            self.on_demand.doors.waiting = None;
+        }
         // Nobody else may come who would remind us.
         if is_due && self.on_demand.doors.waiting.is_some() {
             self.knocked(false);
