@@ -4,7 +4,7 @@
 //! A group is divided only where whoever made it says that it may be, as systemd's `Delegate=yes` does, or two would write to the
 //! same tree (systemd.resource-control(5), "Delegation").
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -95,17 +95,15 @@ fn place(mounts: &str, name: &str) -> Option<PathBuf> {
 
 /// A path in which blanks and the like are written as `\040`.
 fn unescaped(text: &str) -> PathBuf {
-    let mut bytes = Vec::new();
+    let octal = |digits: &[u8]| u8::from_str_radix(str::from_utf8(digits.get(..3)?).ok()?, 8).ok();
+    let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
-        let code = tail.get(..3).filter(|_| *first == b'\\');
-        let code = code.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
-        (bytes, rest) = match code {
-            Some(byte) => ([bytes, vec![byte]].concat(), &tail[3..]),
-            None => ([bytes, vec![*first]].concat(), tail),
-        };
+        let code = octal(tail).filter(|_| *first == b'\\');
+        bytes.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &tail[3..] } else { tail };
     }
-    std::ffi::OsString::from_vec(bytes).into()
+    OsString::from_vec(bytes).into()
 }
 
 fn has_attribute(path: &Path, name: &CStr) -> bool {
