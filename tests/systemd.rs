@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use support::client::{Connection, Load, MODES, Target};
+use support::client::{Connection, Load, MODES, Target, ask};
 use support::dice::Dice;
 use support::real_systemd::{Unit, outside, processes_in};
 use support::service::Service;
@@ -248,6 +248,62 @@ fn each_generation_has_a_cgroup_under_systemd_254() {
 #[test]
 fn each_generation_has_a_cgroup_under_systemd_252() {
     each_generation_has_a_cgroup("each_generation_has_a_cgroup_under_systemd_252", "252", OLDER);
+}
+
+#[test]
+fn where_the_cgroup_is_for_reading_alone_process_groups_serve() {
+    if outside("where_the_cgroup_is_for_reading_alone_process_groups_serve", "257") {
+        return;
+    }
+    // As containers have it, though it is delegated to them.
+    let read_only = "[Service]\nReadOnlyPaths=/sys/fs/cgroup\n";
+    let unit = Unit::start("web", &service(loopback()).release(1), read_only);
+    assert!(!unit.journal().contains("has no cgroup of its own"), "{}", unit.journal());
+    let status = String::from_utf8(Unit::cli(&["status", "web"]).stdout).expect("text");
+    assert!(
+        status.contains("no cgroup, process groups serve") && status.contains("cannot be divided"),
+        "{status}"
+    );
+    unit.systemctl("stop");
+    assert_eq!(unit.property("Result"), "success", "{}", unit.journal());
+}
+
+#[test]
+fn two_managers_in_one_cgroup_do_each_other_no_harm() {
+    if outside("two_managers_in_one_cgroup_do_each_other_no_harm", "257") {
+        return;
+    }
+    let unit = Unit::start("web", &service(loopback()).release(1), "");
+    let group = unit.cgroup().expect("a cgroup");
+    let address = loopback();
+    let file = std::path::Path::new("/etc/liveswap/other.toml");
+    std::fs::write(file, Service::worker().workers(1).listen(address).release("other").to_string())
+        .expect("a file");
+    let script = format!(
+        "echo $$ >{}/manager/cgroup.procs && exec {} run {}",
+        group.display(),
+        env!("CARGO_BIN_EXE_liveswap"),
+        file.display()
+    );
+    let mut other = Command::new("sh").args(["-c", &script]).spawn().expect("another manager");
+    let answers = || ask(&Target::Tcp(address)).ok().map(|answer| answer.pid);
+    let worker = eventually("its worker", answers);
+    // Each has a worker 1 of a generation 1.
+    let own = processes_in(&group.join("web.generation-1/worker-1"));
+    assert_eq!(processes_in(&group.join("other.generation-1/worker-1")), [worker]);
+    unit.signal(own[0], "KILL");
+    eventually("another worker in its place", || {
+        let status = Unit::cli(&["status", "web"]).stdout;
+        String::from_utf8_lossy(&status)
+            .contains("4 of 4 ready")
+            .then_some(())
+            .filter(|()| !unit.processes().contains(&own[0]))
+    });
+    assert_eq!(answers(), Some(worker));
+    unit.signal(other.id().cast_signed(), "TERM");
+    assert!(other.wait().expect("its end").success());
+    unit.systemctl("stop");
+    assert_eq!(unit.property("Result"), "success", "{}", unit.journal());
 }
 
 #[test]
