@@ -114,6 +114,42 @@ fn whoever_has_a_connection_keeps_the_workers() {
     manager.stop();
 }
 
+/// Serves a connection after the other, each as long as its client likes, and says nothing of them.
+const SILENT: &str = "import socket
+door = socket.socket(fileno=3)
+while True:
+    served = door.accept()[0]
+    while text := served.recv(100): served.sendall(text)";
+
+#[test]
+fn who_cannot_be_looked_into_is_not_idle() {
+    if !is_root("a worker of another user") || !is_installed("python3") {
+        return;
+    }
+    // Root as in a container: it may not look into processes of others.
+    let starter = Starter::default().by(&["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]);
+    let address = loopback();
+    let service = Service::command(["python3", "-c", SILENT])
+        .listen(address)
+        .set("service.protocol", "'plain'")
+        .set("service.user", "'nobody'")
+        .set("service.directory", "'/'")
+        .set("service.lazy", true)
+        .set("service.idle_timeout", "'30ms'")
+        .set("ready.settle", "'10ms'");
+    let mut manager = starter.start(service);
+    manager.wait_ready();
+    let mut stream = TcpStream::connect(address).expect("a place in the queue");
+    for _ in 0..20 {
+        stream.write_all(b"x").expect("he listens");
+        assert_eq!(stream.read(&mut [0]).expect("an echo"), 1);
+        // Each takes a count as long as the one by which it would fall asleep.
+        manager.cli(["status"]).assert(0, []);
+    }
+    assert_eq!(sleeps(&manager), 0);
+    manager.stop();
+}
+
 #[test]
 fn an_upgrade_of_a_sleeping_service_shows_whether_the_release_is_good() {
     let address = loopback();

@@ -41,17 +41,27 @@ pub fn resident(pid: Pid) -> Option<u64> {
 ///
 /// # Errors
 ///
-/// Those of readdir(3): EACCES where we may not look (ptrace(2)).
+/// Those of readdir(3) and readlink(2): EACCES where we may not look (ptrace(2)). Root without `CAP_SYS_PTRACE` sees which
+/// descriptors there are, and not what they are.
 pub fn sockets(pid: Pid) -> io::Result<Vec<u32>> {
     let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
-    let sockets = entries.flatten().filter_map(|entry| {
-        let target = fs::read_link(entry.path()).ok()?;
-        target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-    });
-    Ok(sockets.collect())
+    let mut sockets = Vec::new();
+    for entry in entries.flatten() {
+        match fs::read_link(entry.path()) {
+            Ok(target) => sockets.extend(target.to_str().and_then(socket_inode)),
+            // Closed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sockets)
+}
+
+fn socket_inode(link: &str) -> Option<u32> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// How the state of a connected socket is written in /proc/net/unix (`SS_CONNECTED`).
