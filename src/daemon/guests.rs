@@ -82,7 +82,7 @@ impl Daemon {
     /// Whether connections have processes of their own.
     pub(super) fn has_guests(&self) -> bool {
         let of = self.generations.get(&self.manager.current());
-        of.is_some_and(|of| of.release.spec.sockets.iter().any(|socket| socket.accept.is_some()))
+        of.is_some_and(|of| of.release.spec.policy.workers == 0)
     }
 
     /// Lets in whoever waits, as far as may be.

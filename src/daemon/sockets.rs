@@ -63,6 +63,14 @@ pub struct Prepared {
     pub warnings: Vec<String>,
 }
 
+impl Prepared {
+    /// Those of a generation that was written down: they stand at these places among all.
+    pub(super) fn among(all: &[Rc<Listener>], places: &[usize]) -> Self {
+        let listeners = places.iter().filter_map(|place| all.get(*place)).map(Rc::clone);
+        Self { listeners: listeners.collect(), warnings: Vec::new() }
+    }
+}
+
 /// The wanted sockets that exist already, in the order of what was wanted.
 struct Found {
     listeners: Vec<Option<Rc<Listener>>>,

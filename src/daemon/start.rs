@@ -22,7 +22,7 @@ use super::store::Store;
 use super::target::Targets;
 use super::token::Token;
 use super::upward::ServiceManager;
-use crate::core::ids::WorkerId;
+use crate::core::ids::{GenerationId, WorkerId};
 use crate::core::{Event, Manager};
 use crate::sys::clock::monotonic_micros;
 use crate::sys::exec::own_program;
@@ -69,27 +69,45 @@ impl Daemon {
     ///
     /// Signals or epoll cannot be had.
     pub fn new(start: Start) -> io::Result<Self> {
-        let poller = Poller::new()?;
-        let signals = Signals::install()?;
-        let service = start.release.spec.name.clone();
-        let manager = Manager::counting_from(start.newest, start.release.spec.policy.clone());
-        let Post { runtime, heritage, upward, control } = start.post;
-        let common = Common::of(&start.release, manager.current(), &heritage)?;
-        let first = Generation { release: start.release, common, sockets: start.prepared, control_tcp: None };
-        let daemon = Self {
-            generations: BTreeMap::from([(manager.current(), first)]),
-            manager,
-            poller,
-            signals,
+        let Start { source, release, prepared, sockets, post, leftovers, newest } = start;
+        let manager = Manager::counting_from(newest, release.spec.policy.clone());
+        let common = Common::of(&release, manager.current(), &post.heritage)?;
+        let first = Generation { release, common, sockets: prepared, control_tcp: None };
+        let generations = BTreeMap::from([(manager.current(), first)]);
+        let mut daemon = Self::at_post(post, manager, source, sockets, generations)?;
+        daemon.leftovers = leftovers;
+        daemon.inbox.push_back(Event::Tick);
+        Ok(daemon)
+    }
+
+    /// Makes a manager of these parts, with no process and nothing under way.
+    ///
+    /// # Errors
+    ///
+    /// Signals or epoll cannot be had.
+    pub(super) fn at_post(
+        post: Post,
+        manager: Manager,
+        source: Source,
+        sockets: Sockets,
+        generations: BTreeMap<GenerationId, Generation>,
+    ) -> io::Result<Self> {
+        let Post { runtime, heritage, upward, control } = post;
+        let service = generations.get(&manager.current()).map_or("", |of| &of.release.spec.name);
+        Ok(Self {
+            poller: Poller::new()?,
+            signals: Signals::install()?,
             terminal: terminal(),
             epoch: monotonic_micros()?,
-            source: start.source,
+            source,
             successor: Successor::at(own_program()?),
             journal: Journal::new(runtime.state()),
             runtime,
-            cgroups: Cgroups::find(&service),
+            cgroups: Cgroups::find(service),
             heritage,
-            sockets: start.sockets,
+            sockets,
+            manager,
+            generations,
             kept: None,
             targets: Targets::default(),
             stored: Store::default(),
@@ -102,7 +120,7 @@ impl Daemon {
             upward,
             control,
             history: History::default(),
-            inbox: VecDeque::from([Event::Tick]),
+            inbox: VecDeque::new(),
             barriers: Vec::new(),
             ended: false,
             hooks_end: BTreeMap::new(),
@@ -110,9 +128,8 @@ impl Daemon {
             care: Care::default(),
             outputs: Outputs::open()?,
             on_demand: OnDemand::default(),
-            leftovers: start.leftovers,
-        };
-        Ok(daemon)
+            leftovers: Vec::new(),
+        })
     }
 
     /// Has the kernel tell us of everything that there is.

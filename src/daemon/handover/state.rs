@@ -185,8 +185,7 @@ impl State {
         let mut generations = BTreeMap::new();
         for (id, release, places, control_tcp) in self.generations {
             let common = Common::of(&release, id, &heritage)?;
-            let shared = places.iter().filter_map(|place| listeners.get(*place)).map(Rc::clone).collect();
-            let sockets = Prepared { listeners: shared, warnings: Vec::new() };
+            let sockets = Prepared::among(&listeners, &places);
             let control_tcp = HandOver::unpack(control_tcp, luggage)?;
             generations.insert(id, Generation { release, common, sockets, control_tcp });
         }

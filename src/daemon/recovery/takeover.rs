@@ -1,45 +1,32 @@
 //! A manager made of what another has left.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::rc::Rc;
 
 use nix::unistd::Pid;
 use tracing::{info, warn};
 
-use super::super::cgroups::Cgroups;
-use super::super::doors::OnDemand;
-use super::super::handover::Successor;
-use super::super::init::terminal;
 use super::super::launch::Common;
 use super::super::node::{Channel, Demanded};
-use super::super::outlet::Outputs;
 use super::super::process::{Process, Tail, WorkerOutput};
 use super::super::release::in_words;
-use super::super::repair::Care;
 use super::super::run::{Daemon, Generation, Role};
 use super::super::sockets::{Prepared, Sockets};
 use super::super::start::Post;
-use super::super::store::Store;
-use super::super::target::Targets;
 use super::judge::{Recovered, Untold};
 use super::record::ProcessRecord;
 use super::survivors::{Family, Survivor, unrecorded};
-use super::{Found, Journal, Leftover};
+use super::{Found, Leftover};
 use crate::core::Event;
 use crate::core::ids::WorkerId;
 use crate::core::{Manager, WorkerState};
 use crate::sys::activation::Inherited;
-use crate::sys::exec::own_program;
 use crate::sys::handover::{HandOver, Unpacked};
 use crate::sys::held::{self, Held, Kind};
 use crate::sys::notify_socket::NotifySocket;
 use crate::sys::pidfd::Pidfd;
-use crate::sys::process;
-use crate::sys::signals::Signals;
-use crate::sys::wait::Poller;
 
 /// What there still is of a service, all of it in our hands.
 #[derive(Debug)]
@@ -97,54 +84,23 @@ impl Taken {
     ///
     /// Signals or epoll cannot be had.
     pub fn take_over(self, post: Post) -> io::Result<Daemon> {
-        let service = self.recovered.service().to_owned();
         let Self { recovered: Recovered { record, untold }, survivors, sockets, leftovers } = self;
         let luggage = &mut Unpacked::take_over(&[])?;
         let mut generations = BTreeMap::new();
         for (id, release, places) in record.generations {
             let common = Common::of(&release, id, &post.heritage)?;
-            let shared = places.iter().filter_map(|place| sockets.listeners.get(*place)).map(Rc::clone);
-            let prepared = Prepared { listeners: shared.collect(), warnings: Vec::new() };
+            let prepared = Prepared::among(&sockets.listeners, &places);
             generations.insert(id, Generation { release, common, sockets: prepared, control_tcp: None });
         }
         let demanded =
             record.demanded.into_iter().filter_map(|one| Demanded::unpack(one, &sockets.listeners));
-        let mut daemon = Daemon {
-            manager: record.manager,
-            poller: Poller::new()?,
-            signals: Signals::install()?,
-            terminal: terminal(),
-            epoch: record.epoch,
-            source: record.source,
-            successor: Successor::at(own_program()?),
-            journal: Journal::new(post.runtime.state()),
-            runtime: post.runtime,
-            cgroups: Cgroups::find(&service),
-            heritage: post.heritage,
-            sockets: Sockets::resume(&sockets.listeners),
-            generations,
-            kept: record.kept,
-            targets: Targets::default(),
-            stored: Store::default(),
-            demanded: demanded.collect(),
-            candidate: None,
-            processes: BTreeMap::new(),
-            roles: BTreeMap::new(),
-            helpers: BTreeMap::new(),
-            found_at_start: process::own_children()?,
-            upward: post.upward,
-            control: post.control,
-            history: HandOver::unpack(record.history, luggage)?,
-            inbox: VecDeque::new(),
-            barriers: Vec::new(),
-            ended: false,
-            hooks_end: BTreeMap::new(),
-            look_for_orphans_at: None,
-            care: Care::default(),
-            outputs: Outputs::open()?,
-            on_demand: OnDemand::default(),
-            leftovers,
-        };
+        let all = Sockets::resume(&sockets.listeners);
+        let mut daemon = Daemon::at_post(post, record.manager, record.source, all, generations)?;
+        daemon.epoch = record.epoch;
+        daemon.kept = record.kept;
+        daemon.demanded = demanded.collect();
+        daemon.history = HandOver::unpack(record.history, luggage)?;
+        daemon.leftovers = leftovers;
         let speaking = survivors.iter().filter_map(|survivor| survivor.record.notify.as_deref());
         sweep(&daemon.runtime.notify(), &speaking.collect());
         for survivor in survivors {
