@@ -5,7 +5,7 @@ use std::process::{self, ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use liveswap::cli::{
-    change, check, completions, demo, events, man, original, report, run, status, try_handover, unit, upgrade,
+    change, check, completions, demo, events, man, original, run, status, try_handover, unit, upgrade,
 };
 use liveswap::daemon;
 
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     }
     panic::set_hook(Box::new(|bug| {
         eprintln!("Error: a bug of liveswap: {bug}");
-        process::exit(report::BUG);
+        process::exit(daemon::BUG);
     }));
     if is_original {
         return original::run(std::env::args_os());

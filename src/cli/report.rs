@@ -3,9 +3,6 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-/// The exit status after a bug of ours (`EX_SOFTWARE` of sysexits.h).
-pub const BUG: i32 = 70;
-
 /// The exit status of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

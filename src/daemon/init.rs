@@ -21,10 +21,10 @@ use std::time::Duration;
 use nix::unistd::{Pid, getpid};
 use tracing::{error, info, warn};
 
-use self::record::{BUG, Next, Record, TRIES, status_of};
+use self::record::{Next, Record, TRIES, status_of};
 use self::upward::Upward;
-use super::ManagerError;
 use super::outlet::Outputs;
+use super::{BUG, ManagerError};
 use crate::core::time::Mono;
 use crate::core::word::Word;
 use crate::sys::activation::{self, Inherited};

@@ -76,6 +76,9 @@ use crate::sys::handover::Unpacked;
 use crate::sys::limits::{self, Resource};
 use crate::sys::signals;
 
+/// The exit status after a bug of ours (`EX_SOFTWARE` of sysexits.h).
+pub const BUG: i32 = 70;
+
 /// Why a manager could not start, or ended before its service did.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerError {

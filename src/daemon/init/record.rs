@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
+use super::super::BUG;
 use crate::sys::reaper::Exit;
-
-/// What a manager exits with that has found a bug of its own (DESIGN, command line).
-pub(super) const BUG: i32 = 70;
 
 /// How soon another manager is started, and the longest pause between two that crash in a row.
 const PAUSE: Duration = Duration::from_millis(100);
