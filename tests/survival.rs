@@ -249,7 +249,7 @@ fn a_worker_that_was_started_in_the_last_moment_drains_as_any_other() {
     let started = manager
         .wait_worker(Place::START, "a new worker", |one| one.generation == 2 && one.step == Step::Started);
     // It has a child by then that is nobody's.
-    manager.wait_until("its daemon", || (manager.descendants_named("sleep").len() == 1).then_some(()));
+    let daemon = manager.wait_until("its daemon", || manager.descendants_named("sleep").pop());
     manager.crash();
     // As if the manager had not come to write down which process it is.
     let state = manager.path("run/state");
@@ -265,7 +265,15 @@ fn a_worker_that_was_started_in_the_last_moment_drains_as_any_other() {
     manager.wait_worker(place, "its drain", |one| one.pid == started.pid && one.step == Step::Draining);
     wait_gone(started.pid);
     assert_eq!(pids(&manager.wait_survivors(1, 3)), old);
-    assert!(!manager.log.since(0).iter().any(|line| line.contains("SIGKILL")), "it may have served");
+    // What it has left behind is killed, once it has gone, and nobody else is: it may have served.
+    manager.wait_log(place, [&format!("process {daemon} has outlived worker"), "SIGKILL"]);
+    wait_gone(daemon);
+    let killed = manager.log.since(0).into_iter().filter(|line| line.contains("SIGKILL"));
+    assert!(
+        killed.clone().all(|line| line.contains(&format!("process {daemon} "))),
+        "{:?}",
+        killed.collect::<Vec<_>>()
+    );
     manager.stop();
 }
 
