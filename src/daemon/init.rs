@@ -30,6 +30,7 @@ use crate::core::word::Word;
 use crate::sys::activation::{self, Inherited};
 use crate::sys::clock::monotonic_micros;
 use crate::sys::exec::{RUNNING, own_program};
+use crate::sys::foreign::{Closers, ForeignFd};
 use crate::sys::notify_socket::{Datagram, NotifySocket};
 use crate::sys::process;
 use crate::sys::reaper::{self, Exit};
@@ -89,6 +90,8 @@ struct Init {
     upward: Upward,
     /// What an activator has handed to us, and behind it what managers have stored.
     kept: Vec<Inherited>,
+    /// The children that close what came from outside.
+    closers: Closers,
     manager: Option<Spawned>,
     /// Whether the manager has said anything: from then on it obeys signals.
     is_up: bool,
@@ -137,6 +140,7 @@ impl Init {
             notify,
             upward: Upward::from_environment(),
             kept: inherited,
+            closers: Closers::default(),
             manager: None,
             is_up: false,
             up_at: None,
@@ -155,13 +159,17 @@ impl Init {
         let mut ready = Vec::new();
         loop {
             self.start_if_due();
+            if let Err(error) = self.closers.run() {
+                warn!("cannot start a closer of descriptors: {error}; trying again");
+            }
             self.outputs.flush(&self.poller);
             if let Some(status) = self.ended {
                 // A status has eight bits (exit(3)).
                 return Ok(ExitCode::from(status.to_le_bytes()[0]));
             }
             let timers = [self.start_at, self.up_at].into_iter().flatten().map(|at| at - now());
-            self.poller.wait(timers.chain(self.upward.send()).min(), &mut ready)?;
+            let timers = timers.chain(self.upward.send()).chain(self.closers.time_left());
+            self.poller.wait(timers.min(), &mut ready)?;
             // Whoever has died was heard before.
             if ready.iter().any(|ready| ready.token == NOTIFY) {
                 self.listen();
@@ -248,10 +256,9 @@ impl Init {
 
     fn hear(&mut self, text: &[u8], datagram: Datagram) {
         // The folder is anybody's to read, so the path is no secret.
-        let by_manager = self
-            .manager
-            .as_ref()
-            .is_some_and(|manager| datagram.sender.is_some_and(|sender| sender.pid == manager.pid.as_raw()));
+        let by_manager = self.manager.as_ref().is_some_and(|manager| {
+            datagram.sender.as_ref().is_some_and(|sender| sender.pid == manager.pid.as_raw())
+        });
         if !by_manager || datagram.truncated || datagram.control_truncated {
             return;
         }
@@ -268,7 +275,8 @@ impl Init {
             if self.kept.iter().any(|kept| kept.name == name) {
                 return;
             }
-            let stored = datagram.descriptors.into_iter().map(|fd| Inherited { fd, name: name.clone() });
+            let stored = datagram.descriptors.into_iter().map(ForeignFd::trusted);
+            let stored = stored.map(|fd| Inherited { fd, name: name.clone() });
             self.kept.extend(stored);
         } else {
             self.upward.say(text);
@@ -325,6 +333,7 @@ impl Init {
                 error!("cannot reap process {pid}: {error}");
                 return;
             }
+            self.closers.ended(pid);
             if let Some(mut manager) = manager {
                 self.own_program = false;
                 let mut exit = exit;
@@ -335,7 +344,7 @@ impl Init {
                 self.go_on(exit);
             }
         }
-        self.ended = self.ended.or(self.ending.filter(|_| !is_anybody_left()));
+        self.ended = self.ended.or(self.ending.filter(|_| !self.is_anybody_left()));
     }
 
     /// Goes on after the end of a manager.
@@ -344,7 +353,7 @@ impl Init {
         if self.notify.is_none() && self.started + LIFE <= now() {
             self.record.note_ready();
         }
-        match self.record.note_end(exit, is_anybody_left()) {
+        match self.record.note_end(exit, self.is_anybody_left()) {
             Next::Another(_) if self.stop.is_some() && self.record.crashes > 1 => self.end_by_ourselves(exit),
             Next::End(status) => {
                 if matches!(exit, Exit::Signal { .. } | Exit::Code(BUG)) {
@@ -373,7 +382,12 @@ impl Init {
             let _ = process::signal(pid, Signal::Terminate.number());
         }
         self.ending = Some(status_of(exit));
-        self.ended = self.ending.filter(|_| !is_anybody_left());
+        self.ended = self.ending.filter(|_| !self.is_anybody_left());
+    }
+
+    /// Whether any process is left that a manager has started.
+    fn is_anybody_left(&self) -> bool {
+        process::own_children().is_ok_and(|children| children.iter().any(|pid| !self.closers.has(*pid)))
     }
 }
 
@@ -385,11 +399,6 @@ pub(super) fn terminal() -> ControllingTerminal {
 
 fn is_stop(signal: Signal) -> bool {
     matches!(signal, Signal::Terminate | Signal::Interrupt | Signal::Quit)
-}
-
-/// Whether anybody is left whom a manager has started.
-fn is_anybody_left() -> bool {
-    process::own_children().is_ok_and(|children| !children.is_empty())
 }
 
 fn now() -> Mono {

@@ -16,6 +16,7 @@ use super::token::Stream;
 use crate::core::ids::{GenerationId, SlotId};
 use crate::core::time::Mono;
 use crate::core::word::{Word, one_line};
+use crate::sys::foreign::ForeignFd;
 use crate::sys::handover::hand_over;
 use crate::sys::notify_socket::NotifySocket;
 use crate::sys::pidfd::Pidfd;
@@ -112,12 +113,12 @@ pub enum Heard {
     Store(StoreWish),
     /// The descriptor of a `BARRIER=1`: it is to be closed when all that was heard before has been acted on, which is what its
     /// sender waits for.
-    Barrier(OwnedFd),
+    Barrier(ForeignFd),
 }
 
 impl Heard {
     /// Takes a message apart. Descriptors that nobody claims are closed.
-    fn all(message: Message, descriptors: Vec<OwnedFd>) -> Vec<Self> {
+    fn all(message: Message, descriptors: Vec<ForeignFd>) -> Vec<Self> {
         let Message { words, main_pid: _, descriptors: claim, forget } = message;
         let words = words.into_iter().map(Self::Word);
         let forget = forget.map(|name| Self::Store(StoreWish::Forget(name)));

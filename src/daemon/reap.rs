@@ -31,6 +31,11 @@ impl Daemon {
         loop {
             match reaper::next_exited() {
                 Ok(Some((pid, exit))) => {
+                    if self.closers.ended(pid) {
+                        self.roles.remove(&pid);
+                        let _ = reaper::reap(pid);
+                        continue;
+                    }
                     let role = self.roles.remove(&pid);
                     self.hooks_end.remove(&pid);
                     let goes_on = match role {
@@ -43,6 +48,7 @@ impl Daemon {
                             | Role::Probe(_)
                             | Role::Survey
                             | Role::Trial
+                            | Role::Closer
                             | Role::Guest,
                         ) => {
                             kill_group(pid);
@@ -198,7 +204,7 @@ impl Daemon {
             Role::Before(generation) => self.before_ended(generation, done, &how),
             Role::Head => self.recorded(exit),
             // It has an end of its own.
-            Role::Guest => {}
+            Role::Guest | Role::Closer => {}
             Role::After(generation) if done => info!("generation {generation}: the hook `after` is done"),
             Role::After(generation) => warn!("generation {generation}: the hook `after` {how}"),
             Role::Probe(worker) => {

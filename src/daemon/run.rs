@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::mem;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+use tracing::debug;
 
 use super::cgroups::Cgroups;
 use super::control::{Control, Door, History};
@@ -36,6 +36,7 @@ use crate::core::time::Mono;
 use crate::core::{Event, Manager};
 use crate::sys::clock::monotonic_micros;
 use crate::sys::control_tcp::ControlTcp;
+use crate::sys::foreign::{Closers, ForeignFd};
 use crate::sys::signals::{ControllingTerminal, Signals};
 use crate::sys::spawn::{Report, Spawned};
 use crate::sys::wait::{Poller, Ready};
@@ -71,6 +72,7 @@ pub(super) enum Role {
     Probe(WorkerId),
     Survey,
     Trial,
+    Closer,
 }
 
 /// The manager, with all that it has a hold of.
@@ -113,7 +115,9 @@ pub struct Daemon {
     /// Events that are yet to be handed in.
     pub(super) inbox: VecDeque<Event>,
     /// What workers wait to be closed until all that they said was acted on (sd_notify_barrier(3)).
-    pub(super) barriers: Vec<OwnedFd>,
+    pub(super) barriers: Vec<ForeignFd>,
+    /// The children that close what came from outside.
+    pub(super) closers: Closers,
     pub(super) ended: bool,
     /// When hooks `after` that still run are killed.
     pub(super) hooks_end: BTreeMap<Pid, Mono>,
@@ -216,6 +220,16 @@ impl Daemon {
         self.outputs.flush(&self.poller);
         self.close_turn();
         self.barriers.clear();
+        self.close_foreign();
+    }
+
+    /// Has what came from outside, and is of no use any more, closed by a child: it may make that one wait.
+    fn close_foreign(&mut self) {
+        match self.closers.run() {
+            Ok(Some(closer)) => drop(self.roles.insert(closer, Role::Closer)),
+            Ok(None) => {}
+            Err(error) => debug!("cannot start a closer of descriptors: {error}; trying again"),
+        }
     }
 
     fn time_to_wait(&self, tick_at: Option<Mono>) -> Option<Duration> {
@@ -235,6 +249,9 @@ impl Daemon {
             .chain(self.successor.wish.as_ref().and_then(Reexec::deadline))
             .min()
             .map(|deadline| deadline - self.now())
+            .into_iter()
+            .chain(self.closers.time_left())
+            .min()
     }
 
     /// Turns what is ready into events: what workers say first, exits last. Newcomers come after the clients that are there,

@@ -26,6 +26,7 @@ use crate::core::ids::{GenerationId, WorkerId};
 use crate::core::{Event, Manager};
 use crate::sys::clock::monotonic_micros;
 use crate::sys::exec::own_program;
+use crate::sys::foreign::Closers;
 use crate::sys::signals::Signals;
 use crate::sys::wait::{Interest, Poller};
 use crate::sys::{process, reaper};
@@ -122,6 +123,7 @@ impl Daemon {
             history: History::default(),
             inbox: VecDeque::new(),
             barriers: Vec::new(),
+            closers: Closers::default(),
             ended: false,
             hooks_end: BTreeMap::new(),
             look_for_orphans_at: None,

@@ -4,13 +4,14 @@
 //! is in store stays there until it is removed by name, or what is at its other end hangs up.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use tracing::{debug, warn};
 
 use super::run::Daemon;
 use super::token::Token;
 use crate::core::ids::{SlotId, WorkerId};
+use crate::sys::foreign::ForeignFd;
 use crate::sys::handover::hand_over;
 use crate::sys::wait::{Interest, Poller};
 
@@ -30,12 +31,12 @@ pub struct Stored {
     /// By which an event names it.
     number: u64,
     pub(super) name: String,
-    pub(super) fd: OwnedFd,
+    pub(super) fd: ForeignFd,
     /// It goes with the hang-up of what is at its other end.
     polled: bool,
 }
 
-hand_over!(Stored as StoredState { number: u64, name: String, fd: OwnedFd, polled: bool });
+hand_over!(Stored as StoredState { number: u64, name: String, fd: ForeignFd, polled: bool });
 
 /// What a worker wants of the store.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ pub enum StoreWish {
         /// They are polled.
         polled: bool,
         /// What came along.
-        descriptors: Vec<OwnedFd>,
+        descriptors: Vec<ForeignFd>,
     },
     /// To forget all of a name.
     Forget(String),

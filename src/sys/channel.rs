@@ -6,9 +6,9 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
-};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+
+use super::rights::receive;
 
 /// Makes the two ends: ours, which never blocks, and the worker's.
 ///
@@ -27,22 +27,22 @@ pub fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
 ///
 /// Those of sendmsg(2): `WouldBlock` where nothing is taken now, `BrokenPipe` where the other end has gone, and
 /// `ETOOMANYREFS` where too many descriptors are on their way.
-pub fn send_some(channel: &OwnedFd, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<usize> {
+pub fn send_some(channel: impl AsFd, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<usize> {
     let descriptor = descriptor.map(|fd| [fd.as_raw_fd()]);
     let rights = descriptor.as_ref().map(|fd| ControlMessage::ScmRights(fd));
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     let bytes = [IoSlice::new(bytes)];
-    Ok(sendmsg::<()>(channel.as_raw_fd(), &bytes, rights.as_slice(), flags, None)?)
+    Ok(sendmsg::<()>(channel.as_fd().as_raw_fd(), &bytes, rights.as_slice(), flags, None)?)
 }
 
-/// Receives what has come, as much as there is room for; 0 where the other end was closed. Descriptors that came beside it
-/// are closed by the kernel, as nobody makes room for them (unix(7)).
+/// Receives what has come, as much as there is room for; 0 where the other end was closed. Descriptors that come beside it
+/// are closed.
 ///
 /// # Errors
 ///
-/// Those of recv(2): `WouldBlock` where nothing has come.
-pub fn receive_some(channel: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
-    Ok(recv(channel.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
+/// Those of recvmsg(2): `WouldBlock` where nothing has come.
+pub fn receive_some(channel: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    receive(channel, buffer)
 }
 
 #[cfg(test)]
@@ -56,6 +56,7 @@ mod tests {
     use nix::cmsg_space;
     use nix::sys::socket::{ControlMessageOwned, recvmsg};
 
+    use super::super::foreign::Closers;
     use super::*;
 
     /// What came, and the descriptor beside it.
@@ -112,6 +113,7 @@ mod tests {
         drop(writer);
         let mut buffer = [0; 64];
         assert_eq!(receive_some(&ours, &mut buffer).unwrap(), 5);
+        Closers::default().finish();
         // The end is there only if no copy of the writing end is open any more.
         assert_eq!(reader.read(&mut buffer).unwrap(), 0);
         drop(theirs);

@@ -91,7 +91,7 @@ extern "C" fn begin(plan: *mut c_void) -> c_int {
 
 /// Memory for a stack, with a page below it that nobody may touch: what overflows it ends the child, and harms nobody.
 #[derive(Debug)]
-struct Stack {
+pub(super) struct Stack {
     start: NonNull<c_void>,
     size: usize,
 }
@@ -101,7 +101,7 @@ impl Stack {
     /// never there.
     const SIZE: usize = 64 * 1024;
 
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         let page =
             sysconf(SysconfVar::PAGE_SIZE)?.and_then(|size| usize::try_from(size).ok()).unwrap_or(4096);
         let size = Self::SIZE + page;
@@ -115,7 +115,7 @@ impl Stack {
     }
 
     /// Returns where it begins: stacks grow down. It is aligned as mmap(2) aligns.
-    fn top(&self) -> *mut c_void {
+    pub(super) fn top(&self) -> *mut c_void {
         // SAFETY: one past the end of the mapping.
         unsafe { self.start.byte_add(self.size) }.as_ptr()
     }

@@ -1,47 +1,39 @@
-#![expect(
-    unsafe_code,
-    reason = "the safe wrappers of recvmsg(2) lose descriptors of a message that was cut short"
-)]
+#![expect(unsafe_code, reason = "SO_PASSPIDFD, getrandom(2)")]
 //! The socket on which one worker's notify datagrams come in, `sd_notify(3)`.
 //!
-//! Each worker has one of its own, with a path that cannot be guessed: who knows it was told it, so the socket alone
-//! says whose words they are, though the sender be long dead. Every descriptor that a message brings is owned from
-//! the moment recvmsg(2) returns, whatever else is wrong with the message: no sender can make us leak one.
+//! Each worker has a socket of its own, so the address says which worker a message is about. It does not say who sent it:
+//! any user reads the path of every bound socket in /proc/net/unix, and any user may send. So each message comes with its
+//! [`Sender`], as the kernel knows it, and the caller decides whom it believes.
+//!
+//! Every descriptor that a message brings is owned from the moment recvmsg(2) returns, whatever else is wrong with the
+//! message, and is closed where that may wait ([`super::foreign`]): no sender can make us leak a descriptor or sleep.
 
 use std::fmt::Write as _;
 use std::fs::{self, Permissions};
 use std::io;
-use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, bind, getsockopt, setsockopt, socket, sockopt,
-};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, setsockopt, socket, sockopt};
 
+use super::foreign::ForeignFd;
 use super::handover::hand_over;
+use super::rights::{self, Received, Sender};
 
-/// The most descriptors that one message can bring (`SCM_MAX_FD`, unix(7)).
-pub const MAX_DESCRIPTORS: usize = 253;
-
-const HEADER: usize = aligned(size_of::<libc::cmsghdr>());
-const CONTROL: usize =
-    HEADER + aligned(MAX_DESCRIPTORS * size_of::<libc::c_int>()) + HEADER + aligned(size_of::<libc::ucred>());
-
-/// Returns `CMSG_ALIGN(len)` of cmsg(3).
-const fn aligned(len: usize) -> usize {
-    len.next_multiple_of(size_of::<usize>())
-}
+/// `SO_PASSPIDFD` of asm-generic/socket.h, since Linux 6.5.
+const SO_PASSPIDFD: libc::c_int = 76;
 
 /// A bound datagram socket; its path is removed on drop.
 #[derive(Debug)]
 pub struct NotifySocket {
-    socket: OwnedFd,
+    /// Foreign, as descriptors of others may wait in its queue.
+    socket: ForeignFd,
     path: PathBuf,
 }
 
-hand_over!(NotifySocket as NotifySocketState { socket: OwnedFd, path: PathBuf });
+hand_over!(NotifySocket as NotifySocketState { socket: ForeignFd, path: PathBuf });
 
 /// One message. Its descriptors are closed on drop, which is what a sender of `BARRIER=1` waits for: keep it until
 /// the message has been acted on.
@@ -50,24 +42,13 @@ pub struct Datagram {
     /// How many bytes of the buffer it fills.
     pub len: usize,
     /// What came along, with `FD_CLOEXEC` set; empty if some were lost.
-    pub descriptors: Vec<OwnedFd>,
+    pub descriptors: Vec<ForeignFd>,
     /// Who sent it, as the kernel vouches.
-    pub sender: Option<Credentials>,
+    pub sender: Option<Sender>,
     /// The message was longer than the buffer (`MSG_TRUNC`); it should be dropped whole.
     pub truncated: bool,
     /// Descriptors were lost, as we had no room for more (`MSG_CTRUNC`); it should be dropped whole.
     pub control_truncated: bool,
-}
-
-/// The identity of a sender when it sent, `SCM_CREDENTIALS` of unix(7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Credentials {
-    /// Its process id; 0 where it lives in a pid namespace that we cannot see. It may be dead by now.
-    pub pid: i32,
-    /// Its real user id, or another that it may take on.
-    pub uid: u32,
-    /// Its real group id, or another that it may take on.
-    pub gid: u32,
 }
 
 impl NotifySocket {
@@ -109,8 +90,9 @@ impl NotifySocket {
         let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
         // Before the address exists, so that no message comes without its sender.
         setsockopt(&socket, sockopt::PassCred, &true)?;
+        pass_process(&socket);
         bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-        let bound = Self { socket, path: path.to_owned() };
+        let bound = Self { socket: socket.into(), path: path.to_owned() };
         // The file begins with less than this, by the umask, and nobody is told the name before it has all of it. The
         // umask itself belongs to the whole process and stays as it is.
         fs::set_permissions(path, Permissions::from_mode(0o666))?;
@@ -132,40 +114,23 @@ impl NotifySocket {
     ///
     /// What recvmsg(2) returns but EAGAIN and EINTR.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<Datagram>> {
-        self.receive_with(buffer, &mut [0; CONTROL])
+        self.receive_with(buffer, &mut [0; rights::CONTROL])
     }
 
     fn receive_with(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Option<Datagram>> {
-        let mut text = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-        // SAFETY: msghdr is plain C data, for which all zeroes is a value: null pointers and zero lengths.
-        let mut message: libc::msghdr = unsafe { mem::zeroed() };
-        message.msg_iov = &raw mut text;
-        message.msg_iovlen = 1;
-        message.msg_control = control.as_mut_ptr().cast();
-        message.msg_controllen = control.len() as _;
-        let len = loop {
-            let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
-            // SAFETY: the message points to two live exclusive slices, with their lengths, and to a live iovec.
-            let received = unsafe { libc::recvmsg(self.socket.as_raw_fd(), &raw mut message, flags) };
-            if let Ok(len) = usize::try_from(received) {
-                break len;
-            }
-            let error = io::Error::last_os_error();
-            match error.kind() {
-                io::ErrorKind::Interrupted => {}
-                io::ErrorKind::WouldBlock => return Ok(None),
-                _ => return Err(error),
+        let Received { len, mut descriptors, sender, flags } = loop {
+            match rights::receive_in(&self.socket, buffer, control) {
+                Ok(received) => break received,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(error) => return Err(error.into()),
             }
         };
-        let written = control.len().min(message.msg_controllen as _);
-        // SAFETY: the kernel has just written these control messages, and nobody else has read them.
-        let (mut descriptors, sender) = unsafe { take_control(&control[..written]) };
-        descriptors.iter().for_each(close_without_wait);
-        let control_truncated = message.msg_flags & libc::MSG_CTRUNC != 0;
+        let control_truncated = flags & libc::MSG_CTRUNC != 0;
         if control_truncated {
             descriptors.clear();
         }
-        let truncated = message.msg_flags & libc::MSG_TRUNC != 0;
+        let truncated = flags & libc::MSG_TRUNC != 0;
         Ok(Some(Datagram { len, descriptors, sender, truncated, control_truncated }))
     }
 }
@@ -183,71 +148,13 @@ impl Drop for NotifySocket {
     }
 }
 
-/// Takes ownership of all descriptors in the control messages, and reads the sender.
-///
-/// # Safety
-///
-/// The bytes must be what recvmsg(2) wrote, and this must be called once for them: the descriptors in them then
-/// belong to us and to nobody else.
-unsafe fn take_control(control: &[u8]) -> (Vec<OwnedFd>, Option<Credentials>) {
-    let (mut descriptors, mut sender) = (Vec::new(), None);
-    for (level, kind, payload) in ControlMessages(control) {
-        match (level, kind) {
-            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
-                descriptors.reserve(payload.len() / size_of::<libc::c_int>());
-                for number in integers(payload) {
-                    // SAFETY: the kernel made this descriptor for us, and by the caller's word we are the first to
-                    // see its number.
-                    descriptors.push(unsafe { OwnedFd::from_raw_fd(number) });
-                }
-            }
-            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
-                let mut fields = integers(payload);
-                if let (Some(pid), Some(uid), Some(gid)) = (fields.next(), fields.next(), fields.next()) {
-                    sender = Some(Credentials { pid, uid: uid.cast_unsigned(), gid: gid.cast_unsigned() });
-                }
-            }
-            _ => {}
-        }
-    }
-    (descriptors, sender)
-}
-
-/// Walks over control messages: the level, the type, and as much of the payload as arrived. Any bytes will do.
-///
-/// The walk is our own, as the `CMSG_NXTHDR` of some C libraries passes over a last message that was cut short, and
-/// with it the descriptors that did arrive.
-struct ControlMessages<'a>(&'a [u8]);
-
-impl<'a> Iterator for ControlMessages<'a> {
-    type Item = (libc::c_int, libc::c_int, &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.len() < HEADER {
-            return None;
-        }
-        // SAFETY: so many bytes are there; a cmsghdr is plain integers, and the read needs no alignment.
-        let header: libc::cmsghdr = unsafe { self.0.as_ptr().cast::<libc::cmsghdr>().read_unaligned() };
-        let len = self.0.len().min(header.cmsg_len as _);
-        let payload = self.0.get(HEADER..len)?;
-        self.0 = self.0.get(aligned(len)..).unwrap_or_default();
-        Some((header.cmsg_level, header.cmsg_type, payload))
-    }
-}
-
-/// Sees to it that closing this does not wait for a peer to take what is unsent: ours may be the last descriptor of a
-/// connection with `SO_LINGER` (socket(7)), and the sender must not make us sleep. What is unsent is sent all the same.
-fn close_without_wait(descriptor: &OwnedFd) {
-    let off = libc::linger { l_onoff: 0, l_linger: 0 };
-    // An error means that it is no socket, or one that knows no lingering.
-    if getsockopt(descriptor, sockopt::Linger).is_ok_and(|set| set.l_onoff != 0 && set.l_linger != 0) {
-        let _ = setsockopt(descriptor, sockopt::Linger, &off);
-    }
-}
-
-fn integers(payload: &[u8]) -> impl Iterator<Item = libc::c_int> {
-    let (whole, _cut_short) = payload.as_chunks();
-    whole.iter().copied().map(libc::c_int::from_ne_bytes)
+/// Has every message bring the process of its sender; a kernel before 6.5 does not know how.
+fn pass_process(socket: &OwnedFd) {
+    let (on, size) = (1_i32, libc::socklen_t::try_from(size_of::<i32>()).unwrap_or_default());
+    // SAFETY: the kernel reads one integer.
+    let _ = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSPIDFD, (&raw const on).cast(), size)
+    };
 }
 
 /// Returns 128 random bits in hexadecimal.
@@ -273,6 +180,7 @@ fn random_name() -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rights::{CONTROL, MAX_DESCRIPTORS};
     use super::*;
     use std::env;
     use std::fs::File;
@@ -280,12 +188,15 @@ mod tests {
     use std::os::unix::net::UnixDatagram;
     use std::process::{self, Command, Stdio};
 
-    use nix::errno::Errno;
     use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-    use nix::unistd::{getgid, getuid};
+    use nix::unistd::{Uid, getuid, setresuid};
     use tempfile::TempDir;
+
+    use super::super::foreign::Closers;
+    use super::super::fork::tests::isolated;
+    use super::super::output::is_readable;
 
     const ALONE: &str = "LIVESWAP_TEST_ALONE";
 
@@ -341,65 +252,8 @@ mod tests {
         None
     }
 
-    /// What makes no system call, so that Miri can look at it.
-    mod memory {
-        use super::*;
-
-        /// A control message as the kernel lays it out (cmsg(3)), whose header says `len`.
-        fn message(len: usize, kind: libc::c_int, payload: &[i32]) -> Vec<u8> {
-            let mut bytes =
-                [len.to_ne_bytes().as_slice(), &libc::SOL_SOCKET.to_ne_bytes(), &kind.to_ne_bytes()].concat();
-            bytes.extend(payload.iter().flat_map(|number| number.to_ne_bytes()));
-            bytes.resize(aligned(bytes.len()), 0);
-            bytes
-        }
-
-        /// The payloads of all messages, wherever in memory they stand.
-        fn payloads(control: &[u8]) -> Vec<Vec<i32>> {
-            fn walk(control: &[u8]) -> Vec<Vec<i32>> {
-                ControlMessages(control).map(|(_, _, payload)| integers(payload).collect()).collect()
-            }
-            let found = walk(control);
-            for shift in 1..8 {
-                let moved = [&[0; 8][..shift], control].concat();
-                assert_eq!(walk(&moved[shift..]), found);
-            }
-            found
-        }
-
-        #[test]
-        fn what_arrived_of_a_message_that_was_cut_short_is_found_at_every_length() {
-            let rights = message(HEADER + 12, libc::SCM_RIGHTS, &[7, 8, 9]);
-            let whole = [rights.clone(), message(HEADER + 12, libc::SCM_CREDENTIALS, &[1, 2, 3])].concat();
-            for end in 0..=whole.len() {
-                let first = end.saturating_sub(HEADER).min(12) / 4;
-                let second = end.saturating_sub(rights.len() + HEADER).min(12) / 4;
-                let expected = [(HEADER, &[7, 8, 9][..first]), (rights.len() + HEADER, &[1, 2, 3][..second])];
-                let expected: Vec<_> = expected
-                    .into_iter()
-                    .filter(|(from, _)| end >= *from)
-                    .map(|(_, found)| found.to_vec())
-                    .collect();
-                assert_eq!(payloads(&whole[..end]), expected, "{end} bytes");
-            }
-        }
-
-        #[test]
-        fn a_length_that_is_a_lie_ends_the_walk_within_the_bytes() {
-            for len in [0, 1, HEADER - 1] {
-                assert_eq!(payloads(&message(len, libc::SCM_RIGHTS, &[7])), [[0; 0]; 0], "{len}");
-            }
-            for len in [HEADER + 5, HEADER + 8, HEADER + 9, 1 << 40, usize::MAX - 7, usize::MAX] {
-                let found = payloads(&message(len, libc::SCM_RIGHTS, &[7]));
-                // With the padding that is there.
-                assert!(found == [vec![7]] || found == [vec![7, 0]], "{len}: {found:?}");
-            }
-            assert_eq!(payloads(&message(HEADER, libc::SCM_RIGHTS, &[])), [[0; 0]]);
-        }
-    }
-
     #[test]
-    fn the_name_cannot_be_guessed_and_anyone_who_knows_it_may_send() {
+    fn every_socket_has_a_name_of_its_own_and_anyone_may_send() {
         let (folder, socket, _) = bound();
         let other = NotifySocket::bind(folder.path()).unwrap();
         assert_ne!(socket.path(), other.path());
@@ -438,18 +292,16 @@ mod tests {
         worker.send(b"FDSTORE=1", &[writer.as_raw_fd(), worker.socket.as_raw_fd()]).unwrap();
         drop(writer);
         let (text, datagram) = next(&socket);
-        let me =
-            Credentials { pid: process::id().cast_signed(), uid: getuid().as_raw(), gid: getgid().as_raw() };
-        assert_eq!((text.as_slice(), datagram.sender), (&b"READY=1"[..], Some(me)));
+        assert_eq!((text.as_slice(), sender(&datagram)), (&b"READY=1"[..], me()));
         assert!(datagram.descriptors.is_empty() && !datagram.truncated && !datagram.control_truncated);
         let (text, datagram) = next(&socket);
-        assert_eq!((text.as_slice(), datagram.sender), (&b"FDSTORE=1"[..], Some(me)));
+        assert_eq!((text.as_slice(), sender(&datagram)), (&b"FDSTORE=1"[..], me()));
         for descriptor in &datagram.descriptors {
             let flags = FdFlag::from_bits_retain(fcntl(descriptor, FcntlArg::F_GETFD).unwrap());
             assert!(flags.contains(FdFlag::FD_CLOEXEC));
         }
-        let [pipe_end, _]: [OwnedFd; 2] = datagram.descriptors.try_into().unwrap();
-        io::Write::write_all(&mut File::from(pipe_end), b"it is the pipe").unwrap();
+        let [pipe_end, _]: [ForeignFd; 2] = datagram.descriptors.try_into().unwrap();
+        io::Write::write_all(&mut File::from(pipe_end.trusted()), b"it is the pipe").unwrap();
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "it is the pipe");
@@ -457,14 +309,24 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_would_linger_does_not_hold_us_up() {
-        let (_folder, socket, worker) = bound();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let connection = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        setsockopt(&connection, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 600 }).unwrap();
-        worker.send(b"FDSTORE=1", &[connection.as_raw_fd()]).unwrap();
-        assert_eq!(next(&socket).1.descriptors.len(), 1);
-        assert_eq!(getsockopt(&connection, sockopt::Linger).unwrap().l_onoff, 0);
+    fn the_user_of_a_sender_is_told_and_so_is_its_process() {
+        if !Uid::effective().is_root() {
+            eprintln!("SKIPPED: only root can be somebody else");
+            return;
+        }
+        isolated(|| {
+            let (folder, socket, worker) = bound();
+            fs::set_permissions(folder.path(), Permissions::from_mode(0o711)).unwrap();
+            // The kernel tells the real user.
+            let (root, other) = (Uid::from_raw(0), Uid::from_raw(4711));
+            setresuid(other, root, root).unwrap();
+            worker.send(b"READY=1", &[]).unwrap();
+            setresuid(root, root, root).unwrap();
+            let sender = next(&socket).1.sender.unwrap();
+            assert_eq!((sender.pid, sender.uid), (process::id().cast_signed(), 4711));
+            // A kernel before 6.5 has none.
+            assert!(sender.process.is_none_or(|process| !is_readable(&process).unwrap()), "it lives");
+        });
     }
 
     #[test]
@@ -492,6 +354,18 @@ mod tests {
         assert_eq!(nix::sys::signal::kill(nix::unistd::Pid::from_raw(sender.pid), None), Err(Errno::ESRCH));
     }
 
+    fn me() -> Option<(i32, u32)> {
+        Some((process::id().cast_signed(), getuid().as_raw()))
+    }
+
+    fn sender(datagram: &Datagram) -> Option<(i32, u32)> {
+        datagram.sender.as_ref().map(|sender| (sender.pid, sender.uid))
+    }
+
+    fn close_foreign() {
+        Closers::default().finish();
+    }
+
     fn closed(reader: &mut PipeReader) -> bool {
         match reader.read(&mut [0; 1]) {
             Ok(0) => true,
@@ -512,8 +386,10 @@ mod tests {
         assert!(!closed(&mut reader));
         let (text, datagram) = next(&socket);
         assert_eq!((text.as_slice(), datagram.descriptors.len()), (&b"BARRIER=1"[..], 1));
+        close_foreign();
         assert!(!closed(&mut reader));
         drop(datagram);
+        close_foreign();
         assert!(closed(&mut reader));
     }
 
@@ -536,6 +412,7 @@ mod tests {
             assert_eq!(nix::poll::poll(&mut polled, 10_000_u16), Ok(1), "it said {texts:?}");
             texts.push_str(str::from_utf8(&next(&socket).0).unwrap());
         }
+        close_foreign();
         assert!(helper.wait().unwrap().success());
         assert!(texts.contains("READY=1") && texts.contains("STATUS=all is well"), "{texts:?}");
     }
@@ -590,10 +467,14 @@ mod tests {
             let expected = if datagram.control_truncated { 0 } else { count };
             assert_eq!(datagram.descriptors.len(), expected, "turn {turn}");
             drop(datagram);
+            if turn % 50 == 0 {
+                close_foreign();
+            }
             if turn % 1_000 == 0 {
                 assert_eq!(open_descriptors(), before, "turn {turn}");
             }
         }
+        close_foreign();
         assert_eq!(open_descriptors(), before);
         assert!(received > 99_000 && cut == 10_000 && control_cut > 10_000, "{received} {cut} {control_cut}");
     }
@@ -617,11 +498,14 @@ mod tests {
             setrlimit(Resource::RLIMIT_NOFILE, few, hard).unwrap();
             let (_, datagram) = next(&socket);
             assert!(datagram.control_truncated && datagram.descriptors.is_empty());
+            drop(datagram);
             let (text, datagram) = next(&socket);
             assert!(
                 text == b"STATUS=still heard" && !datagram.control_truncated && datagram.sender.is_some()
             );
+            drop(datagram);
             setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+            close_foreign();
         }
         assert_eq!(open_descriptors(), before);
         worker.send(b"READY=1", &[own; 100]).unwrap();

@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::ffi::{CStr, c_int};
 
 use nix::errno::Errno;
-use nix::unistd::{Gid, Uid};
+use nix::unistd::{Gid, Pid, Uid};
 use syscalls::{Sysno, syscall};
 
 use super::limits::{Limit, Resource};
@@ -181,6 +181,26 @@ pub(super) fn execute(program: &CStr, argv: &Vector<'_>, envp: &Vector<'_>) -> n
 pub(super) fn write(fd: c_int, bytes: &[u8]) -> nix::Result<()> {
     // SAFETY: the bytes are as many as said.
     checked(unsafe { syscall!(Sysno::write, fd, bytes.as_ptr(), bytes.len()) }).map(drop)
+}
+
+/// Closes `fd` without waiting for the peer of a connection, as far as one can know: another holder may change its mind.
+pub(super) fn close_without_linger(fd: c_int) {
+    let off = libc::linger { l_onoff: 0, l_linger: 0 };
+    let (level, name, size) = (libc::SOL_SOCKET, libc::SO_LINGER, size_of::<libc::linger>());
+    // SAFETY: the kernel reads one such struct. What is no socket refuses it.
+    let _ = unsafe { syscall!(Sysno::setsockopt, fd, level, name, &raw const off, size) };
+    // SAFETY: the caller owns the descriptor.
+    let _ = unsafe { syscall!(Sysno::close, fd) };
+}
+
+/// Has the kernel end the calling process with `parent`, which it does at once where that has ended already.
+pub(super) fn end_with_parent(parent: Pid) {
+    // SAFETY: neither call touches memory of ours.
+    let (_, now) =
+        unsafe { (syscall!(Sysno::prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL), syscall!(Sysno::getppid)) };
+    if now.ok() != usize::try_from(parent.as_raw()).ok() {
+        exit(1);
+    }
 }
 
 /// Ends the calling process; nothing of ours runs any more.

@@ -8,11 +8,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown, SockFlag, SockaddrLike, SockaddrStorage, accept4, getpeername,
-    getsockopt, recv, send, shutdown, sockopt,
+    getsockopt, send, shutdown, sockopt,
 };
 
+use super::foreign::ForeignFd;
 use super::handover::hand_over;
 use super::output::is_readable;
+use super::rights::receive;
 
 /// The most that is thrown away at the end, in bytes.
 const LEAVINGS: usize = 64 * 1024;
@@ -20,14 +22,15 @@ const LEAVINGS: usize = 64 * 1024;
 /// A connected stream socket.
 #[derive(Debug)]
 pub struct StreamSocket {
-    socket: OwnedFd,
+    /// Foreign, as a client may leave descriptors in its queue.
+    socket: ForeignFd,
 }
 
-hand_over!(StreamSocket as StreamSocketState { socket: OwnedFd });
+hand_over!(StreamSocket as StreamSocketState { socket: ForeignFd });
 
 impl From<OwnedFd> for StreamSocket {
     fn from(socket: OwnedFd) -> Self {
-        Self { socket }
+        Self { socket: socket.into() }
     }
 }
 
@@ -50,7 +53,7 @@ impl StreamSocket {
 impl Read for StreamSocket {
     /// Reads what has come by now; `WouldBlock` where nothing has.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
+        receive(&self.socket, buffer)
     }
 }
 

@@ -31,6 +31,7 @@ use crate::core::ids::{GenerationId, RequestId, WorkerId};
 use crate::core::time::Mono;
 use crate::core::{Event, Manager};
 use crate::sys::control_tcp::ControlTcp;
+use crate::sys::foreign::Closers;
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::limits::Limit;
 use crate::sys::signals::{ControllingTerminal, Signals};
@@ -128,6 +129,7 @@ impl State {
             signals: _,
             inbox: _,
             barriers: _,
+            closers: _,
             ended: _,
             outputs: _,
         } = daemon;
@@ -222,6 +224,7 @@ impl State {
             history: HandOver::unpack(self.history, luggage)?,
             inbox: VecDeque::from([Event::Tick]),
             barriers: Vec::new(),
+            closers: Closers::default(),
             ended: false,
             hooks_end: HandOver::unpack(self.hooks_end, luggage)?,
             look_for_orphans_at: self.look_for_orphans_at,

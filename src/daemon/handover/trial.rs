@@ -264,6 +264,10 @@ impl Daemon {
         }
         info!("handing over to {}", self.successor.program.display());
         self.outputs.flush(&self.poller);
+        // What a closer has not closed by then, execve(2) closes, and may wait for it.
+        self.barriers.clear();
+        self.closers.finish();
+        self.roles.retain(|_, role| *role != Role::Closer);
         let mut luggage = Luggage::default();
         let memory = seal(&State::of(self, askers, &mut luggage), &luggage)?;
         let environment = environment(luggage.put(&memory));

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use crate::sys::channel::{receive_some, send_some};
+use crate::sys::foreign::ForeignFd;
 use crate::sys::handover::{hand_over, plain};
 use crate::sys::output::is_readable;
 use crate::sys::wait::Interest;
@@ -21,7 +22,7 @@ const READ_SIZE: usize = 16 * 1024;
 /// The manager's end of a channel.
 #[derive(Debug)]
 pub struct Channel {
-    fd: OwnedFd,
+    fd: ForeignFd,
     lines: Lines,
     /// A line that is too long is being skipped.
     skips: bool,
@@ -48,7 +49,7 @@ pub enum Standing {
 }
 
 hand_over!(Channel as ChannelState {
-    fd: OwnedFd,
+    fd: ForeignFd,
     lines: Lines,
     skips: bool,
     output: VecDeque<Line>,
@@ -71,7 +72,7 @@ hand_over!(Line as LineState { rest: Vec<u8>, descriptor: Option<OwnedFd> });
 impl Channel {
     pub(in super::super) fn new(fd: OwnedFd) -> Self {
         Self {
-            fd,
+            fd: fd.into(),
             lines: Lines::new(MAX_LINE),
             skips: false,
             output: VecDeque::new(),
