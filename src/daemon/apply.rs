@@ -13,6 +13,7 @@ use super::launch::{self, Equipment};
 use super::node::Channel;
 use super::process::{Process, Tail, WorkerOutput};
 use super::run::{Daemon, Role};
+use super::sender::{AnnouncedPid, Rejected};
 use super::sockets::Listener;
 use super::store::{self, Stored};
 use super::token::{Stream, Token};
@@ -121,7 +122,8 @@ impl Daemon {
             started: process::started(spawned.pid),
             survivor: None,
             group: spawned.pid,
-            heir: None,
+            announced_main_pid: None,
+            rejected: Rejected::default(),
             generation,
             slot,
             notify,
@@ -350,6 +352,6 @@ fn outputs(out: File, err: File, prefix: &str) -> Vec<WorkerOutput> {
 
 /// The process that a worker named as its main one where it is of its tree, or else the one that we know.
 fn main_process(of: &Process) -> Pid {
-    let is_ours = |heir: &Pid| process::descendants(of.pid).contains(heir);
-    of.heir.filter(is_ours).unwrap_or(of.pid)
+    let is_ours = |announced: &Pid| process::descendants(of.pid).contains(announced);
+    of.announced_main_pid.and_then(AnnouncedPid::living).filter(is_ours).unwrap_or(of.pid)
 }

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::Pid;
 use tracing::{debug, info, warn};
 
 use super::run::Daemon;
@@ -57,6 +58,15 @@ impl Cgroups {
             warn!("worker {worker} has no cgroup of its own: {}: {error}", path.display());
         });
         made.ok()
+    }
+
+    /// Whether a process is in the group of a worker; `None` where that worker has none.
+    pub fn holds(&self, generation: GenerationId, worker: WorkerId, pid: Pid) -> Option<bool> {
+        let path = self.of_worker(generation, worker).filter(|path| path.is_dir())?;
+        let delegated = self.delegated.as_ref().ok()?;
+        // Below the delegated group the folders are called what the groups are.
+        let name = Path::new(&delegated.name).join(path.strip_prefix(&delegated.path).ok()?);
+        Some(cgroup::of_process(pid).is_some_and(|of| Path::new(&of).starts_with(name)))
     }
 
     /// Kills all that a worker has started.

@@ -13,6 +13,7 @@
 //! upward    what we tell systemd                            system_store  our sockets in its store
 //! runtime   the runtime directory
 //! node      Node programs as workers, and the sockets they ask for
+//! sender    whom a worker's notify socket believes
 //! store     what workers leave for those after them
 //! control   the clients of the control socket
 //! watch     the child that asks for an upgrade when files change
@@ -49,6 +50,7 @@ mod release;
 mod repair;
 mod run;
 pub mod runtime;
+mod sender;
 pub mod sockets;
 mod start;
 mod store;

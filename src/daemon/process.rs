@@ -11,6 +11,7 @@ use tracing::{debug, info};
 
 use super::node::Channel;
 use super::outlet::{ERROR, OUTPUT};
+use super::sender::{AnnouncedPid, Rejected, Voucher};
 use super::store::StoreWish;
 use super::token::Stream;
 use crate::core::ids::{GenerationId, SlotId};
@@ -18,7 +19,7 @@ use crate::core::time::Mono;
 use crate::core::word::{Word, one_line};
 use crate::sys::foreign::ForeignFd;
 use crate::sys::handover::hand_over;
-use crate::sys::notify_socket::NotifySocket;
+use crate::sys::notify_socket::{Datagram, NotifySocket};
 use crate::sys::pidfd::Pidfd;
 use crate::sys::spawn::Spawned;
 use crate::wire::lines::{Line, Lines};
@@ -56,8 +57,10 @@ pub struct Process {
     /// The process group that it was started in.
     pub group: Pid,
     /// The process that the worker named as its main one (`MAINPID=`): it is signalled, and the worker goes on as it
-    /// where it outlives `pid`. Anything may have become of it: it is looked at before it is believed.
-    pub heir: Option<Pid>,
+    /// where it outlives `pid`.
+    pub announced_main_pid: Option<AnnouncedPid>,
+    /// The messages on its notify socket that were not its own.
+    pub rejected: Rejected,
     /// Whose code it runs.
     pub generation: GenerationId,
     /// Its place.
@@ -89,7 +92,8 @@ hand_over!(Process as ProcessState {
     started: Option<u64>,
     survivor: Option<Pidfd>,
     group: Pid,
-    heir: Option<Pid>,
+    announced_main_pid: Option<AnnouncedPid>,
+    rejected: Rejected,
     generation: GenerationId,
     slot: SlotId,
     notify: Option<NotifySocket>,
@@ -166,20 +170,28 @@ impl Tail {
 }
 
 impl Process {
-    /// Takes what the worker has said, at most `limit` messages, in its order.
-    pub fn listen(&mut self, limit: usize) -> Vec<Heard> {
+    /// Takes what the worker has said, at most `limit` messages, in its order. What others say in its name is dropped.
+    pub(super) fn listen(&mut self, limit: usize, voucher: &Voucher<'_>, now: Mono) -> Vec<Heard> {
         let mut heard = Vec::new();
         let Some(socket) = &self.notify else { return heard };
         let mut buffer = [0; MAX_DATAGRAM];
         for _ in 0..limit {
             match socket.receive(&mut buffer) {
+                Ok(Some(Datagram { sender, .. }))
+                    if !sender.as_ref().is_some_and(|sender| voucher.believes(sender)) =>
+                {
+                    let name = self.name();
+                    self.rejected.note(voucher.worker, &name, sender.as_ref(), now);
+                }
                 Ok(Some(datagram)) if datagram.truncated || datagram.control_truncated => {
                     debug!("{}: a message that was cut short is dropped", self.name());
                 }
                 Ok(Some(datagram)) => {
                     match notify::parse(&buffer[..datagram.len], datagram.descriptors.len()) {
                         Ok(message) => {
-                            self.heir = message.main_pid.map(Pid::from_raw).or(self.heir);
+                            let announced = message.main_pid.zip(datagram.sender.as_ref());
+                            let announced = announced.and_then(|(pid, by)| voucher.main_pid(pid, by));
+                            self.announced_main_pid = announced.or(self.announced_main_pid);
                             heard.extend(Heard::all(message, datagram.descriptors));
                         }
                         Err(why) => debug!("{}: a message is dropped: {why}", self.name()),

@@ -10,11 +10,11 @@ use super::launch::{SERVICE_VARIABLE, WORKER_VARIABLE};
 use super::process::LAST_WORDS;
 use super::recovery::kill_family;
 use super::run::{Daemon, Role};
+use super::sender::AnnouncedPid;
 use super::token::Token;
 use crate::core::Event;
 use crate::core::ids::WorkerId;
 use crate::core::notice::Exit;
-use crate::sys::pidfd::Pidfd;
 use crate::sys::spawn::{Report, Spawned};
 use crate::sys::wait::Interest;
 use crate::sys::{process, reaper, rest};
@@ -135,17 +135,18 @@ impl Daemon {
     /// Kills what is left of a worker whose process has ended, while the zombie still holds its number; returns whether the
     /// worker lives on as another process, which it has named.
     fn kill_rest(&mut self, worker: WorkerId, ended: Pid) -> bool {
-        // The last word on its heir may still be unread.
+        // The last word on its main process may still be unread.
         self.listen(worker, LAST_WORDS);
         let Some(process) = self.processes.get_mut(&worker) else { return false };
         // Its children are ours from the moment that it ended.
-        if let Some(heir) = process.heir.take().filter(|heir| *heir != ended)
-            && process::own_children().is_ok_and(|children| children.contains(&heir))
-            && !self.roles.contains_key(&heir)
+        let announced = process.announced_main_pid.take().and_then(AnnouncedPid::living);
+        if let Some(main) = announced.filter(|main| *main != ended)
+            && process::own_children().is_ok_and(|children| children.contains(&main))
+            && !self.roles.contains_key(&main)
         {
-            info!("worker {worker} ({}) goes on as pid {heir}", process.name());
-            (process.pid, process.started) = (heir, process::started(heir));
-            self.roles.insert(heir, Role::Worker(worker));
+            info!("worker {worker} ({}) goes on as pid {main}", process.name());
+            (process.pid, process.started) = (main, process::started(main));
+            self.roles.insert(main, Role::Worker(worker));
             self.note_process(worker);
             return true;
         }
@@ -180,16 +181,17 @@ impl Daemon {
     /// Whether a worker that is no child of ours lives on as another process, which it has named.
     fn goes_on_elsewhere(&mut self, worker: WorkerId, ended: Pid) -> bool {
         let Some(process) = self.processes.get_mut(&worker) else { return false };
-        let Some(heir) = process.heir.take().filter(|heir| *heir != ended) else { return false };
-        let is_its_own = process::variable(heir, WORKER_VARIABLE) == Some(worker.to_string());
-        let Some((held, started)) = Pidfd::open(heir).ok().zip(process::started(heir)) else { return false };
-        if !is_its_own || held.has_ended() || self.roles.contains_key(&heir) {
+        let Some(announced) = process.announced_main_pid.take() else { return false };
+        // Held first, so that what is looked at is what is held.
+        let Ok(held) = announced.hold() else { return false };
+        let (Some(main), started) = (announced.living(), process::started(held.pid())) else { return false };
+        if main == ended || held.has_ended() || self.roles.contains_key(&main) {
             return false;
         }
-        info!("worker {worker} ({}) goes on as pid {heir}", process.name());
+        info!("worker {worker} ({}) goes on as pid {main}", process.name());
         let watched = self.poller.add(&held, Token::Survivor(worker).pack(), Interest::Read);
-        (process.pid, process.started, process.survivor) = (heir, Some(started), Some(held));
-        self.roles.insert(heir, Role::Worker(worker));
+        (process.pid, process.started, process.survivor) = (main, started, Some(held));
+        self.roles.insert(main, Role::Worker(worker));
         self.note_process(worker);
         watched.is_ok()
     }

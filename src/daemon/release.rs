@@ -71,6 +71,13 @@ pub struct Release {
     pub warnings: Vec<String>,
 }
 
+impl Release {
+    /// Returns the user whose its workers are.
+    pub fn user(&self) -> u32 {
+        self.credentials.as_ref().map_or_else(|| geteuid().as_raw(), |who| who.uid)
+    }
+}
+
 /// The numbers of an identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credentials {

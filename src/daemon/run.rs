@@ -8,7 +8,7 @@ use std::io;
 use std::mem;
 use std::time::Duration;
 
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 
@@ -26,6 +26,7 @@ use super::recovery::{Journal, Leftover};
 use super::release::{Release, Source};
 use super::repair::Care;
 use super::runtime::RuntimeDirectory;
+use super::sender::Voucher;
 use super::sockets::{Prepared, Sockets};
 use super::store::Store;
 use super::target::{Recording, Targets};
@@ -295,8 +296,19 @@ impl Daemon {
 
     /// Takes what a worker has said on its notify socket, at most so many messages.
     pub(super) fn listen(&mut self, worker: WorkerId, limit: usize) {
-        let heard = self.processes.get_mut(&worker).map(|process| process.listen(limit));
-        for heard in heard.into_iter().flatten() {
+        let now = self.now();
+        let Some(process) = self.processes.get_mut(&worker) else { return };
+        let release = self.generations.get(&process.generation).map(|of| &of.release);
+        let voucher = Voucher {
+            worker,
+            generation: process.generation,
+            root: process.pid,
+            user: release.map_or_else(|| geteuid().as_raw(), Release::user),
+            cgroups: &self.cgroups,
+            roles: &self.roles,
+            found_at_start: &self.found_at_start,
+        };
+        for heard in process.listen(limit, &voucher, now) {
             match heard {
                 Heard::Word(word) => self.inbox.push_back(Event::Said(worker, word)),
                 Heard::Store(wish) => self.store(worker, wish),

@@ -74,6 +74,11 @@ fn read(path: &str) -> Result<String, String> {
     fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))
 }
 
+/// Returns the name of the group of version 2 that a process is in; `None` where it has gone, or there is none.
+pub fn of_process(pid: Pid) -> Option<String> {
+    unified(&read(&format!("/proc/{pid}/cgroup")).ok()?).map(str::to_owned)
+}
+
 /// The group of version 2 in a /proc/PID/cgroup.
 fn unified(groups: &str) -> Option<&str> {
     groups.lines().find_map(|line| line.strip_prefix("0::"))

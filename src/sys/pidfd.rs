@@ -34,6 +34,11 @@ impl Pidfd {
         Ok(Self { pid, fd: owned(fd)? })
     }
 
+    /// Takes what another call has returned as the descriptor of that process.
+    pub fn adopt(pid: Pid, fd: OwnedFd) -> Self {
+        Self { pid, fd }
+    }
+
     /// Takes hold of a process that was started at that moment ([`process::started`]); `None` where it is no more, though
     /// its number may be another's.
     ///

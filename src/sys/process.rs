@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
@@ -97,9 +96,15 @@ pub fn own_children() -> io::Result<Vec<Pid>> {
     children(getpid())
 }
 
-/// Returns the effective user of a process; root where that cannot be looked into (proc(5)).
-pub fn user(pid: Pid) -> Option<u32> {
-    fs::metadata(format!("/proc/{pid}")).ok().map(|process| process.uid())
+/// Returns the real, effective, saved and file system user of a process (proc_pid_status(5)); `None` where it has gone.
+///
+/// The owner of its folder in /proc will not do: that is root for every program that changes its user as it is executed,
+/// and whoever executes it has written its environment.
+pub fn users(pid: Pid) -> Option<[u32; 4]> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let users: Vec<u32> = users.split_whitespace().filter_map(|uid| uid.parse().ok()).collect();
+    users.try_into().ok()
 }
 
 /// Returns when a process was started, in clock ticks since the boot; `None` where it has ended, reaped or not, or we may

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::Pid;
 use tracing::warn;
 
 use super::super::launch::{RUNTIME_VARIABLE, SERVICE_VARIABLE, WORKER_VARIABLE};
@@ -87,9 +87,8 @@ pub fn unrecorded(
     let workers = record.manager.workers().filter(|(id, worker)| worker.is_live() && !known.contains(id));
     let found = workers.filter_map(|(id, worker)| {
         let (_, release, _) = record.generations.iter().find(|(of, ..)| *of == worker.generation())?;
-        let user = release.credentials.as_ref().map_or_else(|| geteuid().as_raw(), |who| who.uid);
         let heads = family.heads(|of| of == id).into_iter();
-        let is_its_own = |process: &Pidfd| process::user(process.pid()) == Some(user);
+        let is_its_own = |process: &Pidfd| process::users(process.pid()) == Some([release.user(); 4]);
         // Of what it has started by now some may have another parent, and is younger.
         let age = |process: &Pidfd| (process::started(process.pid()), process.pid());
         let process = heads.filter(is_its_own).min_by_key(age)?;

@@ -13,6 +13,7 @@ use super::super::node::{Channel, Demanded};
 use super::super::process::{Process, Tail, WorkerOutput};
 use super::super::release::in_words;
 use super::super::run::{Daemon, Generation, Role};
+use super::super::sender::Rejected;
 use super::super::sockets::{Prepared, Sockets};
 use super::super::start::Post;
 use super::judge::{Recovered, Untold};
@@ -180,7 +181,8 @@ impl Daemon {
             started: Some(started),
             survivor: Some(process),
             group: Pid::from_raw(group),
-            heir: None,
+            announced_main_pid: None,
+            rejected: Rejected::default(),
             generation,
             slot,
             notify: record.notify.and_then(|path| self.speak_again(worker, &path)),
