@@ -48,6 +48,15 @@ impl GenerationId {
 }
 
 impl WorkerId {
+    /// The highest number that is taken from outside: so many more can follow as no manager ever starts.
+    pub const MAX: Self = Self(1 << 48);
+
+    /// Reads a number that a process has in its environment; `None` for what no manager has given out.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        text.parse().ok().map(Self).filter(|id| (Self(1)..=Self::MAX).contains(id))
+    }
+
     /// The worker after this one.
     #[must_use]
     pub fn next(self) -> Self {

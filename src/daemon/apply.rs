@@ -23,7 +23,7 @@ use crate::core::spec::{Output, Protocol, ServiceSpec};
 use crate::core::{Action, Event};
 use crate::sys::channel::channel;
 use crate::sys::notify_socket::NotifySocket;
-use crate::sys::output::{message_pipe, output_pipe};
+use crate::sys::output::{WorkerPipe, message_pipe, worker_output};
 use crate::sys::process;
 use crate::sys::spawn::{Launch, Spawned, spawn};
 use crate::sys::wait::Interest;
@@ -36,8 +36,8 @@ const HOOK_GRACE: Duration = Duration::from_secs(5);
 struct Gear {
     channel: Option<(OwnedFd, OwnedFd)>,
     notify: Option<NotifySocket>,
-    pipes: Option<((File, OwnedFd), (File, OwnedFd))>,
-    messages: Option<(OwnedFd, OwnedFd)>,
+    pipes: Option<(WorkerPipe, WorkerPipe)>,
+    messages: Option<WorkerPipe>,
 }
 
 impl Gear {
@@ -49,18 +49,17 @@ impl Gear {
         stored: &'a [Stored],
     ) -> Equipment<'a> {
         let Self { channel, notify, pipes, messages } = self;
-        let read_by_us = pipes.iter().flat_map(|((out, _), (err, _))| [out.as_fd(), err.as_fd()]);
+        let pipes_of_all = pipes.iter().flat_map(|(out, err)| [out, err]).chain(messages);
         let sockets = listeners.iter().map(|listener| listener.as_fd());
-        let written_by_us = messages.iter().map(|(_, ours)| ours.as_fd());
         Equipment {
             sockets: sockets.chain(store::descriptors(stored)).collect(),
             names: store::names(spec.sockets.iter().map(|socket| socket.name.as_str()), stored),
             notify: notify.as_ref().map(NotifySocket::path),
             watchdog: spec.policy.watchdog,
-            messages: messages.as_ref().map(|(theirs, _)| theirs.as_fd()),
+            messages: messages.as_ref().map(|pipe| pipe.theirs.as_fd()),
             channel: channel.as_ref().map(|(ours, theirs)| [theirs.as_fd(), ours.as_fd()]),
-            outputs: pipes.as_ref().map(|(out, err)| (out.1.as_fd(), err.1.as_fd())),
-            kept_open: read_by_us.chain(written_by_us).collect(),
+            outputs: pipes.as_ref().map(|(out, err)| (out.theirs.as_fd(), err.theirs.as_fd())),
+            kept_open: pipes_of_all.filter_map(|pipe| Some(pipe.kept.as_ref()?.as_fd())).collect(),
         }
     }
 }
@@ -130,12 +129,12 @@ impl Daemon {
             start: Some(spawned),
             failure: None,
             failed_probe: None,
-            messages: messages.map(|(_, ours)| ours),
+            messages: messages.map(|pipe| pipe.ours.into()),
             channel: channel.map(|(ours, _)| Channel::new(ours)),
             lingers_until: None,
             tries_again_at: None,
             tail: Tail::default(),
-            outputs: pipes.map_or(Vec::new(), |(out, err)| outputs(out.0, err.0, &prefix)),
+            outputs: pipes.map_or(Vec::new(), |(out, err)| outputs(out.ours, err.ours, &prefix)),
         };
         self.roles.insert(process.pid, Role::Worker(worker));
         self.history.started(worker, self.now());
@@ -170,7 +169,7 @@ impl Daemon {
             notify: speaks.then(|| self.bind_notify_socket()).transpose()?,
             pipes: match process.output {
                 Output::Inherit => None,
-                Output::Prefix => Some((output_pipe()?, output_pipe()?)),
+                Output::Prefix => Some((worker_output()?, worker_output()?)),
             },
             messages: process.messages.then(message_pipe).transpose()?,
         })

@@ -1,13 +1,15 @@
 //! How a manager comes to be: anew, or in the place of one that was killed.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 
 use tracing::{info, warn};
 
+use super::cgroups::Cgroups;
 use super::control::Control;
 use super::launch::Heritage;
-use super::recovery::{Family, Found, Judged, Leftover, STATE, Taken};
+use super::recovery::{Claim, Family, Found, Judged, Leftover, STATE, Taken};
 use super::release::{Refusal, Release, Source};
 use super::run::Daemon;
 use super::runtime::{RuntimeDirectory, locate};
@@ -40,7 +42,8 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
     let nofile = raise_descriptor_limit().map_err(io("raising the limit of open descriptors"))?;
     let heritage = Heritage::take(nofile).with_runtime(runtime.path());
     let upward = ServiceManager::with_store(&inherited);
-    let before = look(&source, &release, &runtime, &mut inherited);
+    let cgroups = Cgroups::find(&service);
+    let before = look(&source, &release, (&runtime, &cgroups), &mut inherited);
     match (&before, &release) {
         (Before::Taken(_), Ok(_)) => {}
         (Before::Taken(_), Err(refusal)) => warn!("{}; going on with what it was", refusal.summary),
@@ -48,7 +51,7 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
         (Before::Left(_), Err(refusal)) => return Err(ManagerError::BadFile(refusal.clone().into())),
     }
     let control = Control::bind(&runtime.control(), None).map_err(io("binding the control socket"))?;
-    let post = Post { runtime, heritage, upward, control };
+    let post = Post { runtime, heritage, upward, control, cgroups };
     let mut daemon = match (before, release) {
         (Before::Taken(taken), _) => taken.take_over(post).map_err(io("taking over"))?,
         (Before::Left(left), Ok(release)) => anew(source, release, inherited, left, post)?,
@@ -85,8 +88,7 @@ struct Left {
 
 impl Left {
     /// The workers that there are still of a service, and those among them that are known for it in another way.
-    fn of(service: &str, runtime: &RuntimeDirectory, known: Vec<Pidfd>) -> Self {
-        let family = Family::find(service, runtime.path());
+    fn of(family: Family, known: Vec<Pidfd>) -> Self {
         let mut leftovers = Leftover::all(&family, |_| true);
         for process in known {
             if leftovers.iter().all(|leftover| leftover.pid() != process.pid()) {
@@ -101,11 +103,20 @@ impl Left {
 fn look(
     source: &Source,
     release: &Result<Release, Refusal>,
-    runtime: &RuntimeDirectory,
+    (runtime, cgroups): (&RuntimeDirectory, &Cgroups),
     inherited: &mut Vec<Inherited>,
 ) -> Before {
     let service = release.as_ref().ok().map(|release| release.spec.name.as_str());
-    let left = |known| service.map_or_else(Left::default, |service| Left::of(service, runtime, known));
+    let family = |service: &str, users, since| {
+        Family::find(&Claim { service, runtime: runtime.path(), cgroups, users, since })
+    };
+    // Without a record nothing says when the first manager was started: any time since the boot will do.
+    let left = |known| {
+        release.as_ref().map_or_else(
+            |_| Left::default(),
+            |release| Left::of(family(&release.spec.name, BTreeSet::from([release.user()]), 0), known),
+        )
+    };
     let recovered = match Judged::read(&runtime.state(), service) {
         Judged::Nothing if !runtime.is_abandoned() => return Before::Left(Left::default()),
         Judged::Nothing => return Before::Left(left(Vec::new())),
@@ -123,7 +134,8 @@ fn look(
         return Before::Left(Left::default());
     }
     let (pid, all) = (recovered.record.pid, recovered.record.manager.workers().count());
-    let family = Family::find(recovered.service(), runtime.path());
+    let (users, since) = (recovered.record.users(), recovered.record.since);
+    let family = family(recovered.service(), users, since);
     match Taken::find(recovered, &family, inherited, &runtime.notify()) {
         Ok(taken) => {
             warn!(

@@ -29,12 +29,27 @@ pub struct Cgroups {
 impl Cgroups {
     /// Looks for it, on behalf of a service.
     pub fn find(service: &str) -> Self {
-        let found = Delegated::find();
-        match &found {
+        Self { delegated: Delegated::find(), prefix: format!("{service}.{GENERATION}") }
+    }
+
+    /// Tells in the log which it is.
+    pub fn tell(&self) {
+        match &self.delegated {
             Ok(delegated) => info!("each generation has a cgroup of its own in {}", delegated.name),
             Err(why) => debug!("process groups serve, as {why}"),
         }
-        Self { delegated: found, prefix: format!("{service}.{GENERATION}") }
+    }
+
+    /// All processes in the groups of workers, with these.
+    pub fn members(&self) -> Vec<(Pid, WorkerId)> {
+        let Ok(delegated) = &self.delegated else { return Vec::new() };
+        let workers = numbered(&delegated.path, &self.prefix).into_iter();
+        let workers = workers.flat_map(|(_, generation)| numbered(&generation, WORKER));
+        let workers = workers.filter(|(worker, _)| *worker <= WorkerId::MAX.0);
+        let members = workers.flat_map(|(worker, path)| {
+            cgroup::processes(&path).into_iter().map(move |pid| (pid, WorkerId(worker)))
+        });
+        members.collect()
     }
 
     /// Returns the name of the group that holds all others, or why there is none.

@@ -24,6 +24,7 @@ use tracing::{error, info, warn};
 use self::record::{Next, Record, TRIES, status_of};
 use self::upward::Upward;
 use super::outlet::Outputs;
+use super::run::tell_stalls;
 use super::{BUG, ManagerError};
 use crate::core::time::Mono;
 use crate::core::word::Word;
@@ -36,6 +37,7 @@ use crate::sys::process;
 use crate::sys::reaper::{self, Exit};
 use crate::sys::signals::{ControllingTerminal, Signal, Signals};
 use crate::sys::spawn::{Launch, Report, Spawned, spawn};
+use crate::sys::stall::StallTimer;
 use crate::sys::strings::CStrings;
 use crate::sys::wait::{Interest, Poller};
 use crate::wire::notify::{Descriptors, MAX_DATAGRAM, parse};
@@ -157,6 +159,7 @@ impl Init {
 
     fn run(&mut self) -> io::Result<ExitCode> {
         let mut ready = Vec::new();
+        let mut stall = StallTimer::new()?;
         loop {
             self.start_if_due();
             if let Err(error) = self.closers.run() {
@@ -169,7 +172,10 @@ impl Init {
             }
             let timers = [self.start_at, self.up_at].into_iter().flatten().map(|at| at - now());
             let timers = timers.chain(self.upward.send()).chain(self.closers.time_left());
-            self.poller.wait(timers.min(), &mut ready)?;
+            let timeout = timers.min();
+            tell_stalls(stall.stop());
+            self.poller.wait(timeout, &mut ready)?;
+            stall.start();
             // Whoever has died was heard before.
             if ready.iter().any(|ready| ready.token == NOTIFY) {
                 self.listen();

@@ -224,8 +224,8 @@ pub struct Equipment<'a> {
     pub channel: Option<[BorrowedFd<'a>; 2]>,
     /// The write ends of its output's pipes, under `output = "prefix"`.
     pub outputs: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
-    /// Our ends of its pipes, which it has to nobody's use but this: they do not close with a manager that is killed. So it
-    /// is not killed by its own next line of output, and the next manager reads what it has written.
+    /// The other ends of its pipes, as descriptions of its own. They keep the pipes open when the manager is killed: so it is
+    /// not killed by its own next line of output, and the next manager reads what it has written.
     pub kept_open: Vec<BorrowedFd<'a>>,
 }
 

@@ -1,5 +1,6 @@
 //! Children that have ended: workers, their probes, hooks and checks, and strangers left to us.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -8,7 +9,7 @@ use tracing::{error, info, warn};
 
 use super::launch::{SERVICE_VARIABLE, WORKER_VARIABLE};
 use super::process::LAST_WORDS;
-use super::recovery::kill_family;
+use super::recovery::{Claim, kill_family};
 use super::run::{Daemon, Role};
 use super::sender::AnnouncedPid;
 use super::token::Token;
@@ -105,7 +106,7 @@ impl Daemon {
         };
         self.look_for_orphans_at = None;
         for pid in children.into_iter().filter(|pid| !self.roles.contains_key(pid)) {
-            let worker = process::variable(pid, WORKER_VARIABLE).and_then(|id| id.parse().ok()).map(WorkerId);
+            let worker = process::variable(pid, WORKER_VARIABLE).and_then(|id| WorkerId::parse(&id));
             let whose = match worker {
                 Some(worker) if self.is_running(worker) => continue,
                 Some(worker) => format!("worker {worker}, which started it"),
@@ -171,7 +172,14 @@ impl Daemon {
             return;
         }
         if let Some(of) = self.generations.get(&self.processes[&worker].generation) {
-            kill_family(&of.release.spec.name, self.runtime.path(), worker);
+            let claim = Claim {
+                service: &of.release.spec.name,
+                runtime: self.runtime.path(),
+                cgroups: &self.cgroups,
+                users: BTreeSet::from([of.release.user()]),
+                since: self.since,
+            };
+            kill_family(&claim, worker);
         }
         self.kill_cgroup(worker);
         self.tidy_up_soon();

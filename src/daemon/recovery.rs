@@ -27,7 +27,7 @@ pub(super) use self::journal::Journal;
 pub(super) use self::judge::Judged;
 pub(super) use self::leftover::Leftover;
 pub(super) use self::sockets::Found;
-pub(super) use self::survivors::{Family, kill_family};
+pub(super) use self::survivors::{Claim, Family, kill_family};
 pub(super) use self::takeover::Taken;
 
 /// The name of the state in the runtime directory.
@@ -35,4 +35,4 @@ pub const STATE: &str = "state";
 
 /// The version of the state. It changes whenever a state of before could be misunderstood, be it that its form changes or
 /// that the core decides otherwise.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;

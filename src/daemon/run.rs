@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::unistd::{Pid, geteuid};
 use serde::{Deserialize, Serialize};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::cgroups::Cgroups;
 use super::control::{Control, Door, History};
@@ -40,6 +40,7 @@ use crate::sys::control_tcp::ControlTcp;
 use crate::sys::foreign::{Closers, ForeignFd};
 use crate::sys::signals::{ControllingTerminal, Signals};
 use crate::sys::spawn::{Report, Spawned};
+use crate::sys::stall::{LIMIT, StallTimer};
 use crate::sys::wait::{Poller, Ready};
 
 /// A generation as the shell keeps it, for as long as the core has a use for it.
@@ -85,6 +86,8 @@ pub struct Daemon {
     pub(super) terminal: ControllingTerminal,
     /// `CLOCK_MONOTONIC` when we started, in microseconds: the core's zero.
     pub(super) epoch: u64,
+    /// When the first manager of this service was started, whose work this one goes on with: in clock ticks since the boot.
+    pub(super) since: u64,
     pub(super) source: Source,
     pub(super) successor: Successor,
     pub(super) runtime: RuntimeDirectory,
@@ -139,6 +142,8 @@ impl Daemon {
     /// The kernel no longer lets us wait, which nothing outside can cause.
     pub fn run(&mut self) -> io::Result<()> {
         let mut ready = Vec::new();
+        let mut stall = StallTimer::new()?;
+        stall.start();
         loop {
             self.settle();
             if self.ended
@@ -152,7 +157,10 @@ impl Daemon {
                 continue;
             }
             let tick_at = self.manager.next_deadline();
-            self.poller.wait(self.time_to_wait(tick_at), &mut ready)?;
+            let timeout = self.time_to_wait(tick_at);
+            tell_stalls(stall.stop());
+            self.poller.wait(timeout, &mut ready)?;
+            stall.start();
             self.collect(&ready);
             self.end_late_hooks();
             self.end_late_clients();
@@ -354,5 +362,15 @@ impl Daemon {
                 output.stream != stream
             });
         }
+    }
+}
+
+/// Tells that the loop was held up: by a system call, which was interrupted then, or by a machine that has no time for it.
+pub(super) fn tell_stalls(count: u32) {
+    if count > 0 {
+        let limit = LIMIT.as_secs();
+        warn!(
+            "the manager was held up for {count} x {limit} s; a system call that takes so long is interrupted"
+        );
     }
 }

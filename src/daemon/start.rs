@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
+use nix::unistd::getpid;
 use tracing::warn;
 
 use super::cgroups::Cgroups;
@@ -42,6 +43,8 @@ pub struct Post {
     pub upward: ServiceManager,
     /// The clients.
     pub control: Control,
+    /// The control groups of the service.
+    pub cgroups: Cgroups,
 }
 
 /// What a daemon starts from.
@@ -93,18 +96,19 @@ impl Daemon {
         sockets: Sockets,
         generations: BTreeMap<GenerationId, Generation>,
     ) -> io::Result<Self> {
-        let Post { runtime, heritage, upward, control } = post;
-        let service = generations.get(&manager.current()).map_or("", |of| &of.release.spec.name);
+        let Post { runtime, heritage, upward, control, cgroups } = post;
+        cgroups.tell();
         Ok(Self {
             poller: Poller::new()?,
             signals: Signals::install()?,
             terminal: terminal(),
             epoch: monotonic_micros()?,
+            since: process::started(getpid()).unwrap_or_default(),
             source,
             successor: Successor::at(own_program()?),
             journal: Journal::new(runtime.state()),
             runtime,
-            cgroups: Cgroups::find(service),
+            cgroups,
             heritage,
             sockets,
             manager,

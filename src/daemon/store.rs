@@ -13,6 +13,7 @@ use super::token::Token;
 use crate::core::ids::{SlotId, WorkerId};
 use crate::sys::foreign::ForeignFd;
 use crate::sys::handover::hand_over;
+use crate::sys::held;
 use crate::sys::wait::{Interest, Poller};
 
 /// The descriptors in store, by slot.
@@ -78,8 +79,8 @@ impl Store {
 
 impl Stored {
     fn watch(&self, poller: &Poller) {
-        if self.polled {
-            // Files and memory have no other end (EPERM), and stay.
+        // Files and memory have no other end, and stay.
+        if self.polled && held::may_be_watched(&self.fd) {
             let _ = poller.add(&self.fd, Token::Stored(self.number).pack(), Interest::Nothing);
         }
     }

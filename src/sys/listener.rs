@@ -150,6 +150,12 @@ pub fn kind(fd: impl AsFd) -> io::Result<Option<Kind>> {
     })
 }
 
+/// Returns whether it is a UNIX stream socket, of a pair for instance.
+pub fn is_unix_stream(fd: impl AsFd) -> bool {
+    get_number(&fd, libc::SOL_SOCKET, libc::SO_DOMAIN).is_ok_and(|family| family == libc::AF_UNIX)
+        && kind(fd).is_ok_and(|kind| kind == Some(Kind::Stream))
+}
+
 /// Returns whether a socket queues connections (`SO_ACCEPTCONN`).
 ///
 /// # Errors
@@ -174,7 +180,12 @@ pub fn is_shut_down(fd: impl AsFd) -> io::Result<bool> {
     // nix has no name for POLLRDHUP, and would drop the bit from the answer.
     let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
     // SAFETY: the array has one element, as the call says, and outlives it.
-    Errno::result(unsafe { libc::poll(&raw mut poll, 1, 0) })?;
+    // With a signal pending even a look that waits for nothing is interrupted.
+    while let Err(error) = Errno::result(unsafe { libc::poll(&raw mut poll, 1, 0) }) {
+        if error != Errno::EINTR {
+            return Err(error.into());
+        }
+    }
     Ok(poll.revents & (libc::POLLRDHUP | libc::POLLHUP) != 0)
 }
 

@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod backlog;
+pub mod bound;
 pub mod cgroup;
 pub mod channel;
 mod child;
@@ -36,6 +37,7 @@ pub mod signals;
 pub mod sock_diag;
 pub mod socket_file;
 pub mod spawn;
+pub mod stall;
 pub mod stream_socket;
 pub mod strings;
 pub mod tree_watch;

@@ -13,7 +13,9 @@ use nix::sys::socket::{MsgFlags, send};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{pipe2, write};
 
-/// Makes a pipe for a worker's output: the end that we read, which never blocks, and the end that it writes to, which
+use super::held::anew;
+
+/// Makes a pipe for what a child writes: the end that we read, which never blocks, and the end that it writes to, which
 /// does, as programs expect.
 ///
 /// # Errors
@@ -25,16 +27,39 @@ pub fn output_pipe() -> io::Result<(File, OwnedFd)> {
     Ok((ours.into(), theirs))
 }
 
-/// Makes a pipe for messages to a worker: the end that it reads, which blocks, as programs expect, and the end that we
-/// write to, which never does.
+/// A pipe between us and a worker.
+#[derive(Debug)]
+pub struct WorkerPipe {
+    /// Our end, which never blocks. No other process ever has it: whoever shares it could change its flags.
+    pub ours: File,
+    /// The end of the worker, which blocks, as programs expect.
+    pub theirs: OwnedFd,
+    /// A second description of our end, for the worker to keep: so the pipe does not close with a manager that is killed.
+    /// None where `/proc` is not mounted.
+    pub kept: Option<OwnedFd>,
+}
+
+/// Makes a pipe for an output of a worker.
 ///
 /// # Errors
 ///
 /// Those of pipe2(2).
-pub fn message_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+pub fn worker_output() -> io::Result<WorkerPipe> {
+    let (ours, theirs) = output_pipe()?;
+    let kept = anew(&ours, OFlag::O_RDONLY | OFlag::O_NONBLOCK).ok();
+    Ok(WorkerPipe { ours, theirs, kept })
+}
+
+/// Makes a pipe for messages to a worker.
+///
+/// # Errors
+///
+/// Those of pipe2(2).
+pub fn message_pipe() -> io::Result<WorkerPipe> {
     let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
     fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    Ok((theirs, ours))
+    let kept = anew(&ours, OFlag::O_WRONLY | OFlag::O_NONBLOCK).ok();
+    Ok(WorkerPipe { ours: ours.into(), theirs, kept })
 }
 
 /// Writes a message of at most `PIPE_BUF` bytes into a pipe: whole or not at all (pipe(7)).
@@ -137,7 +162,14 @@ pub fn wait_readable(fd: impl AsFd, timeout: Duration) -> io::Result<bool> {
 
 fn is_ready(fd: impl AsFd, interest: PollFlags, timeout: PollTimeout) -> io::Result<bool> {
     let mut fds = [PollFd::new(fd.as_fd(), interest)];
-    Ok(poll(&mut fds, timeout)? == 1)
+    loop {
+        match poll(&mut fds, timeout) {
+            // With a signal pending even a look that waits for nothing is interrupted (poll(2)), and says nothing.
+            Err(Errno::EINTR) if timeout == PollTimeout::ZERO => {}
+            Err(Errno::EINTR) => return Ok(false),
+            ready => return Ok(ready? == 1),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
+use super::foreign::ForeignFd;
 use super::handover::hand_over;
 use super::output::is_readable;
 use super::process::{self, kill_tree};
@@ -97,9 +98,10 @@ impl Pidfd {
     /// # Errors
     /// Those of pidfd_getfd(2): EPERM where we may not look into the process (ptrace(2)), EBADF where it has no such
     /// descriptor.
-    pub fn copy(&self, number: RawFd) -> io::Result<OwnedFd> {
+    pub(super) fn copy(&self, number: RawFd) -> io::Result<ForeignFd> {
         // SAFETY: pidfd_getfd(2) takes three integers and touches no memory of ours.
-        owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.fd.as_raw_fd(), number, 0) })
+        let copy = owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.fd.as_raw_fd(), number, 0) })?;
+        Ok(copy.into())
     }
 }
 
@@ -157,7 +159,7 @@ mod tests {
         let own = Pidfd::open(nix::unistd::getpid()).unwrap();
         let open = held::open_files(own.pid()).unwrap();
         let found = open.iter().find(|one| (one.kind, one.inode) == (Kind::Socket, inode)).unwrap();
-        match own.copy(found.number) {
+        match found.copy(&own) {
             Ok(copy) => assert_eq!(held::inode(&copy).unwrap(), inode),
             Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EPERM)),
         }

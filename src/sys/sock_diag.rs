@@ -11,27 +11,27 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 const BY_FAMILY: u16 = 20;
 
 /// `NLM_F_REQUEST` and `NLM_F_REQUEST | NLM_F_DUMP` of linux/netlink.h.
-const REQUEST_ONE: u16 = 0x1;
-const REQUEST_DUMP: u16 = 0x301;
+pub(super) const REQUEST_ONE: u16 = 0x1;
+pub(super) const REQUEST_DUMP: u16 = 0x301;
 
 /// `NLMSG_ERROR` and `NLMSG_DONE`.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 
 /// The lengths of `struct nlmsghdr`, `struct inet_diag_req_v2` and `struct inet_diag_msg`.
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 const REQUEST: usize = 56;
-const ANSWER: usize = 72;
+pub(super) const ANSWER: usize = 72;
 
 /// The states, a bit each, in which a connection has been made and some process holds it: established, both FIN-WAITs,
 /// CLOSE-WAIT, LAST-ACK and CLOSING (net/tcp_states.h).
 const CONNECTED: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 
 /// `INET_DIAG_NOCOOKIE` of linux/inet_diag.h: any socket of these addresses.
-const NO_COOKIE: [u8; 8] = [0xff; 8];
+pub(super) const NO_COOKIE: [u8; 8] = [0xff; 8];
 
 /// The largest piece of a dump that the kernel sends at a time.
-const PIECE: usize = 32 * 1024;
+pub(super) const PIECE: usize = 32 * 1024;
 
 /// Returns the inode numbers of the connections whose local port is one of `ports`, of either IP version.
 ///
@@ -87,7 +87,7 @@ pub fn owner(near: SocketAddr, far: SocketAddr) -> io::Result<Option<u32>> {
     }
 }
 
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
@@ -100,7 +100,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
 }
 
 /// Reads the address that stands in 16 bytes.
-fn address(family: u8, bytes: &[u8]) -> Option<IpAddr> {
+pub(super) fn address(family: u8, bytes: &[u8]) -> Option<IpAddr> {
     let bytes: [u8; 16] = bytes.try_into().ok()?;
     let [a, b, c, d, ..] = bytes;
     match i32::from(family) {
@@ -116,7 +116,7 @@ fn address(family: u8, bytes: &[u8]) -> Option<IpAddr> {
 /// that is still trying. Neither is believed.
 fn read_one(answer: &[u8], near: SocketAddr, far: SocketAddr) -> io::Result<Option<u32>> {
     let mut owner = None;
-    each_message(answer, |body| {
+    each_message(answer, ANSWER, |body| {
         let end = |at: usize, port: usize| {
             let ip = address(body[0], &body[at..at + 16])?;
             Some(SocketAddr::new(ip, u16::from_be_bytes([body[port], body[port + 1]])))
@@ -129,18 +129,15 @@ fn read_one(answer: &[u8], near: SocketAddr, far: SocketAddr) -> io::Result<Opti
     Ok(owner)
 }
 
-fn open() -> io::Result<OwnedFd> {
+pub(super) fn open() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC;
     Ok(socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkSockDiag)?)
 }
 
 /// Begins a `struct nlmsghdr` and a `struct inet_diag_req_v2`.
-fn request(flags: u16, family: i32) -> [u8; HEADER + REQUEST] {
+pub(super) fn request(flags: u16, family: i32) -> [u8; HEADER + REQUEST] {
     let mut request = [0; HEADER + REQUEST];
-    let length = u32::try_from(request.len()).unwrap_or_default();
-    put(&mut request, 0, &length.to_ne_bytes());
-    put(&mut request, 4, &BY_FAMILY.to_ne_bytes());
-    put(&mut request, 6, &flags.to_ne_bytes());
+    start(&mut request, flags);
     put(
         &mut request,
         HEADER,
@@ -149,7 +146,15 @@ fn request(flags: u16, family: i32) -> [u8; HEADER + REQUEST] {
     request
 }
 
-fn put(request: &mut [u8], at: usize, bytes: &[u8]) {
+/// Fills in the `struct nlmsghdr` that a request begins with.
+pub(super) fn start(request: &mut [u8], flags: u16) {
+    let length = u32::try_from(request.len()).unwrap_or_default();
+    put(request, 0, &length.to_ne_bytes());
+    put(request, 4, &BY_FAMILY.to_ne_bytes());
+    put(request, 6, &flags.to_ne_bytes());
+}
+
+pub(super) fn put(request: &mut [u8], at: usize, bytes: &[u8]) {
     request[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
@@ -165,7 +170,7 @@ fn read_dump(netlink: &OwnedFd, port: u16, inodes: &mut BTreeSet<u32>) -> io::Re
 
 /// Takes the connections out of one piece; returns whether it was the last.
 fn read_piece(piece: &[u8], port: u16, inodes: &mut BTreeSet<u32>) -> io::Result<bool> {
-    each_message(piece, |body| {
+    each_message(piece, ANSWER, |body| {
         // One that no process holds has no inode.
         let inode = number(body, 68).filter(|inode| *inode != 0);
         let is_of_port = u16::from_be_bytes([body[4], body[5]]) == port;
@@ -173,9 +178,9 @@ fn read_piece(piece: &[u8], port: u16, inodes: &mut BTreeSet<u32>) -> io::Result
     })
 }
 
-/// Reads the messages of one piece, of which each that tells of a socket has its whole `struct inet_diag_msg`; returns
-/// whether it was the last.
-fn each_message(mut piece: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<bool> {
+/// Reads the messages of one piece, of which each that tells of a socket has at least `least` bytes; returns whether it was
+/// the last.
+pub(super) fn each_message(mut piece: &[u8], least: usize, mut take: impl FnMut(&[u8])) -> io::Result<bool> {
     let short = || io::Error::new(io::ErrorKind::InvalidData, "a netlink message is cut short");
     while piece.len() >= HEADER {
         let length = number(piece, 0).ok_or_else(short)? as usize;
@@ -190,7 +195,7 @@ fn each_message(mut piece: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<boo
                 let code = number(body, 0).ok_or_else(short)?.cast_signed();
                 return if code == 0 { Ok(true) } else { Err(io::Error::from_raw_os_error(-code)) };
             }
-            BY_FAMILY if body.len() >= ANSWER => take(body),
+            BY_FAMILY if body.len() >= least => take(body),
             _ => {}
         }
         // Messages begin at multiples of 4 bytes.
@@ -199,7 +204,7 @@ fn each_message(mut piece: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<boo
     Ok(false)
 }
 
-fn number(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn number(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
 }
 

@@ -1,5 +1,6 @@
 //! All that another manager needs, as plain data.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -58,6 +59,8 @@ pub struct Record {
     pub source: Source,
     /// Moments count from the start of the first of us.
     pub epoch: u64,
+    /// When that one was started, in clock ticks since the boot.
+    pub since: u64,
     pub manager: Manager,
     /// Each once, though generations share them.
     pub listeners: Vec<ListenerRecord>,
@@ -106,6 +109,12 @@ pub fn snapshot(daemon: &Daemon) -> io::Result<Envelope<Record>> {
 }
 
 impl Record {
+    /// The users whose its workers are.
+    pub fn users(&self) -> BTreeSet<u32> {
+        let releases = self.generations.iter().map(|(_, release, _)| release);
+        releases.chain(self.kept.iter().map(|(_, release)| release)).map(Release::user).collect()
+    }
+
     fn of(daemon: &Daemon) -> io::Result<Self> {
         let listeners = daemon.sockets.listeners();
         let place = |one: &Rc<_>| listeners.iter().position(|other| Rc::ptr_eq(one, other));
@@ -124,6 +133,7 @@ impl Record {
             pid: std::process::id(),
             source: daemon.source.clone(),
             epoch: daemon.epoch,
+            since: daemon.since,
             manager: daemon.manager.clone(),
             listeners: listeners.iter().map(|listener| listener.record()).collect::<io::Result<_>>()?,
             generations: generations.collect(),

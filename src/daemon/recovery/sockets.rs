@@ -2,15 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 use tracing::{info, warn};
 
 use super::super::release::in_words;
 use super::super::sockets::{Listener, ListenerRecord, Sockets};
 use crate::sys::activation::Inherited;
+use crate::sys::bound;
+use crate::sys::foreign::ForeignFd;
 use crate::sys::held::{self, Held, Kind};
 use crate::sys::pidfd::Pidfd;
 
@@ -49,15 +50,15 @@ impl Open {
     }
 
     /// Copies a socket from whoever has it: `NotFound` where nobody has, `PermissionDenied` where we may not.
-    fn copy(&self, inode: u64) -> io::Result<OwnedFd> {
+    fn copy(&self, inode: u64) -> io::Result<ForeignFd> {
         let hidden = self.hidden.as_ref().map(io::Error::kind);
         let mut error = io::Error::from(hidden.unwrap_or(io::ErrorKind::NotFound));
         for (pid, one) in self.sockets.get(&inode).into_iter().flatten() {
-            match Pidfd::open(*pid).and_then(|process| process.copy(one.number)) {
-                Ok(fd) if held::inode(&fd).ok() == Some(inode) => return Ok(fd),
+            match Pidfd::open(*pid).and_then(|process| one.copy(&process)) {
+                Ok(fd) => return Ok(fd),
                 Err(why) if why.kind() == io::ErrorKind::PermissionDenied => error = why,
                 // It was closed a moment ago, as connections are, or its process has ended.
-                Ok(_) | Err(_) => {}
+                Err(_) => {}
             }
         }
         Err(error)
@@ -78,10 +79,12 @@ impl Found {
         let open = Open::of(holders);
         let mut found = Self::default();
         for record in records {
-            let handed = inherited.iter().position(|one| held::inode(&one.fd).ok() == Some(record.inode));
+            // The kind is part of it: a file may have any number, sockets have one device of their own.
+            let is_it = Some((Kind::Socket, record.inode));
+            let handed = inherited.iter().position(|one| held::identity(&one.fd) == is_it);
             let fd = match handed {
                 Some(place) => Ok(inherited.remove(place).fd),
-                None => open.copy(record.inode),
+                None => open.copy(record.inode).map(ForeignFd::trusted),
             };
             let (name, listen) = (record.plan.spec.name.clone(), record.plan.spec.listen.clone());
             let plan = record.plan.clone();
@@ -108,7 +111,8 @@ impl Found {
         Ok(found)
     }
 
-    /// Fetches all listening sockets that some processes have, whatever they are.
+    /// Fetches all listening sockets that some processes have and that we or root have made: what a worker has bound for
+    /// itself, or was handed by others, is none of the service.
     ///
     /// # Errors
     ///
@@ -125,7 +129,8 @@ impl Found {
                 fd => fd?,
             };
             if is_listener(&fd)
-                && let Some(listener) = Listener::reclaim(fd)
+                && is_of_a_manager(&fd)
+                && let Some(listener) = Listener::reclaim(fd.trusted())
             {
                 info!("socket {} is kept from the workers of before", listener.plan().spec.listen);
                 found.listeners.push(Rc::new(listener));
@@ -152,8 +157,19 @@ impl Found {
     }
 }
 
+/// Whether the kernel says that we or root have made a socket, and that it still is where it was bound.
+fn is_of_a_manager(fd: &ForeignFd) -> bool {
+    match bound::maker(fd) {
+        Ok(maker) => maker.is_some_and(|maker| maker == 0 || maker == geteuid().as_raw()),
+        Err(error) => {
+            warn!("a socket of before is not kept, as the kernel does not tell who made it: {error}");
+            false
+        }
+    }
+}
+
 /// Whether it is one that many share: connections are each worker's own.
-fn is_listener(fd: &OwnedFd) -> bool {
+fn is_listener(fd: &ForeignFd) -> bool {
     use crate::sys::listener::{Kind, is_connected, is_listening, kind};
     match kind(fd) {
         Ok(Some(Kind::Datagram)) => !is_connected(fd),

@@ -1,12 +1,13 @@
 //! Which processes of a service there are still, though their manager is no more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 use tracing::warn;
 
+use super::super::cgroups::Cgroups;
 use super::super::launch::{RUNTIME_VARIABLE, SERVICE_VARIABLE, WORKER_VARIABLE};
 use super::record::{ProcessRecord, Record};
 use crate::core::ids::WorkerId;
@@ -24,13 +25,49 @@ pub struct Member {
 #[derive(Debug, Default)]
 pub struct Family(Vec<Member>);
 
+/// What makes a process one of the service.
+///
+/// Its environment names the service and the worker, and anybody may write that. So it counts only together with what the
+/// kernel says: the user, and the time of the start.
+#[derive(Debug)]
+pub struct Claim<'a> {
+    pub service: &'a str,
+    /// The runtime directory of its managers.
+    pub runtime: &'a Path,
+    pub cgroups: &'a Cgroups,
+    /// The users whose processes are believed, beside root and our own.
+    pub users: BTreeSet<u32>,
+    /// When the first manager took the lock, in clock ticks since the boot: no process of the service is older.
+    pub since: u64,
+}
+
+impl Claim<'_> {
+    /// The worker that a process belongs to by what its environment says, if that is believed.
+    fn worker_of(&self, pid: Pid) -> Option<WorkerId> {
+        let worker = WorkerId::parse(&process::variable(pid, WORKER_VARIABLE)?)?;
+        let is_young = process::started(pid).is_some_and(|started| started >= self.since);
+        let believed = |uid: &u32| *uid == 0 || *uid == geteuid().as_raw() || self.users.contains(uid);
+        // All of them: a program that changes its user has the environment of who executes it.
+        let is_of_a_user = process::users(pid).is_some_and(|users| users.iter().all(believed));
+        (is_young && is_of_a_user).then_some(worker)
+    }
+}
+
 impl Family {
-    /// Looks for the processes of a service whose managers had this runtime directory.
-    pub fn find(service: &str, runtime: &Path) -> Self {
-        let Some(runtime) = runtime.to_str() else { return Self(Vec::new()) };
-        let of_service = process::with_variables(&[(SERVICE_VARIABLE, service), (RUNTIME_VARIABLE, runtime)]);
-        let worker = |pid| process::variable(pid, WORKER_VARIABLE)?.parse().ok().map(WorkerId);
-        Self(of_service.into_iter().filter_map(|pid| Some(Member { pid, worker: worker(pid)? })).collect())
+    /// Looks for the processes of a service: those in the cgroups of its workers, and those whose environment is believed.
+    pub fn find(claim: &Claim<'_>) -> Self {
+        let mut members: BTreeMap<Pid, WorkerId> = claim.cgroups.members().into_iter().collect();
+        if let Some(runtime) = claim.runtime.to_str() {
+            let wanted = [(SERVICE_VARIABLE, claim.service), (RUNTIME_VARIABLE, runtime)];
+            for pid in process::with_variables(&wanted) {
+                if !members.contains_key(&pid)
+                    && let Some(worker) = claim.worker_of(pid)
+                {
+                    members.insert(pid, worker);
+                }
+            }
+        }
+        Self(members.into_iter().map(|(pid, worker)| Member { pid, worker }).collect())
     }
 
     /// The pids of all of them, and others.
@@ -76,13 +113,13 @@ impl Survivor {
 /// Finds the workers of whom nothing was written down but that they were about to be started: the manager was killed in
 /// that moment. What was noted of others says itself where they are; these are asked.
 ///
-/// An environment is anybody's to write: who runs as another user than the worker would is none, and nobody is spoken to
-/// but in the folder of our own notify sockets.
+/// Its process runs as the user of the worker, and its notify socket is one in our own folder that no other worker has.
 pub fn unrecorded(
     record: &Record,
     known: &BTreeSet<WorkerId>,
     family: &Family,
     notify: &Path,
+    spoken: &BTreeSet<PathBuf>,
 ) -> Vec<Survivor> {
     let workers = record.manager.workers().filter(|(id, worker)| worker.is_live() && !known.contains(id));
     let found = workers.filter_map(|(id, worker)| {
@@ -93,15 +130,15 @@ pub fn unrecorded(
         let age = |process: &Pidfd| (process::started(process.pid()), process.pid());
         let process = heads.filter(is_its_own).min_by_key(age)?;
         let mut record = ProcessRecord::read(id, worker, process.pid(), &release.spec.process)?;
-        record.notify.take_if(|path| path.parent() != Some(notify));
+        record.notify.take_if(|path| path.parent() != Some(notify) || spoken.contains(path));
         Some(Survivor { record, process })
     });
     found.collect()
 }
 
 /// Kills what is left of a worker that is no child of ours and has ended: the processes that its tree has left behind.
-pub fn kill_family(service: &str, runtime: &Path, worker: WorkerId) {
-    for head in Family::find(service, runtime).heads(|of| of == worker) {
+pub fn kill_family(claim: &Claim<'_>, worker: WorkerId) {
+    for head in Family::find(claim).heads(|of| of == worker) {
         warn!("process {} has outlived worker {worker}, which started it; SIGKILL", head.pid());
         let _ = head.kill_tree();
     }

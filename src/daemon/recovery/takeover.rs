@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::unistd::Pid;
@@ -26,6 +27,7 @@ use crate::core::{Manager, WorkerState};
 use crate::sys::activation::Inherited;
 use crate::sys::handover::{HandOver, Unpacked};
 use crate::sys::held::{self, Held, Kind};
+use crate::sys::listener::is_unix_stream;
 use crate::sys::notify_socket::NotifySocket;
 use crate::sys::pidfd::Pidfd;
 
@@ -54,7 +56,8 @@ impl Taken {
         let processes = std::mem::take(&mut record.processes);
         let known = processes.iter().map(|process| process.worker).collect();
         let mut survivors: Vec<_> = processes.into_iter().filter_map(Survivor::find).collect();
-        survivors.extend(unrecorded(record, &known, family, notify));
+        let spoken = survivors.iter().filter_map(|survivor| survivor.record.notify.clone()).collect();
+        survivors.extend(unrecorded(record, &known, family, notify, &spoken));
         if survivors.is_empty() {
             return Err(("no worker has survived".into(), Vec::new()));
         }
@@ -98,6 +101,7 @@ impl Taken {
         let all = Sockets::resume(&sockets.listeners);
         let mut daemon = Daemon::at_post(post, record.manager, record.source, all, generations)?;
         daemon.epoch = record.epoch;
+        daemon.since = record.since;
         daemon.kept = record.kept;
         daemon.demanded = demanded.collect();
         daemon.history = HandOver::unpack(record.history, luggage)?;
@@ -163,14 +167,13 @@ impl Daemon {
         let pid = process.pid();
         let open = held::open_files(pid).unwrap_or_default();
         let find = |kind, inode| open.iter().find(|one| (one.kind, one.inode) == (kind, inode));
-        let reads = |one: &Held| held::reading_end(pid, one.number);
         let outputs = record.outputs.iter().filter_map(|(stream, inode)| {
-            let pipe = find(Kind::Pipe, *inode).and_then(|one| reads(one).ok())?;
+            let pipe = find(Kind::Pipe, *inode)?.reading_end(pid).ok()?;
             Some(WorkerOutput::new(*stream, pipe, prefix.clone()))
         });
         let outputs = outputs.collect();
         let messages = record.messages.and_then(|inode| find(Kind::Pipe, inode));
-        let channel = record.channel.and_then(|inode| process.copy(find(Kind::Socket, inode)?.number).ok());
+        let channel = record.channel.and_then(|inode| channel_of(&process, find(Kind::Socket, inode)?));
         if record.channel.is_some() && channel.is_none() {
             warn!(
                 "worker {worker} (pid {pid}): its channel is lost, so it cannot be told to drain but by signal"
@@ -189,7 +192,7 @@ impl Daemon {
             start: None,
             failure: None,
             failed_probe: None,
-            messages: messages.and_then(|one| held::writing_end(pid, one.number).ok()).map(Into::into),
+            messages: messages.and_then(|one| one.writing_end(pid).ok()).map(Into::into),
             channel: channel.map(Channel::new),
             lingers_until: None,
             tries_again_at: None,
@@ -222,6 +225,12 @@ impl Daemon {
             self.kill(worker);
         }
     }
+}
+
+/// Fetches our end of a channel from the worker; `None` where what the worker has there is none.
+fn channel_of(process: &Pidfd, held: &Held) -> Option<OwnedFd> {
+    let copy = held.copy(process).ok()?;
+    is_unix_stream(&copy).then(|| copy.trusted())
 }
 
 fn doomed(manager: &Manager) -> Vec<WorkerId> {
