@@ -29,7 +29,8 @@ use super::reaper;
 
 thread_local! {
     /// What waits to be closed. The manager has one thread; closers never touch this list, as each has a batch of its own.
-    static WAITING: RefCell<Vec<OwnedFd>> = const { RefCell::new(Vec::new()) };
+    /// Numbers, so that the end of the thread closes nothing: the end of the process does, and does not wait.
+    static WAITING: RefCell<Vec<RawFd>> = const { RefCell::new(Vec::new()) };
 }
 
 /// How long a closer may take before another one goes on with the rest of its batch.
@@ -79,8 +80,9 @@ impl AsRawFd for ForeignFd {
 impl Drop for ForeignFd {
     fn drop(&mut self) {
         if let Some(fd) = self.0.take() {
-            // A thread that ends has no list any more, and closes it.
-            let _ = WAITING.try_with(|waiting| waiting.borrow_mut().push(fd));
+            let number = fd.into_raw_fd();
+            // A thread that ends has no list any more.
+            let _ = WAITING.try_with(|waiting| waiting.borrow_mut().push(number));
         }
     }
 }
@@ -106,8 +108,7 @@ struct Batch {
 }
 
 impl Batch {
-    fn of(descriptors: Vec<OwnedFd>) -> Self {
-        let descriptors = descriptors.into_iter().map(IntoRawFd::into_raw_fd).collect();
+    fn of(descriptors: Vec<RawFd>) -> Self {
         Self { descriptors, next: AtomicUsize::new(0) }
     }
 

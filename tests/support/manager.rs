@@ -403,6 +403,19 @@ impl Manager {
         kill(Pid::from_raw(self.pid()), signal).expect("a running manager");
     }
 
+    /// Returns the lines of the log from there on.
+    pub fn lines_since(&self, place: Place) -> Vec<String> {
+        self.log.since(place.log)
+    }
+
+    /// Fails where a system call of the manager has waited so long that it was interrupted.
+    pub fn assert_never_held_up(&self) {
+        let lines = self.lines_since(Place::START);
+        if lines.iter().any(|line| line.contains("was held up")) {
+            self.fail("a call of the manager waited");
+        }
+    }
+
     /// Kills the manager, and nobody else, without a warning.
     pub fn crash(&mut self) {
         self.signal(Signal::SIGKILL);

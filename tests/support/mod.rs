@@ -13,6 +13,7 @@ pub mod node;
 pub mod process;
 pub mod real_systemd;
 pub mod service;
+pub mod stranger;
 pub mod systemd;
 
 use std::env;

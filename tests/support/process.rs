@@ -83,3 +83,17 @@ fn strings(path: &Path) -> Vec<String> {
     let parts = bytes.split(|&byte| byte == 0).filter(|part| !part.is_empty());
     parts.map(|part| OsStr::from_bytes(part).to_string_lossy().into_owned()).collect()
 }
+
+/// Returns when a process was started, in hundredths of a second since the boot.
+pub fn started(pid: i32) -> u64 {
+    let stat = fs::read_to_string(of(pid, "stat")).expect("a living process");
+    let after_name = stat.rsplit_once(") ").expect("a name in parentheses").1;
+    after_name.split(' ').nth(19).and_then(|ticks| ticks.parse().ok()).expect("a start time")
+}
+
+/// Returns the present time as [`started`] counts.
+pub fn now() -> u64 {
+    let uptime = fs::read_to_string("/proc/uptime").expect("the uptime");
+    let seconds = uptime.split(' ').next().expect("a number").replace('.', "");
+    seconds.parse().expect("a number")
+}
