@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
@@ -19,6 +20,7 @@ use support::log::Verdict;
 use support::manager::{Manager, Place, Starter, text_of};
 use support::process::{Process, descriptors};
 use support::service::Service;
+use support::stranger::{NOBODY, as_user, nested, notify, notify_sockets_below, open_to_all, while_stopped};
 use support::{is_root, loopback};
 
 const KILLS: usize = 20;
@@ -361,5 +363,29 @@ fn sockets_of_an_activator_go_through_to_every_manager() {
         container.upgrade(&service);
         assert_eq!(ask(&Target::Tcp(address)).expect("an answer").release, "1");
     }
+    assert!(container.stop().success());
+}
+
+#[test]
+fn a_descriptor_inside_a_descriptor_does_not_hold_pid_1_up() {
+    let starter = Starter::default();
+    open_to_all(&starter.path(""));
+    let Some(container) = Container::start(starter, &service().listen(loopback())) else { return };
+    let container = container.wait_ready();
+    // Its own socket is the one beside the folder of those of the workers.
+    let below = container.manager.path("run");
+    let is_its_own = |path: &String| !path.contains("/notify/") && !path.contains("control");
+    let path = notify_sockets_below(&below).into_iter().find(is_its_own).expect("the socket of PID 1");
+    let mut peers = Vec::new();
+    while_stopped(container.init, || {
+        for _ in 0..5 {
+            let far = nested(&mut peers);
+            as_user(NOBODY, || notify(&path, b"X_A=1", &[far.as_raw_fd()]));
+        }
+    });
+    let place = container.manager.place();
+    container.crash();
+    container.wait_taken_over(place);
+    container.manager.assert_never_held_up();
     assert!(container.stop().success());
 }

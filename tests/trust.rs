@@ -6,16 +6,13 @@
 mod support;
 
 use std::fs::File;
-use std::io::{self, IoSlice, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
-use nix::libc;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt};
 use nix::unistd::Pid;
 use support::client::{Target, ask};
 use support::control::lines_of;
@@ -23,7 +20,9 @@ use support::log::{Step, Verdict};
 use support::manager::{Manager, Starter, Worker, wait_gone};
 use support::process::{self, Process};
 use support::service::Service;
-use support::stranger::{DAEMON, NOBODY, as_user, notify, notify_sockets_below, open_to_all};
+use support::stranger::{
+    self, DAEMON, NOBODY, as_user, nested, notify, notify_sockets_below, open_to_all, pass,
+};
 use support::{eventually, is_installed, is_root, loopback};
 
 /// A manager whose notify sockets every user reaches, as those below /run.
@@ -253,44 +252,8 @@ fn a_worker_that_was_taken_over_cannot_name_a_stranger_as_its_main_process() {
     impostor.assert_unharmed();
 }
 
-/// A connection whose last close waits for 30,000 s, as its peer does not read; and that peer.
-fn lingering() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
-    let mut client = TcpStream::connect(listener.local_addr().expect("an address")).expect("a connection");
-    let (peer, _) = listener.accept().expect("its other end");
-    client.set_nonblocking(true).expect("a flag");
-    while client.write(&[b'x'; 65536]).is_ok() {}
-    setsockopt(&client, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 30_000 }).expect("SO_LINGER");
-    (client, peer)
-}
-
-/// Does something while the manager stands still: what is sent then is still in its queue when the last copy here closes, so
-/// that it is the manager whose close is the last.
 fn while_stopped(manager: &Manager, act: impl FnOnce()) {
-    manager.signal(Signal::SIGSTOP);
-    manager.wait_until("a manager that is stopped", || {
-        (process::status(manager.pid(), "State").starts_with('T')).then_some(())
-    });
-    act();
-    manager.signal(Signal::SIGCONT);
-}
-
-/// Sends a byte and a descriptor, of which no other copy is kept.
-fn pass(socket: &UnixStream, text: &[u8], descriptor: impl Into<OwnedFd>) {
-    let descriptor = descriptor.into();
-    let rights = [descriptor.as_raw_fd()];
-    let rights = [ControlMessage::ScmRights(&rights)];
-    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(text)], &rights, MsgFlags::empty(), None)
-        .expect("a socket that takes it");
-}
-
-/// A descriptor in whose queue such a connection waits.
-fn nested(keep: &mut Vec<TcpStream>) -> OwnedFd {
-    let (client, peer) = lingering();
-    keep.push(peer);
-    let (near, far) = UnixStream::pair().expect("a pair");
-    pass(&near, b"x", client);
-    far.into()
+    stranger::while_stopped(manager.pid(), act);
 }
 
 #[test]

@@ -134,7 +134,7 @@ fn look(
         return Before::Left(Left::default());
     }
     let (pid, all) = (recovered.record.pid, recovered.record.manager.workers().count());
-    let (users, since) = (recovered.record.users(), recovered.record.since);
+    let (users, since) = (recovered.record.users(), recovered.record.origin.since);
     let family = family(recovered.service(), users, since);
     match Taken::find(recovered, &family, inherited, &runtime.notify()) {
         Ok(taken) => {

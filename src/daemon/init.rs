@@ -5,17 +5,15 @@
 //! (sd_notify(3), `FDSTORE=1`), and if the manager is killed it says so and starts another, which takes the workers over
 //! ([`super::recovery`]).
 
+mod launch;
 mod record;
 mod upward;
 
 use std::env;
-use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::rc::Rc;
 use std::time::Duration;
 
 use nix::unistd::{Pid, getpid};
@@ -23,8 +21,8 @@ use tracing::{error, info, warn};
 
 use self::record::{Next, Record, TRIES, status_of};
 use self::upward::Upward;
+use super::loose_ends::tell_stalls;
 use super::outlet::Outputs;
-use super::run::tell_stalls;
 use super::{BUG, ManagerError};
 use crate::core::time::Mono;
 use crate::core::word::Word;
@@ -36,7 +34,7 @@ use crate::sys::notify_socket::{Datagram, NotifySocket};
 use crate::sys::process;
 use crate::sys::reaper::{self, Exit};
 use crate::sys::signals::{ControllingTerminal, Signal, Signals};
-use crate::sys::spawn::{Launch, Report, Spawned, spawn};
+use crate::sys::spawn::{Report, Spawned, spawn};
 use crate::sys::stall::StallTimer;
 use crate::sys::strings::CStrings;
 use crate::sys::wait::{Interest, Poller};
@@ -55,11 +53,8 @@ const INIT_VARIABLE: &str = "LIVESWAP_INIT";
 /// The folders that a container may have for a socket.
 const FOLDERS: [&str; 3] = ["/run", "/tmp", "/dev/shm"];
 
-/// What the manager is told anew.
-const OWN_VARIABLES: [&str; 4] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", INIT_VARIABLE];
-
-/// And these, where it is told of our own socket.
-const NOTIFY_VARIABLES: [&str; 2] = ["NOTIFY_SOCKET", "WATCHDOG_PID"];
+/// How many children are reaped before others get their turn.
+const REAPED_A_TURN: usize = 256;
 
 const SIGNALS: u64 = 0;
 const NOTIFY: u64 = 1;
@@ -113,6 +108,8 @@ struct Init {
     /// When another manager is started.
     start_at: Option<Mono>,
     ended: Option<i32>,
+    /// More children have ended than were reaped in the last turn.
+    reaps_again: bool,
 }
 
 impl Init {
@@ -154,6 +151,7 @@ impl Init {
             record: Record::default(),
             start_at: Some(Mono::ZERO),
             ended: None,
+            reaps_again: false,
         })
     }
 
@@ -172,7 +170,7 @@ impl Init {
             }
             let timers = [self.start_at, self.up_at].into_iter().flatten().map(|at| at - now());
             let timers = timers.chain(self.upward.send()).chain(self.closers.time_left());
-            let timeout = timers.min();
+            let timeout = timers.chain(self.reaps_again.then_some(Duration::ZERO)).min();
             tell_stalls(stall.stop());
             self.poller.wait(timeout, &mut ready)?;
             stall.start();
@@ -182,6 +180,9 @@ impl Init {
             }
             if ready.iter().any(|ready| ready.token == SIGNALS) {
                 self.take_signals();
+            }
+            if self.reaps_again {
+                self.reap();
             }
             if self.up_at.take_if(|at| *at <= now()).is_some() {
                 self.is_up = true;
@@ -204,45 +205,6 @@ impl Init {
                 self.go_on(Exit::Code(BUG));
             }
         }
-    }
-
-    fn launch(&self) -> io::Result<Launch<'_>> {
-        let mut environment = CStrings::default();
-        let of_notify = NOTIFY_VARIABLES.into_iter().filter(|_| self.notify.is_some());
-        let own: Vec<_> = OWN_VARIABLES.into_iter().chain(of_notify).collect();
-        let inherited = env::vars_os().filter(|(name, _)| !own.iter().any(|own| name == own));
-        environment.push(&[INIT_VARIABLE.as_bytes(), b"=1"])?;
-        for (name, value) in inherited {
-            environment.push(&[name.as_bytes(), b"=", value.as_bytes()])?;
-        }
-        let mut own_pids: Vec<&'static CStr> = Vec::new();
-        if let Some(notify) = &self.notify {
-            environment.push(&[b"NOTIFY_SOCKET=", notify.path().as_os_str().as_bytes()])?;
-            own_pids.push(c"WATCHDOG_PID");
-        }
-        if !self.kept.is_empty() {
-            let names: Vec<_> = self.kept.iter().map(|kept| kept.name.as_str()).collect();
-            environment.push(&[b"LISTEN_FDS=", names.len().to_string().as_bytes()])?;
-            environment.push(&[b"LISTEN_FDNAMES=", names.join(":").as_bytes()])?;
-            own_pids.push(c"LISTEN_PID");
-        }
-        Ok(Launch {
-            programs: if self.own_program { CStrings::of([RUNNING])? } else { self.program.clone() },
-            arguments: CStrings::of(env::args_os().map(|word| word.as_bytes().to_vec()))?,
-            shared_environment: Rc::default(),
-            environment,
-            pid_variables: own_pids,
-            directory: CString::from(c"."),
-            credentials: None,
-            umask: None,
-            limits: Vec::new(),
-            ignore_sigpipe: false,
-            descriptors: self.kept.iter().map(|kept| kept.fd.as_fd()).collect(),
-            cgroup: None,
-            stdin: None,
-            stdout: None,
-            stderr: None,
-        })
     }
 
     /// Hears the manager, and passes its words on to whoever looks after the container.
@@ -333,7 +295,12 @@ impl Init {
     fn reap(&mut self) {
         // Its own last words are read before its end is acted on.
         self.listen();
-        while let Ok(Some((pid, exit))) = reaper::next_exited() {
+        self.reaps_again = true;
+        for _ in 0..REAPED_A_TURN {
+            let Ok(Some((pid, exit))) = reaper::next_exited() else {
+                self.reaps_again = false;
+                break;
+            };
             let manager = self.manager.take_if(|manager| manager.pid == pid);
             if let Err(error) = reaper::reap(pid) {
                 error!("cannot reap process {pid}: {error}");

@@ -20,6 +20,7 @@
 //! handover  another program in our place, which goes on with all of it
 //! recovery  going on with what a manager has left that was killed
 //! doors     waiting for connections, for whoever sleeps     idleness   whether anything is to be done
+//! loose_ends  what a turn leaves to its end
 //! guests    a process for each connection
 //! init      PID 1 of a container, which looks after a manager
 //! log       the form of the log                             outlet    our outputs, never waited for
@@ -38,6 +39,7 @@ mod idleness;
 pub mod init;
 mod launch;
 pub mod log;
+mod loose_ends;
 mod node;
 mod obey;
 mod outlet;

@@ -26,13 +26,17 @@ const ORPHANS_SETTLE: Duration = Duration::from_millis(20);
 /// How long after a look that failed, for lack of descriptors for instance, the next one is taken.
 const ORPHANS_RETRY: Duration = Duration::from_secs(1);
 
+/// How many children are reaped before others get their turn.
+const REAPED_A_TURN: usize = 256;
+
 impl Daemon {
     /// Reaps every child that has ended: our own first heard to the end, strangers in silence.
+    /// At most so many at a time: a worker can make orphans as fast as they are reaped.
     pub(super) fn reap_all(&mut self) {
-        loop {
+        for _ in 0..REAPED_A_TURN {
             match reaper::next_exited() {
                 Ok(Some((pid, exit))) => {
-                    if self.closers.ended(pid) {
+                    if self.loose_ends.closers.ended(pid) {
                         self.roles.remove(&pid);
                         let _ = reaper::reap(pid);
                         continue;
@@ -72,13 +76,14 @@ impl Daemon {
                         self.child_ended(role, exit, failure);
                     }
                 }
-                Ok(None) => break,
+                Ok(None) => return,
                 Err(error) => {
                     error!("cannot wait for children: {error}");
-                    break;
+                    return;
                 }
             }
         }
+        self.loose_ends.reaps_again = true;
     }
 
     /// Has [`Daemon::kill_orphans`] called in a moment, when what goes on now is over.
@@ -177,7 +182,7 @@ impl Daemon {
                 runtime: self.runtime.path(),
                 cgroups: &self.cgroups,
                 users: BTreeSet::from([of.release.user()]),
-                since: self.since,
+                since: self.origin.since,
             };
             kill_family(&claim, worker);
         }

@@ -8,15 +8,15 @@ use std::io;
 use std::mem;
 use std::time::Duration;
 
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::{Pid, geteuid, getpid};
 use serde::{Deserialize, Serialize};
-use tracing::{debug, warn};
 
 use super::cgroups::Cgroups;
 use super::control::{Control, Door, History};
 use super::doors::OnDemand;
 use super::handover::{Reexec, Successor};
 use super::launch::{Common, Heritage, Place};
+use super::loose_ends::{LooseEnds, tell_stalls};
 use super::node::Demanded;
 use super::outlet::Outputs;
 use super::prepare::Candidate;
@@ -37,10 +37,10 @@ use crate::core::time::Mono;
 use crate::core::{Event, Manager};
 use crate::sys::clock::monotonic_micros;
 use crate::sys::control_tcp::ControlTcp;
-use crate::sys::foreign::{Closers, ForeignFd};
+use crate::sys::process;
 use crate::sys::signals::{ControllingTerminal, Signals};
 use crate::sys::spawn::{Report, Spawned};
-use crate::sys::stall::{LIMIT, StallTimer};
+use crate::sys::stall::StallTimer;
 use crate::sys::wait::{Poller, Ready};
 
 /// A generation as the shell keeps it, for as long as the core has a use for it.
@@ -77,6 +77,27 @@ pub(super) enum Role {
     Closer,
 }
 
+/// When the first manager of the service was started, whose work this one goes on with.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Origin {
+    /// `CLOCK_MONOTONIC` then, in microseconds: the core's zero.
+    pub(super) epoch: u64,
+    /// The start of its process, in clock ticks since the boot: no process of the service is older.
+    pub(super) since: u64,
+}
+
+impl Origin {
+    /// The present moment and process.
+    ///
+    /// # Errors
+    ///
+    /// The clock cannot be read.
+    pub(super) fn here() -> io::Result<Self> {
+        let since = process::started(getpid()).unwrap_or_default();
+        Ok(Self { epoch: monotonic_micros()?, since })
+    }
+}
+
 /// The manager, with all that it has a hold of.
 #[derive(Debug)]
 pub struct Daemon {
@@ -84,10 +105,7 @@ pub struct Daemon {
     pub(super) poller: Poller,
     pub(super) signals: Signals,
     pub(super) terminal: ControllingTerminal,
-    /// `CLOCK_MONOTONIC` when we started, in microseconds: the core's zero.
-    pub(super) epoch: u64,
-    /// When the first manager of this service was started, whose work this one goes on with: in clock ticks since the boot.
-    pub(super) since: u64,
+    pub(super) origin: Origin,
     pub(super) source: Source,
     pub(super) successor: Successor,
     pub(super) runtime: RuntimeDirectory,
@@ -118,10 +136,7 @@ pub struct Daemon {
     pub(super) history: History,
     /// Events that are yet to be handed in.
     pub(super) inbox: VecDeque<Event>,
-    /// What workers wait to be closed until all that they said was acted on (sd_notify_barrier(3)).
-    pub(super) barriers: Vec<ForeignFd>,
-    /// The children that close what came from outside.
-    pub(super) closers: Closers,
+    pub(super) loose_ends: LooseEnds,
     pub(super) ended: bool,
     /// When hooks `after` that still run are killed.
     pub(super) hooks_end: BTreeMap<Pid, Mono>,
@@ -162,6 +177,9 @@ impl Daemon {
             self.poller.wait(timeout, &mut ready)?;
             stall.start();
             self.collect(&ready);
+            if mem::take(&mut self.loose_ends.reaps_again) {
+                self.reap_all();
+            }
             self.end_late_hooks();
             self.end_late_clients();
             self.end_late_trial();
@@ -186,12 +204,12 @@ impl Daemon {
 
     /// The moment that it is, as the core counts.
     pub(super) fn now(&self) -> Mono {
-        Mono(self.clock_micros().saturating_sub(self.epoch))
+        Mono(self.clock_micros().saturating_sub(self.origin.epoch))
     }
 
     /// `CLOCK_MONOTONIC` in microseconds; it cannot fail, and if it did, time would stand still.
     pub(super) fn clock_micros(&self) -> u64 {
-        monotonic_micros().unwrap_or(self.epoch)
+        monotonic_micros().unwrap_or(self.origin.epoch)
     }
 
     /// Hands in all events and performs what follows, until nothing is left to do.
@@ -228,21 +246,13 @@ impl Daemon {
         self.serve_clients();
         self.outputs.flush(&self.poller);
         self.close_turn();
-        self.barriers.clear();
+        self.loose_ends.barriers.clear();
         self.close_foreign();
     }
 
-    /// Has what came from outside, and is of no use any more, closed by a child: it may make that one wait.
-    fn close_foreign(&mut self) {
-        match self.closers.run() {
-            Ok(Some(closer)) => drop(self.roles.insert(closer, Role::Closer)),
-            Ok(None) => {}
-            Err(error) => debug!("cannot start a closer of descriptors: {error}; trying again"),
-        }
-    }
-
     fn time_to_wait(&self, tick_at: Option<Mono>) -> Option<Duration> {
-        let deadlines = tick_at.into_iter().chain(self.upward.next_deadline());
+        let deadlines = self.loose_ends.reaps_again.then(|| self.now()).into_iter().chain(tick_at);
+        let deadlines = deadlines.chain(self.upward.next_deadline());
         deadlines
             .chain(self.hooks_end.values().copied())
             .chain(self.look_for_orphans_at)
@@ -259,7 +269,7 @@ impl Daemon {
             .min()
             .map(|deadline| deadline - self.now())
             .into_iter()
-            .chain(self.closers.time_left())
+            .chain(self.loose_ends.closers.time_left())
             .min()
     }
 
@@ -320,7 +330,7 @@ impl Daemon {
             match heard {
                 Heard::Word(word) => self.inbox.push_back(Event::Said(worker, word)),
                 Heard::Store(wish) => self.store(worker, wish),
-                Heard::Barrier(barrier) => self.barriers.push(barrier),
+                Heard::Barrier(barrier) => self.loose_ends.barriers.push(barrier),
             }
         }
     }
@@ -362,15 +372,5 @@ impl Daemon {
                 output.stream != stream
             });
         }
-    }
-}
-
-/// Tells that the loop was held up: by a system call, which was interrupted then, or by a machine that has no time for it.
-pub(super) fn tell_stalls(count: u32) {
-    if count > 0 {
-        let limit = LIMIT.as_secs();
-        warn!(
-            "the manager was held up for {count} x {limit} s; a system call that takes so long is interrupted"
-        );
     }
 }

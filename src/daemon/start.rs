@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
-use nix::unistd::getpid;
 use tracing::warn;
 
 use super::cgroups::Cgroups;
@@ -12,11 +11,12 @@ use super::doors::OnDemand;
 use super::handover::Successor;
 use super::init::terminal;
 use super::launch::{Common, Heritage};
+use super::loose_ends::LooseEnds;
 use super::outlet::Outputs;
 use super::recovery::{Journal, Leftover};
 use super::release::{Release, Source};
 use super::repair::Care;
-use super::run::{Daemon, Generation};
+use super::run::{Daemon, Generation, Origin};
 use super::runtime::RuntimeDirectory;
 use super::sockets::{Prepared, Sockets};
 use super::store::Store;
@@ -25,9 +25,7 @@ use super::token::Token;
 use super::upward::ServiceManager;
 use crate::core::ids::{GenerationId, WorkerId};
 use crate::core::{Event, Manager};
-use crate::sys::clock::monotonic_micros;
 use crate::sys::exec::own_program;
-use crate::sys::foreign::Closers;
 use crate::sys::signals::Signals;
 use crate::sys::wait::{Interest, Poller};
 use crate::sys::{process, reaper};
@@ -102,8 +100,7 @@ impl Daemon {
             poller: Poller::new()?,
             signals: Signals::install()?,
             terminal: terminal(),
-            epoch: monotonic_micros()?,
-            since: process::started(getpid()).unwrap_or_default(),
+            origin: Origin::here()?,
             source,
             successor: Successor::at(own_program()?),
             journal: Journal::new(runtime.state()),
@@ -126,8 +123,7 @@ impl Daemon {
             control,
             history: History::default(),
             inbox: VecDeque::new(),
-            barriers: Vec::new(),
-            closers: Closers::default(),
+            loose_ends: LooseEnds::default(),
             ended: false,
             hooks_end: BTreeMap::new(),
             look_for_orphans_at: None,

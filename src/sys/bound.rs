@@ -142,23 +142,23 @@ mod tests {
     use super::super::listener::tests::reachable;
     use super::*;
 
-    fn own() -> Option<u32> {
-        Some(geteuid().as_raw())
+    fn own() -> u32 {
+        geteuid().as_raw()
     }
 
     #[test]
     fn the_maker_of_every_kind_of_listener_is_known() {
         for ip in reachable(["127.0.0.1", "[::1]", "0.0.0.0", "[::]"]) {
             let ip = ip.trim_matches(['[', ']']);
-            assert_eq!(maker(TcpListener::bind((ip, 0)).unwrap()).unwrap(), own(), "{ip}");
-            assert_eq!(maker(UdpSocket::bind((ip, 0)).unwrap()).unwrap(), own(), "{ip}");
+            assert_eq!(maker(TcpListener::bind((ip, 0)).unwrap()).unwrap(), Some(own()), "{ip}");
+            assert_eq!(maker(UdpSocket::bind((ip, 0)).unwrap()).unwrap(), Some(own()), "{ip}");
         }
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(maker(UnixListener::bind(folder.path().join("a")).unwrap()).unwrap(), own());
-        assert_eq!(maker(UnixDatagram::bind(folder.path().join("b")).unwrap()).unwrap(), own());
+        assert_eq!(maker(UnixListener::bind(folder.path().join("a")).unwrap()).unwrap(), Some(own()));
+        assert_eq!(maker(UnixDatagram::bind(folder.path().join("b")).unwrap()).unwrap(), Some(own()));
         let name = format!("liveswap-maker-{}", std::process::id());
         let name = UnixAddress::from_abstract_name(name).unwrap();
-        assert_eq!(maker(UnixListener::bind_addr(&name).unwrap()).unwrap(), own());
+        assert_eq!(maker(UnixListener::bind_addr(&name).unwrap()).unwrap(), Some(own()));
     }
 
     #[test]

@@ -279,7 +279,7 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (peer, _) = listener.accept().unwrap();
         client.set_nonblocking(true).unwrap();
-        while client.write(&[b'x'; 65536]).is_ok() {}
+        while client.write(&[b'x'; 4096]).is_ok() {}
         let linger = libc::linger { l_onoff: 1, l_linger: 30_000 };
         setsockopt(&client, sockopt::Linger, &linger).unwrap();
         (client, peer)

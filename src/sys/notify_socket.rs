@@ -292,10 +292,10 @@ mod tests {
         worker.send(b"FDSTORE=1", &[writer.as_raw_fd(), worker.socket.as_raw_fd()]).unwrap();
         drop(writer);
         let (text, datagram) = next(&socket);
-        assert_eq!((text.as_slice(), sender(&datagram)), (&b"READY=1"[..], me()));
+        assert_eq!((text.as_slice(), sender(&datagram)), (&b"READY=1"[..], Some(me())));
         assert!(datagram.descriptors.is_empty() && !datagram.truncated && !datagram.control_truncated);
         let (text, datagram) = next(&socket);
-        assert_eq!((text.as_slice(), sender(&datagram)), (&b"FDSTORE=1"[..], me()));
+        assert_eq!((text.as_slice(), sender(&datagram)), (&b"FDSTORE=1"[..], Some(me())));
         for descriptor in &datagram.descriptors {
             let flags = FdFlag::from_bits_retain(fcntl(descriptor, FcntlArg::F_GETFD).unwrap());
             assert!(flags.contains(FdFlag::FD_CLOEXEC));
@@ -354,8 +354,8 @@ mod tests {
         assert_eq!(nix::sys::signal::kill(nix::unistd::Pid::from_raw(sender.pid), None), Err(Errno::ESRCH));
     }
 
-    fn me() -> Option<(i32, u32)> {
-        Some((process::id().cast_signed(), getuid().as_raw()))
+    fn me() -> (i32, u32) {
+        (process::id().cast_signed(), getuid().as_raw())
     }
 
     fn sender(datagram: &Datagram) -> Option<(i32, u32)> {

@@ -11,6 +11,9 @@ use std::rc::Rc;
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
+/// How often events are read in one call: whoever may change a watched file can make events without end.
+const READS: usize = 16;
+
 /// One inotify descriptor for all paths; readable when something happened to one of them.
 #[derive(Clone, Debug)]
 pub struct PathWatch {
@@ -44,13 +47,14 @@ impl PathWatch {
         Ok(WatchedPath { inotify: Rc::clone(&self.inotify), descriptor })
     }
 
-    /// Reads all events away, and returns whether there were any; what happened is then to be looked at.
+    /// Reads events away, and returns whether there were any; what happened is then to be looked at. Where they come faster
+    /// than they are read, the rest stays for the next call.
     ///
     /// # Errors
     /// Those of read(2).
     pub fn drain(&self) -> io::Result<bool> {
         let mut any = false;
-        loop {
+        for _ in 0..READS {
             match self.inotify.read_events() {
                 Ok(_) => any = true,
                 Err(Errno::EAGAIN) => return Ok(any),
@@ -58,6 +62,7 @@ impl PathWatch {
                 Err(error) => return Err(error.into()),
             }
         }
+        Ok(any)
     }
 }
 

@@ -3,15 +3,18 @@
 #![expect(unsafe_code, reason = "one thread alone changes its user")]
 
 use std::fs::{self, Permissions};
-use std::io::IoSlice;
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::{IoSlice, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::thread;
 
 use nix::libc;
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg, setsockopt, sockopt};
+use nix::unistd::Pid;
 
 /// Two users that are not root.
 pub const NOBODY: u32 = 65534;
@@ -52,4 +55,44 @@ pub fn notify_sockets_below(folder: &Path) -> Vec<String> {
     let below = format!("{}/", folder.display());
     let paths = table.lines().filter_map(|line| line.split_whitespace().nth(7));
     paths.filter(|path| path.starts_with(&below)).map(str::to_owned).collect()
+}
+
+/// Does something while a process stands still: what is sent then is still in its queue when the last copy here closes, so
+/// that it is that process whose close is the last.
+pub fn while_stopped(pid: i32, act: impl FnOnce()) {
+    kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("SIGSTOP");
+    super::eventually("a process that is stopped", || {
+        super::process::status(pid, "State").starts_with('T').then_some(())
+    });
+    act();
+    kill(Pid::from_raw(pid), Signal::SIGCONT).expect("SIGCONT");
+}
+
+/// A connection whose last close waits for 30,000 s, as its peer does not read; and that peer.
+fn lingering() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let mut client = TcpStream::connect(listener.local_addr().expect("an address")).expect("a connection");
+    let (peer, _) = listener.accept().expect("its other end");
+    client.set_nonblocking(true).expect("a flag");
+    while client.write(&[b'x'; 4096]).is_ok() {}
+    setsockopt(&client, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 30_000 }).expect("SO_LINGER");
+    (client, peer)
+}
+
+/// Sends a byte and a descriptor, of which no other copy is kept.
+pub fn pass(socket: &UnixStream, text: &[u8], descriptor: impl Into<OwnedFd>) {
+    let descriptor = descriptor.into();
+    let rights = [descriptor.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&rights)];
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(text)], &rights, MsgFlags::empty(), None)
+        .expect("a socket that takes it");
+}
+
+/// A descriptor in whose queue such a connection waits.
+pub fn nested(keep: &mut Vec<TcpStream>) -> OwnedFd {
+    let (client, peer) = lingering();
+    keep.push(peer);
+    let (near, far) = UnixStream::pair().expect("a pair");
+    pass(&near, b"x", client);
+    far.into()
 }

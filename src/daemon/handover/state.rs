@@ -13,6 +13,7 @@ use super::super::control::{Asker, Control, History};
 use super::super::doors::OnDemand;
 use super::super::guests::Guests;
 use super::super::launch::{Common, Heritage};
+use super::super::loose_ends::LooseEnds;
 use super::super::node::{Demanded, DemandedState};
 use super::super::outlet::{ERROR, OUTPUT, Outputs};
 use super::super::prepare::Candidate;
@@ -20,7 +21,7 @@ use super::super::process::Process;
 use super::super::recovery::{Journal, Leftover};
 use super::super::release::{Release, Source};
 use super::super::repair::{Care, CareState};
-use super::super::run::{Daemon, Generation, Role};
+use super::super::run::{Daemon, Generation, Origin, Role};
 use super::super::runtime::RuntimeDirectory;
 use super::super::sockets::{Listener, Prepared, Sockets};
 use super::super::store::Store;
@@ -31,7 +32,6 @@ use crate::core::ids::{GenerationId, RequestId, WorkerId};
 use crate::core::time::Mono;
 use crate::core::{Event, Manager};
 use crate::sys::control_tcp::ControlTcp;
-use crate::sys::foreign::Closers;
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::limits::Limit;
 use crate::sys::signals::{ControllingTerminal, Signals};
@@ -49,9 +49,7 @@ type GenerationState = (GenerationId, Release, Vec<usize>, As<Option<ControlTcp>
 pub struct State {
     source: Source,
     program: PathBuf,
-    /// Moments count from the start of the first of us.
-    epoch: u64,
-    since: u64,
+    origin: Origin,
     terminal: ControllingTerminal,
     nofile: Limit,
     manager: Manager,
@@ -100,8 +98,7 @@ impl State {
         let Daemon {
             manager,
             terminal,
-            epoch,
-            since,
+            origin,
             source,
             successor,
             runtime,
@@ -130,8 +127,7 @@ impl State {
             poller: _,
             signals: _,
             inbox: _,
-            barriers: _,
-            closers: _,
+            loose_ends: _,
             ended: _,
             outputs: _,
         } = daemon;
@@ -140,8 +136,7 @@ impl State {
         Self {
             source: source.clone(),
             program: successor.program.clone(),
-            epoch: *epoch,
-            since: *since,
+            origin: *origin,
             terminal: *terminal,
             nofile: heritage.nofile(),
             manager: manager.clone(),
@@ -204,8 +199,7 @@ impl State {
             poller: Poller::new()?,
             signals: Signals::install()?,
             terminal: self.terminal,
-            epoch: self.epoch,
-            since: self.since,
+            origin: self.origin,
             source: self.source,
             successor: Successor::at(self.program),
             journal: Journal::new(runtime.state()),
@@ -227,8 +221,7 @@ impl State {
             control: HandOver::unpack(self.control, luggage)?,
             history: HandOver::unpack(self.history, luggage)?,
             inbox: VecDeque::from([Event::Tick]),
-            barriers: Vec::new(),
-            closers: Closers::default(),
+            loose_ends: LooseEnds::default(),
             ended: false,
             hooks_end: HandOver::unpack(self.hooks_end, luggage)?,
             look_for_orphans_at: self.look_for_orphans_at,

@@ -265,8 +265,8 @@ impl Daemon {
         info!("handing over to {}", self.successor.program.display());
         self.outputs.flush(&self.poller);
         // What a closer has not closed by then, execve(2) closes, and may wait for it.
-        self.barriers.clear();
-        self.closers.finish();
+        self.loose_ends.barriers.clear();
+        self.loose_ends.closers.finish();
         self.roles.retain(|_, role| *role != Role::Closer);
         let mut luggage = Luggage::default();
         let memory = seal(&State::of(self, askers, &mut luggage), &luggage)?;

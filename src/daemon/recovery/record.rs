@@ -14,7 +14,7 @@ use super::super::launch::MESSAGE_VARIABLE;
 use super::super::node::DemandedState;
 use super::super::process::Process;
 use super::super::release::{Release, Source};
-use super::super::run::{Daemon, Role};
+use super::super::run::{Daemon, Origin, Role};
 use super::super::sockets::ListenerRecord;
 use super::super::token::Stream;
 use super::VERSION;
@@ -57,10 +57,7 @@ pub struct Record {
     /// The manager that wrote it.
     pub pid: u32,
     pub source: Source,
-    /// Moments count from the start of the first of us.
-    pub epoch: u64,
-    /// When that one was started, in clock ticks since the boot.
-    pub since: u64,
+    pub origin: Origin,
     pub manager: Manager,
     /// Each once, though generations share them.
     pub listeners: Vec<ListenerRecord>,
@@ -132,8 +129,7 @@ impl Record {
         Ok(Self {
             pid: std::process::id(),
             source: daemon.source.clone(),
-            epoch: daemon.epoch,
-            since: daemon.since,
+            origin: daemon.origin,
             manager: daemon.manager.clone(),
             listeners: listeners.iter().map(|listener| listener.record()).collect::<io::Result<_>>()?,
             generations: generations.collect(),

@@ -100,8 +100,7 @@ impl Taken {
             record.demanded.into_iter().filter_map(|one| Demanded::unpack(one, &sockets.listeners));
         let all = Sockets::resume(&sockets.listeners);
         let mut daemon = Daemon::at_post(post, record.manager, record.source, all, generations)?;
-        daemon.epoch = record.epoch;
-        daemon.since = record.since;
+        daemon.origin = record.origin;
         daemon.kept = record.kept;
         daemon.demanded = demanded.collect();
         daemon.history = HandOver::unpack(record.history, luggage)?;

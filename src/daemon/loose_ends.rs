@@ -1,0 +1,39 @@
+//! What a turn leaves to its end, or to the next: what others have sent is closed, and children that are too many are reaped.
+
+use tracing::{debug, warn};
+
+use super::run::{Daemon, Role};
+use crate::sys::foreign::{Closers, ForeignFd};
+use crate::sys::stall::LIMIT;
+
+/// What a turn leaves to its end, or to the next.
+#[derive(Debug, Default)]
+pub(super) struct LooseEnds {
+    /// What workers wait to be closed until all that they said was acted on (sd_notify_barrier(3)).
+    pub(super) barriers: Vec<ForeignFd>,
+    /// The children that close what came from outside.
+    pub(super) closers: Closers,
+    /// More children have ended than were reaped in the last turn.
+    pub(super) reaps_again: bool,
+}
+
+impl Daemon {
+    /// Has what came from outside, and is of no use any more, closed by a child: it may make that one wait.
+    pub(super) fn close_foreign(&mut self) {
+        match self.loose_ends.closers.run() {
+            Ok(Some(closer)) => drop(self.roles.insert(closer, Role::Closer)),
+            Ok(None) => {}
+            Err(error) => debug!("cannot start a closer of descriptors: {error}; trying again"),
+        }
+    }
+}
+
+/// Tells that the loop was held up: by a system call, which was interrupted then, or by a machine that has no time for it.
+pub(super) fn tell_stalls(count: u32) {
+    if count > 0 {
+        let limit = LIMIT.as_secs();
+        warn!(
+            "the manager was held up for {count} x {limit} s; a system call that takes so long is interrupted"
+        );
+    }
+}
