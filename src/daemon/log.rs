@@ -7,7 +7,6 @@ use std::fmt;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, stderr};
 
-use nix::sys::stat::fstat;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -16,7 +15,9 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::outlet::LogWriter;
+use super::streams::{JOURNAL_VARIABLE, journal_behind};
 use crate::core::printable::{Escaping, printable_json};
+use crate::sys::journal_stream::identity;
 
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +64,11 @@ impl LogFormat {
     }
 }
 
-/// Whether standard error is the stream that systemd connected to the journal (systemd.exec(5), `$JOURNAL_STREAM`).
+/// Whether standard error is a stream to the journal: the one that systemd connected (systemd.exec(5), `$JOURNAL_STREAM`), or
+/// one in its place.
 fn is_journal() -> bool {
-    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
-    fstat(stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+    let is_named = |named| identity(stderr()).is_ok_and(|stream| stream == named);
+    std::env::var(JOURNAL_VARIABLE).is_ok_and(is_named) || journal_behind(stderr()).is_some()
 }
 
 /// The message alone, led by what the format wants; the fields are for JSON, the message says the same in words.

@@ -23,6 +23,7 @@
 //! guests    a process for each connection
 //! init      PID 1 of a container, which looks after a manager
 //! log       the form of the log                             outlet    our outputs, never waited for
+//! streams   the outputs of what we start, never a socket that is ours
 //! ```
 
 mod apply;
@@ -54,6 +55,7 @@ mod sender;
 pub mod sockets;
 mod start;
 mod store;
+mod streams;
 mod system_store;
 mod target;
 mod token;
