@@ -72,10 +72,10 @@ pub fn error_lines(text: &str) {
 /// Prints a bug of ours; what a panic says may quote anything.
 pub fn bug(bug: &PanicHookInfo<'_>) {
     let place = bug.location().map(ToString::to_string).unwrap_or_default();
-    error_line(&format!("Error: a bug of liveswap: panicked at {place}:"));
     let said = bug.payload();
     let said = said.downcast_ref::<&str>().copied().or(said.downcast_ref::<String>().map(String::as_str));
-    error_line(said.unwrap_or("a value that is no text"));
+    let said = said.unwrap_or("a value that is no text");
+    error_line(&format!("Error: a bug of liveswap: panicked at {place}: {said}"));
 }
 
 /// Reads a command line, or prints why not, or the help that it asks for.
