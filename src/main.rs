@@ -5,7 +5,7 @@ use std::process::{self, ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use liveswap::cli::{
-    change, check, completions, demo, events, man, original, run, status, try_handover, unit, upgrade,
+    change, check, completions, demo, events, man, original, output, run, status, try_handover, unit, upgrade,
 };
 use liveswap::daemon;
 
@@ -72,13 +72,17 @@ fn main() -> ExitCode {
         daemon::hold_signals();
     }
     panic::set_hook(Box::new(|bug| {
-        eprintln!("Error: a bug of liveswap: {bug}");
+        output::bug(bug);
         process::exit(daemon::BUG);
     }));
     if is_original {
         return original::run(std::env::args_os());
     }
-    match Cli::parse().command {
+    let command = match output::parse::<Cli>(std::env::args_os()) {
+        Ok(cli) => cli.command,
+        Err(status) => return status,
+    };
+    match command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Upgrade(args) => upgrade::upgrade(&args),

@@ -169,6 +169,33 @@ fn unsafe_code_stands_in_sys_and_says_why_it_is_sound() {
 }
 
 #[test]
+fn what_is_printed_goes_through_one_door() {
+    // What each of these writes is its own, or was made printable.
+    let doors = [
+        "src/cli/output.rs",      // The door.
+        "src/cli/progress.rs",    // Draws by cursor movements.
+        "src/cli/demo/show.rs",   // Likewise.
+        "src/cli/demo/worker.rs", // Is a worker, whose output is the manager's to show.
+        "src/daemon/handover.rs", // Answers the manager by a pipe.
+    ];
+    let macros = ["println!", "eprintln!", "print!", "eprint!", "dbg!"];
+    // clap prints what was typed, with the words of others in it.
+    let ways = ["stdout()", "stderr()", ".exit()", "parse_from(", "Cli::parse("];
+    let mut breaches = Breaches::default();
+    for source in sources("src").into_iter().filter(|source| !doors.contains(&source.path.as_str())) {
+        let is_for_people = matches!(source.room(), "cli" | "");
+        for (number, line) in source.code() {
+            let ways = ways.iter().filter(|_| is_for_people);
+            for way in macros.iter().chain(ways).filter(|way| line.contains(**way)) {
+                let rule = format!("`{way}` outside cli/output.rs");
+                breaches.note(&source, number, &rule, "nothing of others reaches a terminal as it came");
+            }
+        }
+    }
+    breaches.assert_none();
+}
+
+#[test]
 fn no_file_and_no_function_outgrows_its_ceiling() {
     const FILE: usize = 400;
     const FUNCTION: usize = 70;

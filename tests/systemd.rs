@@ -550,3 +550,29 @@ fn a_stop_that_takes_too_long_leaves_nobody_behind() {
     assert_eq!(unit.property("Result"), "timeout", "{}", unit.journal());
     eventually("nobody left", || unit.processes().is_empty().then_some(()));
 }
+
+#[test]
+fn a_worker_that_shuts_down_its_stream_to_the_journal_ends_its_own_alone() {
+    if outside("a_worker_that_shuts_down_its_stream_to_the_journal_ends_its_own_alone", "257") {
+        return;
+    }
+    let script =
+        "test \"$JOURNAL_STREAM\" = \"$(stat -L -c %d:%i /proc/self/fd/2)\" && echo spoken by $$ >&2";
+    let service = service(loopback()).after(script).args(["--hurt-at-start", "output"]);
+    let unit = Unit::start("web", &service.clone().release(1), "");
+    let journalctl = |matches: &[&str]| {
+        let output = Command::new("journalctl").args(["--no-pager", "-o", "cat"]).args(matches).output();
+        String::from_utf8_lossy(&output.expect("journalctl").stdout).into_owned()
+    };
+    for pid in unit.processes() {
+        // The journal knows whose line it is, though the manager has connected the stream.
+        let (by, said) = (format!("_PID={pid}"), format!("spoken by {pid}"));
+        let matches = [by.as_str(), "-t", "liveswap", "-u", "liveswap@web.service"];
+        eventually("the worker's line", || journalctl(&matches).contains(&said).then_some(()));
+    }
+    unit.write(&service.release(2));
+    unit.systemctl("reload");
+    eventually("the log", || unit.journal().contains("generation 2 committed").then_some(()));
+    unit.systemctl("stop");
+    assert_eq!(unit.property("Result"), "success", "{}", unit.journal());
+}

@@ -1,11 +1,11 @@
 //! `liveswap check`: what an upgrade would say of a service file.
 
-use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 
+use super::output;
 use super::report::{self, Status};
 use crate::daemon::{self, log::wants_color};
 
@@ -27,7 +27,7 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         match checked {
             Ok(checked) => {
                 // Who does not read it has the exit status.
-                let _ = writeln!(stdout(), "{}: {}", file.display(), checked.summary);
+                let _ = output::line(&format!("{}: {}", file.display(), checked.summary));
                 for warning in checked.warnings {
                     report::print_warning(&format!("{}: {warning}", file.display()));
                 }

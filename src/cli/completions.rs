@@ -1,11 +1,11 @@
 //! `liveswap completions`: what a shell needs to complete the command line.
 
-use std::io::{Write, stdout};
 use std::process::ExitCode;
 
 use clap::{Args, Command};
 use clap_complete::{Shell, generate};
 
+use super::output;
 use super::report::Status;
 
 /// Arguments of `liveswap completions`.
@@ -20,6 +20,6 @@ pub fn print(args: &CompletionsArgs, command: &mut Command) -> ExitCode {
     let mut text = Vec::new();
     generate(args.shell, command, "liveswap", &mut text);
     // Who does not read it has the exit status.
-    let _ = stdout().write_all(&text);
+    let _ = output::lines(&String::from_utf8_lossy(&text));
     Status::Done.into()
 }

@@ -1,27 +1,40 @@
 //! The way to a manager: finding it by its service's name, and speaking with it line by line.
 
-use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::report::{self, Status};
 use crate::daemon::runtime::{Place, places};
-use crate::wire::control::{self, Command, Reply, Request};
+use crate::wire::control::{self, Command, MAX_ANSWER, Reply, Request};
+use crate::wire::lines::Lines;
+use crate::wire::printable::printable;
 
-/// A connection to a manager.
+/// A manager answers `ping` and `status` at once. One that has not done so in this time does not answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How much is read at a time, in bytes.
+const READ_SIZE: usize = 16 * 1024;
+
+/// A connection to a manager, which may be anybody's: no text of it is trusted, and no more is read than the protocol has.
 #[derive(Debug)]
 pub struct Connection {
     /// The service's name.
     pub service: String,
-    stream: BufReader<UnixStream>,
+    stream: UnixStream,
+    lines: Lines,
 }
 
 /// A line of the manager, as it was written and as it is understood.
 #[derive(Debug)]
 pub struct Heard {
-    /// Without its newline.
+    /// JSON, without its newline.
     pub text: String,
-    /// What it says.
+    /// What it says. Its texts are printable, but for the `status`, which is JSON for [`understood`].
     pub line: control::Line,
 }
 
@@ -45,9 +58,28 @@ pub enum ConnectionError {
         /// Its reason, or the kernel's.
         source: io::Error,
     },
+    /// It says something else than was asked for.
+    #[error("the manager answers with something else")]
+    Unexpected,
+    /// It says what is no line of the protocol.
+    #[error("the manager does not answer as one does")]
+    Garbled(#[source] io::Error),
+    /// It does not answer what it can answer at once.
+    #[error("the manager does not answer")]
+    Silent(#[source] io::Error),
     /// It was there, and is no more.
     #[error("the connection to the manager was lost")]
-    Lost(#[from] io::Error),
+    Lost(#[source] io::Error),
+}
+
+impl From<io::Error> for ConnectionError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::InvalidData => Self::Garbled(error),
+            ErrorKind::TimedOut => Self::Silent(error),
+            _ => Self::Lost(error),
+        }
+    }
 }
 
 impl ConnectionError {
@@ -65,11 +97,20 @@ impl ConnectionError {
                 let first = names.first().map_or("NAME", String::as_str);
                 (Status::Usage, format!("name one of them, such as `{first}`"))
             }
+            Self::NotAllowed { source, .. } if source.kind() != ErrorKind::PermissionDenied => {
+                (Status::Failed, "it hangs, or it is something else than a manager".into())
+            }
             Self::NotAllowed { .. } => (
                 Status::Failed,
                 "its owner, root and members of its `[control] group` may speak to it".into(),
             ),
-            Self::Lost(_) => (Status::Failed, "the manager's log says what happened".into()),
+            Self::Unexpected | Self::Garbled(_) => (
+                Status::Failed,
+                "it is of another version than this command, or something else than a manager".into(),
+            ),
+            Self::Lost(_) | Self::Silent(_) => {
+                (Status::Failed, "the manager's log says what happened".into())
+            }
         };
         report::print(self, Some(&hint));
         status.into()
@@ -113,9 +154,11 @@ impl Connection {
 
     fn to(place: &Place) -> io::Result<Self> {
         let stream = UnixStream::connect(&place.socket)?;
-        let mut connection = Self { service: String::new(), stream: BufReader::new(stream) };
+        let mut connection = Self { service: String::new(), stream, lines: Lines::new(MAX_ANSWER) };
         let reply = connection.ask_once(Command::Ping).map_err(|error| match error {
-            ConnectionError::Lost(error) => error,
+            ConnectionError::Lost(error)
+            | ConnectionError::Garbled(error)
+            | ConnectionError::Silent(error) => error,
             other => io::Error::other(other),
         })?;
         match reply.service {
@@ -131,7 +174,7 @@ impl Connection {
     /// The manager has gone.
     pub fn ask(&mut self, request: &Request) -> Result<(), ConnectionError> {
         let line = request.to_line() + "\n";
-        match self.stream.get_mut().write_all(line.as_bytes()) {
+        match self.stream.write_all(line.as_bytes()) {
             // It was closed on us, and the reason may stand in what it said last.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
             written => Ok(written?),
@@ -142,13 +185,14 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// The manager has gone.
+    /// The manager has gone, says something else first, or does not answer what it can answer at once.
     pub fn ask_once(&mut self, command: Command) -> Result<Reply, ConnectionError> {
+        let is_quick = matches!(command, Command::Ping | Command::Status);
         self.ask(&Request::new(command))?;
-        loop {
-            if let control::Line::Reply(reply) = self.hear()?.line {
-                return Ok(*reply);
-            }
+        let until = is_quick.then(|| Instant::now() + PATIENCE);
+        match self.hear_until(until)?.line {
+            control::Line::Reply(reply) => Ok(*reply),
+            control::Line::Event(_) => Err(ConnectionError::Unexpected),
         }
     }
 
@@ -158,18 +202,110 @@ impl Connection {
     ///
     /// The manager has gone, or what it says is no line of the protocol.
     pub fn hear(&mut self) -> Result<Heard, ConnectionError> {
-        let mut text = String::new();
-        if self.stream.read_line(&mut text)? == 0 {
-            return Err(io::Error::from(ErrorKind::UnexpectedEof).into());
-        }
-        text.truncate(text.trim_end_matches('\n').len());
-        let line = control::Line::parse(&text).map_err(io::Error::from)?;
+        self.hear_until(None)
+    }
+
+    fn hear_until(&mut self, until: Option<Instant>) -> Result<Heard, ConnectionError> {
+        let mut stream = Patient { stream: &self.stream, until };
+        let text = next_line(&mut stream, &mut self.lines)?;
+        let text = text.ok_or_else(|| io::Error::from(ErrorKind::UnexpectedEof))?;
+        let line = understand(&text).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
         Ok(Heard { text, line })
     }
 
-    /// Waits until the manager has closed the connection.
+    /// Waits until the manager has closed the connection, which is all that is left to come.
     pub fn wait_for_end(mut self) {
-        while self.hear().is_ok() {}
+        let _ = self.hear();
+    }
+}
+
+/// Reads a line as [`Heard`] has it.
+fn understand(text: &str) -> serde_json::Result<control::Line> {
+    let mut line = control::Line::parse(&made_printable(text)?.to_string())?;
+    if let control::Line::Reply(reply) = &mut line
+        && reply.status.is_some()
+        && let control::Line::Reply(as_it_came) = control::Line::parse(text)?
+    {
+        reply.status = as_it_came.status;
+    }
+    Ok(line)
+}
+
+/// Reads JSON of a manager for people: every text in it is made printable.
+///
+/// # Errors
+///
+/// It is no such value.
+pub fn understood<T: DeserializeOwned>(json: &str) -> serde_json::Result<T> {
+    serde_json::from_value(made_printable(json)?)
+}
+
+fn made_printable(json: &str) -> serde_json::Result<Value> {
+    fn clean(value: &mut Value) {
+        match value {
+            Value::String(text) => *text = printable(text).into_owned(),
+            Value::Array(values) => values.iter_mut().for_each(clean),
+            Value::Object(fields) => fields.values_mut().for_each(clean),
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+    let mut value = serde_json::from_str(json)?;
+    clean(&mut value);
+    Ok(value)
+}
+
+/// Returns the next line without its newline, or `None` at the end.
+///
+/// # Errors
+///
+/// Those of read(2), and `InvalidData` for a line that is longer than `lines` allows or is no UTF-8.
+pub fn next_line(from: &mut impl Read, lines: &mut Lines) -> io::Result<Option<String>> {
+    let mut buffer = vec![0; READ_SIZE];
+    loop {
+        if let Some(line) = lines.next_line() {
+            if !line.ended {
+                let why = format!("a line of more than {MAX_ANSWER} bytes is no answer of a manager");
+                return Err(io::Error::new(ErrorKind::InvalidData, why));
+            }
+            return text(line.bytes).map(Some);
+        }
+        match from.read(&mut buffer) {
+            Ok(0) => return lines.finish().map(|line| text(line.bytes)).transpose(),
+            Ok(count) => lines.push(&buffer[..count]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> io::Result<String> {
+    String::from_utf8(bytes.to_vec()).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+}
+
+/// A stream that is read until some moment, however little comes at a time.
+struct Patient<'a> {
+    stream: &'a UnixStream,
+    until: Option<Instant>,
+}
+
+impl Read for Patient<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let late = || io::Error::new(ErrorKind::TimedOut, format!("no answer in {} s", PATIENCE.as_secs()));
+        let left = match self.until {
+            // No time at all would mean no limit (socket(7), SO_RCVTIMEO).
+            Some(until) => Some(
+                until
+                    .checked_duration_since(Instant::now())
+                    .filter(|left| !left.is_zero())
+                    .ok_or_else(late)?,
+            ),
+            None => None,
+        };
+        self.stream.set_read_timeout(left)?;
+        self.stream.read(buffer).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => late(),
+            _ => error,
+        })
     }
 }
 

@@ -1,11 +1,11 @@
 //! `liveswap events`: what happens, as it happens.
 
-use std::io::{Write, stdout};
 use std::process::ExitCode;
 
 use clap::Args;
 
 use super::connection::{Connection, ConnectionError};
+use super::output;
 use super::report::Status;
 use super::upgrade::explain;
 use crate::wire::control::{Command, Line, Request};
@@ -37,17 +37,17 @@ pub fn run(args: &EventsArgs) -> ExitCode {
             Err(ConnectionError::Lost(_)) if has_begun => return Status::Done.into(),
             Err(error) => return error.print(),
         };
-        let text = match &heard.line {
+        let written = match &heard.line {
             Line::Reply(reply) if !reply.ok => {
                 explain(&connection.service, reply);
                 return Status::Failed.into();
             }
-            Line::Reply(_) if !args.json => None,
-            Line::Event(event) if !args.json => Some(&event.text),
-            Line::Reply(_) | Line::Event(_) => Some(&heard.text),
+            Line::Reply(_) if !args.json => Ok(()),
+            Line::Event(event) if !args.json => output::line(&event.text),
+            Line::Reply(_) | Line::Event(_) => output::json(&heard.text),
         };
         has_begun = true;
-        if text.is_some_and(|text| writeln!(stdout(), "{text}").is_err()) {
+        if written.is_err() {
             return Status::Done.into();
         }
     }

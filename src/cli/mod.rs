@@ -9,6 +9,7 @@ pub mod events;
 pub mod man;
 pub mod options;
 pub mod original;
+pub mod output;
 mod progress;
 pub mod report;
 pub mod run;

@@ -5,18 +5,22 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write, stdout};
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgGroup, CommandFactory, Parser};
 
+use super::connection::next_line;
 use super::options::{DEFAULT_ADDRESS, DEFAULT_PORT, Options, found};
+use super::output;
 use super::report::Status;
 use super::run::{Logging, look_after_manager, report};
 use super::upgrade::absolute;
-use crate::wire::control::{Command, Line, Reply, Request};
+use crate::wire::control::{Command, Line, MAX_ANSWER, Reply, Request};
+use crate::wire::lines::Lines;
+use crate::wire::printable::is_printable;
 use crate::wire::secret::Secret;
 
 /// Run a Node program, or any other, and swap its code
@@ -89,13 +93,16 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let words: Vec<_> = words.into_iter().collect();
     // Whoever asks for help with a flag does not know yet what it wants.
     if words.iter().any(|word| word == "--help" || word == "-h") {
-        let _ = write!(stdout(), "{}", command().render_help());
+        let _ = output::lines(&command().render_help().to_string());
         return Status::Done.into();
     }
-    let flags = Original::parse_from(words);
+    let flags: Original = match output::parse(words) {
+        Ok(flags) => flags,
+        Err(status) => return status,
+    };
     let (command, value) = match &flags {
         Original { version: true, .. } => {
-            println!("{}", env!("CARGO_PKG_VERSION"));
+            let _ = output::line(env!("CARGO_PKG_VERSION"));
             return Status::Done.into();
         }
         Original { start: Some(target), .. } => {
@@ -147,14 +154,13 @@ impl Original {
             address.parse().map_err(|_| io::Error::other(format!("{address} is not an IP address")))?;
         let server = SocketAddr::new(ip, self.port);
         let token = self.token_file.as_deref().map(read_token).transpose()?;
-        let stream = TcpStream::connect(server).map_err(|error| match error.kind() {
+        let mut stream = TcpStream::connect(server).map_err(|error| match error.kind() {
             io::ErrorKind::ConnectionRefused => io::Error::other(format!("connect ECONNREFUSED {server}")),
             _ => error,
         })?;
         let request = Request { token, ..Request::new(command) };
-        (&stream).write_all(format!("{}\n", request.to_line()).as_bytes())?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line)?;
+        stream.write_all(format!("{}\n", request.to_line()).as_bytes())?;
+        let line = next_line(&mut stream, &mut Lines::new(MAX_ANSWER))?.unwrap_or_default();
         match Line::parse(&line) {
             Ok(Line::Reply(reply)) => Ok(*reply),
             Ok(Line::Event(_)) | Err(_) if line.is_empty() => {
@@ -183,7 +189,7 @@ fn named(path: &Path) -> io::Result<Option<String>> {
 /// Prints an answer as Node's `console.log` prints an object.
 fn answer(command: &str, value: &str, ok: bool) -> ExitCode {
     // Who does not read it has the exit status.
-    let _ = writeln!(stdout(), "{{ cmd: {}, value: {} }}", quoted(command), quoted(value));
+    let _ = output::line(&format!("{{ cmd: {}, value: {} }}", quoted(command), quoted(value)));
     if ok { Status::Done.into() } else { Status::Failed.into() }
 }
 
@@ -198,10 +204,13 @@ fn quoted(text: &str) -> String {
             '\t' => written.push_str("\\t"),
             '\\' => written.push_str("\\\\"),
             other if other == quote => written.extend(['\\', other]),
-            other if other.is_control() => {
+            other if is_printable(other) => written.push(other),
+            other if other <= '\u{ff}' => {
                 let _ = write!(written, "\\x{:02X}", u32::from(other));
             }
-            other => written.push(other),
+            other => {
+                let _ = write!(written, "\\u{{{:X}}}", u32::from(other));
+            }
         }
     }
     written.push(quote);
@@ -223,7 +232,7 @@ mod tests {
         assert_eq!(quoted("it's"), "\"it's\"");
         assert_eq!(quoted("it's \"so\""), "`it's \"so\"`");
         assert_eq!(quoted("'\"`"), "'\\'\"`'");
-        assert_eq!(quoted("a\nb\\c\u{1b}"), "'a\\nb\\\\c\\x1B'");
+        assert_eq!(quoted("a\nb\\c\u{1b}\u{202e}"), "'a\\nb\\\\c\\x1B\\u{202E}'");
     }
 
     #[test]

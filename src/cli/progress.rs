@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::connection::Connection;
+use super::connection::{Connection, understood};
 use super::table::table;
 use crate::wire::control::Command;
+use crate::wire::printable::printable;
 use crate::wire::status::{Human, Status, Worker};
 
 /// How often the picture is made anew.
@@ -59,7 +60,7 @@ impl Progress {
     /// Prints a line above the picture.
     pub fn say(&self, line: &str) {
         // Who does not read it has the exit status.
-        let _ = self.canvas.println(line);
+        let _ = self.canvas.println(printable(line));
     }
 
     /// Leaves the picture as it is at the end.
@@ -72,7 +73,7 @@ impl Progress {
 
 fn status(connection: &mut Connection) -> Option<Status> {
     let reply = connection.ask_once(Command::Status).ok()?;
-    serde_json::from_str(reply.status?.get()).ok()
+    understood(reply.status?.get()).ok()
 }
 
 /// The lines on the terminal.
@@ -98,7 +99,7 @@ impl Picture {
             self.lines.push(line);
         }
         for (line, text) in self.lines.iter().zip(lines) {
-            line.set_message(text.clone());
+            line.set_message(printable(text).into_owned());
         }
     }
 

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::process::ExitCode;
 
+use super::output::{error_line, error_lines};
+
 /// The exit status of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -29,37 +31,37 @@ impl From<Status> for ExitCode {
 
 /// Prints an error with its causes, and what to do next where something can be said.
 pub fn print(error: &dyn Error, hint: Option<&str>) {
-    eprintln!("Error: {error}");
+    error_line(&format!("Error: {error}"));
     let mut cause = error.source();
     while let Some(error) = cause {
-        eprintln!("Caused by: {error}");
+        error_line(&format!("Caused by: {error}"));
         cause = error.source();
     }
     if let Some(hint) = hint {
-        eprintln!("Hint: {hint}");
+        error_line(&format!("Hint: {hint}"));
     }
 }
 
 /// Prints what is worth knowing and yet no error.
 pub fn print_warning(text: &str) {
-    eprintln!("Warning: {text}");
+    error_line(&format!("Warning: {text}"));
 }
 
 /// Prints what a manager could not do: what, why, what else is known of it, and what to do next.
 pub fn print_failure(heading: &str, cause: Option<&str>, details: &[String], hint: Option<&str>) {
-    eprintln!("Error: {heading}");
+    error_line(&format!("Error: {heading}"));
     if let Some(cause) = cause {
-        eprintln!("Caused by: {cause}");
+        error_line(&format!("Caused by: {cause}"));
     }
     for detail in details {
-        eprintln!("  {detail}");
+        error_line(&format!("  {detail}"));
     }
     if let Some(hint) = hint {
-        eprintln!("Hint: {hint}");
+        error_line(&format!("Hint: {hint}"));
     }
 }
 
 /// Prints a text that is laid out already, such as the problems of a service file.
 pub fn print_details(details: &str) {
-    eprintln!("{}", details.trim_end());
+    error_lines(details);
 }

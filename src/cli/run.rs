@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, ValueEnum};
 use tracing::Level;
 
+use super::output;
 use super::report::{self, Status};
 use crate::config::flags::Flags;
 use crate::daemon::log::{self, LogFormat};
@@ -128,10 +129,7 @@ pub fn run(args: &RunArgs) -> ExitCode {
     }
     let (source, watched) = match source(args) {
         Ok(found) => found,
-        Err(error) => {
-            report::print(&error, None);
-            return Status::Failed.into();
-        }
+        Err(status) => return status,
     };
     report(daemon::run(source, &watched, log::wants_color()))
 }
@@ -157,20 +155,38 @@ pub(super) fn report(ended: Result<(), ManagerError>) -> ExitCode {
 }
 
 /// Returns where the service is defined, and what is watched.
-fn source(args: &RunArgs) -> io::Result<(Source, Vec<PathBuf>)> {
+///
+/// # Errors
+///
+/// The exit status, once the reason is printed.
+fn source(args: &RunArgs) -> Result<(Source, Vec<PathBuf>), ExitCode> {
     let RunArgs { mut file, mut watch, name, listen, workers, protocol, command, .. } = args.clone();
     if file.is_none() && command.is_empty() {
         // `--watch PATH… FILE`: who parses cannot know that the last one is not watched.
         file = watch.pop();
         if watch.is_empty() {
             let mut usage = RunArgs::augment_args(clap::Command::new("run")).bin_name("liveswap run");
-            usage.error(ErrorKind::MissingRequiredArgument, "--watch needs a PATH before the FILE").exit();
+            let why = "--watch needs a PATH before the FILE";
+            return Err(output::usage(usage.error(ErrorKind::MissingRequiredArgument, why)));
         }
     }
+    found(file, &watch, |directory| Flags { name, listen, workers, protocol, command, directory }).map_err(
+        |error| {
+            report::print(&error, None);
+            Status::Failed.into()
+        },
+    )
+}
+
+fn found(
+    file: Option<PathBuf>,
+    watch: &[PathBuf],
+    flags: impl FnOnce(PathBuf) -> Flags,
+) -> io::Result<(Source, Vec<PathBuf>)> {
     let mut watched = watch.iter().map(std::path::absolute).collect::<io::Result<Vec<_>>>()?;
     let source = match file {
         Some(file) => Source::File(std::path::absolute(file)?),
-        None => Source::Flags(Flags { name, listen, workers, protocol, command, directory: folder()? }),
+        None => Source::Flags(flags(folder()?)),
     };
     if let Source::File(file) = &source
         && !watched.is_empty()

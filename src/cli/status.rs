@@ -1,19 +1,20 @@
 //! `liveswap status`: how a service stands, at a glance.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write, stdout};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::connection::{Connection, ConnectionError};
+use super::connection::{Connection, ConnectionError, understood};
+use super::output;
 use super::report::Status as Exit;
 use super::table::table;
-use super::upgrade::{explain, say};
+use super::upgrade::explain;
 use crate::daemon::runtime::places;
 use crate::wire::control::{Command, Reply};
+use crate::wire::printable::printable_json;
 use crate::wire::status::{GenerationUse, Human, LastUpgrade, Status, WaitingSlot, Worker};
 
 /// How often `--watch` looks.
@@ -52,12 +53,16 @@ pub fn run(args: &StatusArgs) -> ExitCode {
             }
         }
         if !args.watch {
-            say(text.trim_end());
+            // Who does not read it has the exit status.
+            let _ = if args.json {
+                output::json(&text)
+            } else {
+                output::lines(&(text.trim_end().to_owned() + "\n"))
+            };
             return Exit::Done.into();
         }
-        // Home, and nothing left of what stood there.
-        let clear = if stdout().is_terminal() && !args.json { "\x1b[H\x1b[2J" } else { "" };
-        if write!(stdout(), "{clear}{text}").and_then(|()| stdout().flush()).is_err() {
+        let written = if args.json { output::json(&text) } else { output::screen(&text) };
+        if written.is_err() {
             return Exit::Done.into();
         }
         thread::sleep(PAUSE);
@@ -72,10 +77,10 @@ fn all() -> Vec<Connection> {
 
 fn shown(reply: &Reply, json: bool) -> String {
     let Some(text) = &reply.status else { return String::new() };
-    match serde_json::from_str(text.get()) {
+    match understood(text.get()) {
         Ok(status) if !json => render(&status) + "\n",
         // What is newer than we are is shown as it came.
-        Ok(_) | Err(_) => format!("{text}\n"),
+        Ok(_) | Err(_) => format!("{}\n", printable_json(text.get())),
     }
 }
 

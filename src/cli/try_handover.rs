@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory};
 
-use super::original;
 use super::report::{self, Status};
+use super::{original, output};
 use crate::daemon::handover::try_state;
 
 /// Arguments of `liveswap try-handover`.
@@ -23,8 +23,7 @@ pub fn run<C: CommandFactory>(args: TryHandoverArgs) -> ExitCode {
     let command = if is_original { original::command() } else { C::command() };
     let words = [OsString::from(env!("CARGO_PKG_NAME"))].into_iter().chain(args.words);
     if let Err(error) = command.try_get_matches_from(words) {
-        report::print(&error, None);
-        return Status::Usage.into();
+        return output::usage(error);
     }
     match try_state() {
         Ok(()) => Status::Done.into(),

@@ -1,15 +1,17 @@
 //! `liveswap unit`: a systemd unit that fits a service file.
 
-use std::io::{self, Write, stdout};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
+use super::output;
 use super::report::{self, Status};
 use crate::config::spec::{Resource, ServiceSpec, SocketAddress};
 use crate::daemon::{self, Source, log::wants_color};
+use crate::wire::printable::is_printable;
 
 /// What systemd lets a stop take beyond the drain. The manager asks for more where an upgrade has a longer one.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
@@ -78,7 +80,7 @@ pub fn print(args: &UnitArgs) -> ExitCode {
     match unit(&spec, &file, &program) {
         Ok(text) => {
             // Who does not read it has the exit status.
-            let _ = stdout().write_all(text.as_bytes());
+            let _ = output::lines(&text);
             Status::Done.into()
         }
         Err(error) => {
@@ -182,9 +184,9 @@ fn seconds(duration: Duration) -> u64 {
 
 /// Writes a path as a word of a unit (systemd.syntax(7), "Quoting"; systemd.unit(5), "Specifiers").
 fn word(path: &Path) -> io::Result<String> {
-    let Some(text) = path.to_str().filter(|text| !text.contains(char::is_control)) else {
+    let Some(text) = path.to_str().filter(|text| text.chars().all(is_printable)) else {
         return Err(io::Error::other(format!(
-            "{} is a path that cannot stand in a unit: it must be UTF-8 without control characters",
+            "{} is a path that cannot stand in a unit: it must be UTF-8 without control or invisible characters",
             path.display()
         )));
     };
@@ -231,5 +233,6 @@ mod tests {
         assert_eq!(word("/srv/50%"), "/srv/50%%");
         assert_eq!(word("/a b\"\\"), r#""/a b\"\\""#);
         assert!(super::word(Path::new("/a\nb")).is_err());
+        assert!(super::word(Path::new("/a\u{202e}b")).is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! `liveswap upgrade` and `liveswap rollback`: the exit status is the outcome.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write, stdout};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
 use std::thread;
@@ -10,7 +10,8 @@ use clap::Args;
 use signal_hook::consts::SIGINT;
 use signal_hook::iterator::Signals;
 
-use super::connection::{Connection, ConnectionError};
+use super::connection::{Connection, ConnectionError, understood};
+use super::output;
 use super::progress::Progress;
 use super::report::{self, Status};
 use crate::wire::control::{Command, Evidence, Line, Reply, Request};
@@ -131,9 +132,11 @@ impl Change<'_> {
             let heard = connection.hear()?;
             let is_snapshot = matches!(&heard.line, Line::Reply(reply) if reply.cmd == "events");
             if self.json && !is_snapshot {
-                say(&heard.text);
+                // Who does not read it has the exit status.
+                let _ = output::json(&heard.text);
             }
             match heard.line {
+                Line::Event(_) if !self.waits => return Err(ConnectionError::Unexpected),
                 Line::Event(event) => {
                     match progress {
                         _ if self.json => {}
@@ -148,7 +151,8 @@ impl Change<'_> {
                 }
                 Line::Reply(reply) if is_snapshot => old = generations(&reply),
                 Line::Reply(reply) if reply.cmd == self.command.name() || !reply.ok => answer = Some(*reply),
-                Line::Reply(_) => {}
+                // Of what was asked for, nothing else has an answer.
+                Line::Reply(_) => return Err(ConnectionError::Unexpected),
             }
             if let Some(reply) = answer.take_if(|reply| !self.waits_on(reply, &old)) {
                 return Ok(reply);
@@ -180,7 +184,7 @@ impl Change<'_> {
         );
         thread::spawn(move || {
             if signals.forever().next().is_some() {
-                eprintln!("\n{text}");
+                output::error_lines(&format!("\n{text}"));
                 process::exit(Status::Interrupted as i32);
             }
         });
@@ -189,8 +193,7 @@ impl Change<'_> {
 
 /// The generations that have workers before the change.
 fn generations(snapshot: &Reply) -> BTreeSet<u64> {
-    let status =
-        snapshot.status.as_ref().and_then(|text| serde_json::from_str::<status::Status>(text.get()).ok());
+    let status = snapshot.status.as_ref().and_then(|text| understood::<status::Status>(text.get()).ok());
     let Some(status) = status else { return BTreeSet::new() };
     status.workers.iter().map(|worker| worker.generation).chain([status.generation]).collect()
 }
@@ -220,5 +223,5 @@ fn details(evidence: &Evidence) -> Vec<String> {
 
 /// Prints a line; who does not read it has the exit status.
 pub(super) fn say(line: &str) {
-    let _ = writeln!(stdout(), "{line}");
+    let _ = output::line(line);
 }

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde::{Deserialize, Serialize};
 
+use crate::core::printable::{Printable, printable};
+
 /// More problems than this are counted but not shown.
 const SHOWN_MAX: usize = 100;
 
@@ -53,16 +55,21 @@ impl Diagnostics {
     /// Returns the problems with the lines that they stand in, a caret under the place and the help beneath.
     pub fn render(&self, color: bool) -> String {
         let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+        // What a file says is quoted, and a file may be anybody's.
         let path = self.path.to_string_lossy();
+        let path = printable(&path);
         let mut blocks: Vec<String> = self
             .problems
             .iter()
             .take(SHOWN_MAX)
             .map(|problem| {
-                let caret = AnnotationKind::Primary.span(problem.span.clone()).label(&problem.label);
-                let snippet = Snippet::source(&self.text).path(path.as_ref()).annotation(caret);
-                let group = Level::ERROR.primary_title(&problem.message).element(snippet);
-                let help = problem.help.as_deref().map(|help| Level::HELP.message(help));
+                let Problem { message, span, label, help } = problem;
+                let (message, label) = (printable(message), printable(label));
+                let help = help.as_deref().map(printable);
+                let caret = AnnotationKind::Primary.span(span.clone()).label(&*label);
+                let snippet = Snippet::source(&self.text).path(&*path).annotation(caret);
+                let group = Level::ERROR.primary_title(&*message).element(snippet);
+                let help = help.as_deref().map(|help| Level::HELP.message(help));
                 renderer.render(&[group.elements(help)])
             })
             .collect();
@@ -72,7 +79,7 @@ impl Diagnostics {
         blocks.join("\n\n")
     }
 
-    /// Returns one line for a log: `web.toml:3:1: unknown key `comand` in [service] (and 2 more)`.
+    /// Returns one printable line for a log: `web.toml:3:1: unknown key `comand` in [service] (and 2 more)`.
     pub fn summary(&self) -> String {
         let file = self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy();
         let Some(first) = self.problems.first() else { return file.into_owned() };
@@ -81,7 +88,7 @@ impl Diagnostics {
             0 => String::new(),
             more => format!(" (and {more} more)"),
         };
-        format!("{file}:{line}:{column}: {}{more}", first.message)
+        Printable(format_args!("{file}:{line}:{column}: {}{more}", first.message)).to_string()
     }
 
     /// Returns the line and the column, in characters, both from 1.

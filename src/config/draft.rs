@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::{Diagnostics, Origin, Problem, check};
+use crate::core::printable::printable;
 use crate::core::spec::ServiceSpec;
 
 /// Where problems are said to be.
@@ -104,9 +105,5 @@ pub(super) fn in_a_shell(word: &str) -> String {
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();
     }
-    let printable: String = word
-        .chars()
-        .flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] })
-        .collect();
-    format!("'{}'", printable.replace('\'', "'\\''"))
+    format!("'{}'", printable(word).replace('\'', "'\\''"))
 }

@@ -27,6 +27,7 @@ mod generation;
 pub mod ids;
 mod manager;
 pub mod notice;
+pub mod printable;
 mod request;
 mod respawn;
 mod roster;

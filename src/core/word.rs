@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::printable::is_printable;
+
 /// The longest status text that is kept, in bytes.
 pub const STATUS_LIMIT: usize = 1024;
 
@@ -50,8 +52,8 @@ impl Word {
 
 /// Returns `text` as one line that can neither break a log nor steer a terminal.
 ///
-/// White space becomes a space and every other control character U+FFFD; so does what turns the direction of the
-/// text around, which could make a line read as something that it is not. More than [`STATUS_LIMIT`] bytes are cut,
+/// White space becomes a space, and every other character that is not printable becomes U+FFFD
+/// ([`is_printable`](super::printable::is_printable)). More than [`STATUS_LIMIT`] bytes are cut,
 /// and `…` shows it.
 #[must_use]
 pub fn one_line(text: &str) -> String {
@@ -70,9 +72,8 @@ pub fn one_line(text: &str) -> String {
 fn harmless(character: char) -> char {
     match character {
         '\t' | '\n' | '\r' | '\u{2028}' | '\u{2029}' => ' ',
-        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
-        control if control.is_control() => char::REPLACEMENT_CHARACTER,
-        other => other,
+        other if is_printable(other) => other,
+        _ => char::REPLACEMENT_CHARACTER,
     }
 }
 
@@ -85,6 +86,7 @@ mod tests {
         assert_eq!(one_line("4 of 4 ready, π ✓"), "4 of 4 ready, π ✓");
         assert_eq!(one_line("a\nb\r\tc"), "a b  c");
         assert_eq!(one_line("\x1b[2Jgone\x07\u{9b}\u{202e}"), "\u{fffd}[2Jgone\u{fffd}\u{fffd}\u{fffd}");
+        assert_eq!(one_line("a\u{200b}\u{61c}\u{e0041}b"), "a\u{fffd}\u{fffd}\u{fffd}b");
         assert_eq!(Word::status(""), Word::Status(String::new()));
     }
 

@@ -1,6 +1,5 @@
 //! Performs the core's actions, one function each.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -16,14 +15,15 @@ use super::run::{Daemon, Role};
 use super::sender::{AnnouncedPid, Rejected};
 use super::sockets::Listener;
 use super::store::{self, Stored};
-use super::token::{Stream, Token};
+use super::streams::Opened;
+use super::token::Token;
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::notice::{Loudness, Notice, Outcome, WorkerNotice};
 use crate::core::spec::{Output, Protocol, ServiceSpec};
 use crate::core::{Action, Event};
 use crate::sys::channel::channel;
 use crate::sys::notify_socket::NotifySocket;
-use crate::sys::output::{WorkerPipe, message_pipe, worker_output};
+use crate::sys::output::{WorkerPipe, message_pipe};
 use crate::sys::process;
 use crate::sys::spawn::{Launch, Spawned, spawn};
 use crate::sys::wait::Interest;
@@ -36,7 +36,7 @@ const HOOK_GRACE: Duration = Duration::from_secs(5);
 struct Gear {
     channel: Option<(OwnedFd, OwnedFd)>,
     notify: Option<NotifySocket>,
-    pipes: Option<(WorkerPipe, WorkerPipe)>,
+    outputs: Opened,
     messages: Option<WorkerPipe>,
 }
 
@@ -48,8 +48,8 @@ impl Gear {
         listeners: &'a [Rc<Listener>],
         stored: &'a [Stored],
     ) -> Equipment<'a> {
-        let Self { channel, notify, pipes, messages } = self;
-        let pipes_of_all = pipes.iter().flat_map(|(out, err)| [out, err]).chain(messages);
+        let Self { channel, notify, outputs, messages } = self;
+        let of_messages = messages.iter().filter_map(|pipe| Some(pipe.kept.as_ref()?.as_fd()));
         let sockets = listeners.iter().map(|listener| listener.as_fd());
         Equipment {
             sockets: sockets.chain(store::descriptors(stored)).collect(),
@@ -58,8 +58,8 @@ impl Gear {
             watchdog: spec.policy.watchdog,
             messages: messages.as_ref().map(|pipe| pipe.theirs.as_fd()),
             channel: channel.as_ref().map(|(ours, theirs)| [theirs.as_fd(), ours.as_fd()]),
-            outputs: pipes.as_ref().map(|(out, err)| (out.theirs.as_fd(), err.theirs.as_fd())),
-            kept_open: pipes_of_all.filter_map(|pipe| Some(pipe.kept.as_ref()?.as_fd())).collect(),
+            outputs,
+            kept_open: outputs.kept_open().chain(of_messages).collect(),
         }
     }
 }
@@ -114,8 +114,10 @@ impl Daemon {
         let launch = launch::worker(worker, place, &equipment)?;
         let cgroup = self.cgroups.make(generation, worker);
         let spawned = spawn(Launch { cgroup: cgroup.as_ref().map(AsFd::as_fd), ..launch })?;
-        let prefix = format!("{}.{slot} | ", spec.name);
-        let Gear { channel, notify, pipes, messages } = gear;
+        let prefix = prefix(spec, slot);
+        let Gear { channel, notify, outputs: Opened { read_by_us, .. }, messages } = gear;
+        let outputs = read_by_us.into_iter();
+        let outputs = outputs.map(|(stream, pipe)| WorkerOutput::new(stream, pipe, prefix.clone()));
         let process = Process {
             pid: spawned.pid,
             started: process::started(spawned.pid),
@@ -134,7 +136,7 @@ impl Daemon {
             lingers_until: None,
             tries_again_at: None,
             tail: Tail::default(),
-            outputs: pipes.map_or(Vec::new(), |(out, err)| outputs(out.ours, err.ours, &prefix)),
+            outputs: outputs.collect(),
         };
         self.roles.insert(process.pid, Role::Worker(worker));
         self.history.started(worker, self.now());
@@ -167,9 +169,9 @@ impl Daemon {
         Ok(Gear {
             channel: (process.protocol == Protocol::Node).then(channel).transpose()?,
             notify: speaks.then(|| self.bind_notify_socket()).transpose()?,
-            pipes: match process.output {
-                Output::Inherit => None,
-                Output::Prefix => Some((worker_output()?, worker_output()?)),
+            outputs: match process.output {
+                Output::Inherit => self.heritage.streams().open()?,
+                Output::Prefix => Opened::pipes()?,
             },
             messages: process.messages.then(message_pipe).transpose()?,
         })
@@ -343,10 +345,12 @@ impl Daemon {
     }
 }
 
-/// The ends of a worker's outputs that we read.
-fn outputs(out: File, err: File, prefix: &str) -> Vec<WorkerOutput> {
-    let both = [(Stream::Out, out), (Stream::Err, err)];
-    both.map(|(stream, pipe)| WorkerOutput::new(stream, pipe, prefix.to_owned())).into()
+/// What stands before each line of a worker's output that comes through us.
+pub(super) fn prefix(spec: &ServiceSpec, slot: SlotId) -> String {
+    match spec.process.output {
+        Output::Prefix => format!("{}.{slot} | ", spec.name),
+        Output::Inherit => String::new(),
+    }
 }
 
 /// The process that a worker named as its main one where it is of its tree, or else the one that we know.

@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use nix::unistd::{Gid, Uid};
 
+use super::node::load_first;
 use super::release::Release;
 use super::runtime::NODE_MODULE;
+use super::streams::{JOURNAL_VARIABLE, Opened, Streams};
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::spec::{self, Output, Protocol, is_protocol_variable};
 use crate::sys::limits::{Limit, Resource};
@@ -44,6 +46,8 @@ pub struct Heritage {
     nofile: Limit,
     /// The runtime directory, where there is one.
     runtime: Option<PathBuf>,
+    /// What is started writes there.
+    streams: Rc<Streams>,
 }
 
 impl Heritage {
@@ -51,13 +55,18 @@ impl Heritage {
     pub fn take(nofile: Limit) -> Self {
         let is_own = |name: &OsStr| name.to_str().is_some_and(is_protocol_variable);
         let environment = std::env::vars_os().filter(|(name, _)| !is_own(name)).collect();
-        Self { environment, nofile, runtime: None }
+        Self { environment, nofile, runtime: None, streams: Rc::new(Streams::find()) }
     }
 
     /// Tells what is started where the manager has its runtime directory.
     #[must_use]
     pub fn with_runtime(self, runtime: &Path) -> Self {
         Self { runtime: Some(runtime.to_owned()), ..self }
+    }
+
+    /// The outputs of what is started.
+    pub fn streams(&self) -> &Streams {
+        &self.streams
     }
 
     /// The limit of open descriptors that the manager was started with.
@@ -74,6 +83,7 @@ pub struct Common {
     by_slot: Vec<(String, String)>,
     path: Option<OsString>,
     limits: Vec<(Resource, Limit)>,
+    streams: Rc<Streams>,
 }
 
 impl Common {
@@ -89,9 +99,9 @@ impl Common {
             let inherited = heritage.environment.iter();
             variables.extend(inherited.map(|(name, value)| (name.as_os_str(), value.into())));
         }
-        if process.output == Output::Prefix {
-            // It would claim that the worker's output is connected to the journal.
-            variables.remove(OsStr::new("JOURNAL_STREAM"));
+        if process.output == Output::Prefix || !heritage.streams.are_shared() {
+            // It is about our own outputs. What has another stream to the journal is told of that.
+            variables.remove(OsStr::new(JOURNAL_VARIABLE));
         }
         let mut by_slot = Vec::new();
         for (name, value) in &release.environment {
@@ -120,24 +130,8 @@ impl Common {
             set(&mut environment, "LIVESWAP_TARGET", &target.resolved)?;
         }
         let path = variables.remove(OsStr::new("PATH")).map(Cow::into_owned);
-        Ok(Self { environment: Rc::new(environment), by_slot, path, limits: limits(release, heritage) })
-    }
-}
-
-/// Has Node programs load a module before anything else, beside what they were to load anyway.
-fn load_first(
-    module: &Path,
-    variables: &mut BTreeMap<&OsStr, Cow<'_, OsStr>>,
-    by_slot: &mut [(String, String)],
-) {
-    const OPTIONS: &str = "NODE_OPTIONS";
-    let quoted = module.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
-    let more = format!(" --require \"{quoted}\"");
-    if let Some((_, value)) = by_slot.iter_mut().find(|(name, _)| name == OPTIONS) {
-        value.push_str(&more);
-    } else {
-        let value = variables.entry(OsStr::new(OPTIONS)).or_default();
-        value.to_mut().push(more);
+        let (limits, streams) = (limits(release, heritage), Rc::clone(&heritage.streams));
+        Ok(Self { environment: Rc::new(environment), by_slot, path, limits, streams })
     }
 }
 
@@ -222,8 +216,8 @@ pub struct Equipment<'a> {
     pub messages: Option<BorrowedFd<'a>>,
     /// The worker's end of its channel and ours, under `protocol = "node"`.
     pub channel: Option<[BorrowedFd<'a>; 2]>,
-    /// The write ends of its output's pipes, under `output = "prefix"`.
-    pub outputs: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
+    /// Its standard output and error.
+    pub outputs: &'a Opened,
     /// The other ends of its pipes, as descriptions of its own. They keep the pipes open when the manager is killed: so it is
     /// not killed by its own next line of output, and the next manager reads what it has written.
     pub kept_open: Vec<BorrowedFd<'a>>,
@@ -272,9 +266,8 @@ pub fn worker<'a>(id: WorkerId, place: Place<'_>, equipment: &Equipment<'a>) -> 
         descriptors.extend(ends);
     }
     descriptors.extend(&equipment.kept_open);
-    let launch = process(place, &place.filled_in(&spec.process.command), environment)?;
-    let (stdout, stderr) = equipment.outputs.unzip();
-    Ok(Launch { pid_variables, descriptors, stdout, stderr, ..launch })
+    let launch = process(place, &place.filled_in(&spec.process.command), environment, equipment.outputs)?;
+    Ok(Launch { pid_variables, descriptors, ..launch })
 }
 
 /// Returns how a hook or a probe is started: as a worker's program would be, without its sockets.
@@ -287,7 +280,7 @@ pub fn helper(place: Place<'_>, command: &[String], extra: &[(&str, String)]) ->
     for (name, value) in extra {
         set(&mut environment, name, value)?;
     }
-    process(place, &place.filled_in(command), environment)
+    process(place, &place.filled_in(command), environment, &place.common.streams.open_for_helper()?)
 }
 
 /// Returns how words are executed as they are, as a hook's would be.
@@ -296,16 +289,21 @@ pub fn helper(place: Place<'_>, command: &[String], extra: &[(&str, String)]) ->
 ///
 /// As [`Common::of`].
 pub fn program(place: Place<'_>, words: &[String]) -> io::Result<Launch<'static>> {
-    process(place, words, place.environment()?)
+    process(place, words, place.environment()?, &place.common.streams.open_for_helper()?)
 }
 
 fn process(
     place: Place<'_>,
     arguments: &[impl AsRef<str>],
-    environment: CStrings,
+    mut environment: CStrings,
+    outputs: &Opened,
 ) -> io::Result<Launch<'static>> {
     let release = place.release;
     let process = &release.spec.process;
+    let is_told = !process.clear_environment && !release.environment.contains_key(JOURNAL_VARIABLE);
+    if let Some(journal) = outputs.journal.as_ref().filter(|_| is_told) {
+        set(&mut environment, JOURNAL_VARIABLE, journal)?;
+    }
     let program = arguments.first().ok_or_else(|| io::Error::other("the command is empty"))?.as_ref();
     Ok(Launch {
         programs: candidates(OsStr::new(program), place.path().as_deref())?,
@@ -325,8 +323,8 @@ fn process(
         descriptors: Vec::new(),
         cgroup: None,
         stdin: None,
-        stdout: None,
-        stderr: None,
+        stdout: outputs.out.clone().map(Into::into),
+        stderr: outputs.err.clone().map(Into::into),
     })
 }
 

@@ -1,9 +1,12 @@
 //! The log: one line a transition, in the form that its reader wants.
+//!
+//! What a line quotes may come from anybody: the status of a worker, a path, an error. So each event is one line in every
+//! format, whatever is in it: nothing ends a line or steers a terminal but what stands here.
 
 use std::fmt;
-use std::io::{IsTerminal, stderr};
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, stderr};
 
-use nix::sys::stat::fstat;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -12,6 +15,9 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::outlet::LogWriter;
+use super::streams::{JOURNAL_VARIABLE, journal_behind};
+use crate::core::printable::{Escaping, printable_json};
+use crate::sys::journal_stream::identity;
 
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +38,9 @@ pub enum LogFormat {
 pub fn init(format: LogFormat, level: Level) {
     let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(|| LogWriter);
     match format.resolve() {
-        LogFormat::Json => builder.json().flatten_event(true).with_target(false).init(),
+        LogFormat::Json => {
+            builder.json().flatten_event(true).with_target(false).with_writer(|| JsonWriter).init();
+        }
         style => builder.event_format(Line(style)).init(),
     }
 }
@@ -56,10 +64,11 @@ impl LogFormat {
     }
 }
 
-/// Whether standard error is the stream that systemd connected to the journal (systemd.exec(5), `$JOURNAL_STREAM`).
+/// Whether standard error is a stream to the journal: the one that systemd connected (systemd.exec(5), `$JOURNAL_STREAM`), or
+/// one in its place.
 fn is_journal() -> bool {
-    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
-    fstat(stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+    let is_named = |named| identity(stderr()).is_ok_and(|stream| stream == named);
+    std::env::var(JOURNAL_VARIABLE).is_ok_and(is_named) || journal_behind(stderr()).is_some()
 }
 
 /// The message alone, led by what the format wants; the fields are for JSON, the message says the same in words.
@@ -88,12 +97,27 @@ where
     }
 }
 
+/// Writes lines of JSON, with nothing in them that a terminal obeys.
+struct JsonWriter;
+
+impl io::Write for JsonWriter {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        io::Write::write(&mut LogWriter, printable_json(&String::from_utf8_lossy(line)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The text of an event.
 struct Message<'a, 'w>(&'a mut Writer<'w>, fmt::Result);
 
 impl Visit for Message<'_, '_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == "message" {
-            self.1 = write!(self.0, "{value:?}");
+            self.1 = write!(Escaping(&mut *self.0), "{value:?}");
         }
     }
 }
@@ -115,5 +139,48 @@ fn priority(level: Level) -> u8 {
         Level::WARN => 4,
         Level::INFO => 6,
         _ => 7,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// Keeps what is written.
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(style: LogFormat, message: &str) -> String {
+        let kept = Kept::default();
+        let to = kept.clone();
+        let builder = tracing_subscriber::fmt().with_writer(move || to.clone());
+        let subscriber = builder.event_format(Line(style)).finish();
+        tracing::subscriber::with_default(subscriber, || tracing::error!("worker 1: {message}"));
+        let bytes = kept.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn nothing_that_is_quoted_makes_a_line_of_its_own_or_steers_a_terminal() {
+        let hostile = "a\n<0>forged\r\x1b[2J\u{9b}\u{202e}";
+        for style in [LogFormat::Human, LogFormat::Plain, LogFormat::Journal] {
+            let line = logged(style, hostile);
+            let text = r"worker 1: a\n<0>forged\r\x1b[2J\x9b\u{202e}";
+            assert!(line.ends_with(&format!("{text}\n")), "{line:?}");
+            assert_eq!(line.matches('\n').count(), 1, "{line:?}");
+        }
+        assert!(logged(LogFormat::Journal, "x").starts_with("<3>"));
     }
 }

@@ -24,6 +24,7 @@
 //! guests    a process for each connection
 //! init      PID 1 of a container, which looks after a manager
 //! log       the form of the log                             outlet    our outputs, never waited for
+//! streams   the outputs of what we start, never a socket that is ours
 //! ```
 
 mod apply;
@@ -56,6 +57,7 @@ mod sender;
 pub mod sockets;
 mod start;
 mod store;
+mod streams;
 mod system_store;
 mod target;
 mod token;
@@ -193,7 +195,7 @@ pub struct Checked {
 /// All that is wrong with it.
 pub fn check(file: &Path, color: bool) -> Result<Checked, Refusal> {
     let release = Release::read(&Source::File(file.to_owned()), &Wanted::First, false, color)?;
-    let failed = |error: io::Error| Refusal::new(format!("{}: {error}", file.display()));
+    let failed = |error: io::Error| Refusal::new(&format!("{}: {error}", file.display()));
     let heritage = Heritage::take(limits::own(Resource::Nofile).map_err(failed)?);
     let warnings = launch::missing_programs(&release, &heritage).map_err(failed)?;
     Ok(Checked { summary: summary(&release.spec), warnings })

@@ -11,6 +11,9 @@
 mod channel;
 mod demand;
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -44,6 +47,23 @@ const CROWDED: Duration = Duration::from_millis(100);
 
 /// How often it is read what a worker that has ended had said.
 const LAST_TURNS: usize = 64;
+
+/// Has Node programs load a module before anything else, beside what they were to load anyway.
+pub(super) fn load_first(
+    module: &Path,
+    variables: &mut BTreeMap<&OsStr, Cow<'_, OsStr>>,
+    by_slot: &mut [(String, String)],
+) {
+    const OPTIONS: &str = "NODE_OPTIONS";
+    let quoted = module.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
+    let more = format!(" --require \"{quoted}\"");
+    if let Some((_, value)) = by_slot.iter_mut().find(|(name, _)| name == OPTIONS) {
+        value.push_str(&more);
+    } else {
+        let value = variables.entry(OsStr::new(OPTIONS)).or_default();
+        value.to_mut().push(more);
+    }
+}
 
 impl Daemon {
     /// Takes what a worker has said on its channel, as much as one may say before others get their turn.

@@ -3,14 +3,19 @@
 //! Text goes into a bounded buffer and from there as the other side takes it. A manager that waited for its log's reader
 //! would let its workers down; so beyond the bound whole pieces of text are lost, and the log says how many.
 
-use std::collections::VecDeque;
-use std::io::{self, Write, stderr, stdout};
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, IsTerminal, Write, stderr, stdout};
+use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tracing::warn;
 
+use super::process::{Tail, WorkerOutput};
+use super::streams::{identifier, journal_behind};
 use super::token::{Stream, Token};
-use crate::sys::output::Writer;
+use crate::core::printable::printable_bytes;
+use crate::sys::journal_stream::JournalSocket;
+use crate::sys::output::{Standard, Writer, replace};
 use crate::sys::wait::{Interest, Poller};
 
 /// The most text of workers that waits, in bytes.
@@ -32,11 +37,24 @@ pub struct Outlet(Mutex<Waiting>);
 struct Waiting {
     text: VecDeque<u8>,
     lost: usize,
+    /// Whether it goes to a terminal, which obeys what it is sent.
+    is_terminal: bool,
+}
+
+/// What became of an attempt to write what waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// Nothing is left.
+    All,
+    /// There is no more room.
+    Some,
+    /// Nobody will ever read it there.
+    Broken,
 }
 
 impl Outlet {
     const fn new() -> Self {
-        Self(Mutex::new(Waiting { text: VecDeque::new(), lost: 0 }))
+        Self(Mutex::new(Waiting { text: VecDeque::new(), lost: 0, is_terminal: false }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -45,21 +63,16 @@ impl Outlet {
 
     /// Takes a line of the log, or loses it where too much waits already.
     pub fn push(&self, line: &[u8]) {
-        self.push_within(LIMIT + RESERVE, line);
+        self.lock().push_within(LIMIT + RESERVE, line);
     }
 
-    /// Takes a line of a worker, or loses it where too much waits already.
-    pub fn push_from_worker(&self, line: &[u8]) {
-        self.push_within(LIMIT, line);
-    }
-
-    fn push_within(&self, limit: usize, line: &[u8]) {
+    /// Takes a line of a worker with a prefix before and an end after it, or loses it where too much waits already. What would
+    /// steer a terminal is made visible on one; elsewhere the line passes as it is.
+    pub fn push_from_worker(&self, prefix: &str, line: &[u8], end: &[u8]) {
         let mut waiting = self.lock();
-        if waiting.text.len() + line.len() > limit {
-            waiting.lost += 1;
-        } else {
-            waiting.text.extend(line);
-        }
+        let shown = waiting.is_terminal.then(|| printable_bytes(line));
+        let line = shown.as_ref().map_or(line, String::as_bytes);
+        waiting.push_within(LIMIT, &[prefix.as_bytes(), line, end].concat());
     }
 
     /// Returns what waits, and how many lines were lost.
@@ -85,20 +98,29 @@ impl Outlet {
         self.lock().text.clear();
     }
 
-    /// Writes what `to` takes without waiting; returns whether nothing is left.
-    pub fn flush(&self, to: &Writer) -> bool {
+    /// Writes what `to` takes without waiting.
+    pub fn flush(&self, to: &Writer) -> Flushed {
         let mut waiting = self.lock();
         while !waiting.text.is_empty() {
             match to.write_some(waiting.text.as_slices().0) {
-                Ok(0) => return false,
+                Ok(0) => return Flushed::Some,
                 Ok(count) => drop(waiting.text.drain(..count)),
-                // Nobody will ever read it.
-                Err(_) => waiting.text.clear(),
+                Err(_) => return Flushed::Broken,
             }
         }
         // What a burst needed is not kept for ever.
         waiting.text.shrink_to(4096);
-        true
+        Flushed::All
+    }
+}
+
+impl Waiting {
+    fn push_within(&mut self, limit: usize, line: &[u8]) {
+        if self.text.len() + line.len() > limit {
+            self.lost += 1;
+        } else {
+            self.text.extend(line);
+        }
     }
 }
 
@@ -120,10 +142,40 @@ impl Write for LogWriter {
 /// The ways to our own outputs.
 #[derive(Debug)]
 pub struct Outputs {
-    output: Writer,
-    error: Writer,
+    output: Way,
+    error: Way,
     /// Which are watched for room.
     blocked: Vec<Stream>,
+    /// What hooks, probes and connection processes write through us, by a number of its own.
+    helpers: BTreeMap<u64, WorkerOutput>,
+    next_helper: u64,
+}
+
+/// The way to one of our own outputs.
+#[derive(Debug)]
+struct Way {
+    to: Writer,
+    /// The journal at its end, if it is a stream to one: then there is another way there.
+    journal: Option<JournalSocket>,
+}
+
+impl Way {
+    fn open(to: &(impl AsFd + IsTerminal), outlet: &Outlet) -> io::Result<Self> {
+        outlet.lock().is_terminal = to.is_terminal();
+        Ok(Self { to: Writer::to(to)?, journal: journal_behind(to) })
+    }
+
+    /// Connects to the journal anew, in the place of the stream that was closed.
+    fn connect_again(&mut self, stream: Stream) -> io::Result<()> {
+        let journal = self.journal.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let new = journal.connect(&identifier())?;
+        self.to = Writer::to(&new)?;
+        let which = match stream {
+            Stream::Out => Standard::Output,
+            Stream::Err => Standard::Error,
+        };
+        replace(which, &new)
+    }
 }
 
 impl Outputs {
@@ -133,7 +185,13 @@ impl Outputs {
     ///
     /// Those of fcntl(2), where no descriptor is left.
     pub fn open() -> io::Result<Self> {
-        Ok(Self { output: Writer::to(stdout())?, error: Writer::to(stderr())?, blocked: Vec::new() })
+        Ok(Self {
+            output: Way::open(&stdout(), &OUTPUT)?,
+            error: Way::open(&stderr(), &ERROR)?,
+            blocked: Vec::new(),
+            helpers: BTreeMap::new(),
+            next_helper: 0,
+        })
     }
 
     /// Writes what our outputs take, and has those watched that do not take all.
@@ -143,28 +201,113 @@ impl Outputs {
     }
 
     fn flush_one(&mut self, stream: Stream, outlet: &Outlet, poller: &Poller) {
-        let to = match stream {
-            Stream::Out => &self.output,
-            Stream::Err => &self.error,
+        let way = match stream {
+            Stream::Out => &mut self.output,
+            Stream::Err => &mut self.error,
         };
         let watched = self.blocked.contains(&stream);
-        let mut is_empty = outlet.flush(to);
-        if is_empty && watched {
+        let mut flushed = outlet.flush(&way.to);
+        if flushed == Flushed::All && watched {
             let lost = outlet.take_lost();
             if lost > 0 {
                 warn!("{lost} lines of {stream} were lost, as nobody read them");
-                is_empty = outlet.flush(to);
+                flushed = outlet.flush(&way.to);
             }
         }
-        match (is_empty, watched) {
-            (true, true) => {
-                let _ = poller.remove(to);
+        if flushed == Flushed::Broken {
+            // A broken one is ready for ever.
+            if watched {
+                let _ = poller.remove(&way.to);
                 self.blocked.retain(|blocked| *blocked != stream);
             }
-            (false, false) if poller.add(to, Token::Outlet(stream).pack(), Interest::Write).is_ok() => {
+            match way.connect_again(stream) {
+                Ok(()) => {
+                    warn!("the stream of {stream} to the journal was closed; it is connected again");
+                    outlet.flush(&way.to);
+                }
+                // What waits is written when the journal is there again, if there is one.
+                Err(_) if way.journal.is_some() => {}
+                Err(_) => outlet.discard(),
+            }
+            return;
+        }
+        match (flushed == Flushed::All, watched) {
+            (true, true) => {
+                let _ = poller.remove(&way.to);
+                self.blocked.retain(|blocked| *blocked != stream);
+            }
+            (false, false) if poller.add(&way.to, Token::Outlet(stream).pack(), Interest::Write).is_ok() => {
                 self.blocked.push(stream);
             }
             (true, false) | (false, true | false) => {}
         }
+    }
+
+    /// Has outputs of hooks, probes and connection processes read from now on.
+    pub fn read_helpers(&mut self, outputs: Vec<WorkerOutput>, poller: &Poller) {
+        for output in outputs {
+            self.next_helper += 1;
+            if poller.add(&output.pipe, Token::Helper(self.next_helper).pack(), Interest::Read).is_ok() {
+                self.helpers.insert(self.next_helper, output);
+            }
+        }
+    }
+
+    /// Passes on what was written to one of them.
+    pub fn pass_on_helper(&mut self, number: u64, poller: &Poller) {
+        let Some(output) = self.helpers.get_mut(&number) else { return };
+        // Their last lines are asked for by nobody.
+        if !output.pass_on(&mut Tail::default()) {
+            output.finish(&mut Tail::default());
+            let _ = poller.remove(&output.pipe);
+            self.helpers.remove(&number);
+        }
+    }
+
+    /// Passes on what was written to all of them by now, at our end.
+    pub fn pass_on_the_rest(&mut self) {
+        for output in self.helpers.values_mut() {
+            output.pass_on_the_rest(&mut Tail::default());
+        }
+        self.helpers.clear();
+    }
+
+    /// Returns what is read, for the program that goes on in our place.
+    pub fn helpers(&self) -> impl Iterator<Item = &WorkerOutput> {
+        self.helpers.values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+    use crate::sys::output::output_pipe;
+
+    #[test]
+    fn what_a_worker_writes_is_made_visible_on_a_terminal_and_nowhere_else() {
+        for (is_terminal, expected) in
+            [(true, "web.0 | a\\x1b[2J\\r\tb\n"), (false, "web.0 | a\x1b[2J\r\tb\n")]
+        {
+            let outlet = Outlet::new();
+            outlet.lock().is_terminal = is_terminal;
+            outlet.push_from_worker("web.0 | ", b"a\x1b[2J\r\tb", b"\n");
+            let (mut ours, theirs) = output_pipe().unwrap();
+            assert_eq!(outlet.flush(&Writer::to(&theirs).unwrap()), Flushed::All);
+            let mut buffer = vec![0; expected.len()];
+            ours.read_exact(&mut buffer).unwrap();
+            assert_eq!(String::from_utf8(buffer).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn what_waits_outlasts_a_way_that_breaks() {
+        let outlet = Outlet::new();
+        outlet.push(b"line\n");
+        let (ours, theirs) = output_pipe().unwrap();
+        drop(ours);
+        assert_eq!(outlet.flush(&Writer::to(&theirs).unwrap()), Flushed::Broken);
+        assert_eq!(outlet.waiting().0, b"line\n");
     }
 }

@@ -75,7 +75,7 @@ impl PreUpgrade {
         let spawned = spawn(if is_node {
             Launch { descriptors: vec![output_of], ..launch }
         } else {
-            Launch { stdout: Some(output_of), ..launch }
+            Launch { stdout: Some(output_of.into()), ..launch }
         })?;
         let lines = Lines::new(MAX_LINE);
         Ok((Self { pid: spawned.pid.as_raw(), output, lines, last: String::new(), is_node }, spawned))
@@ -139,7 +139,7 @@ fn note(line: &Line<'_>, is_node: bool, last: &mut String) {
     }
     if !is_node {
         let end: &[u8] = if line.ended { b"\n" } else { b"" };
-        OUTPUT.push_from_worker(&[line.bytes, end].concat());
+        OUTPUT.push_from_worker("", line.bytes, end);
     }
 }
 

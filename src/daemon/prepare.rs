@@ -339,7 +339,7 @@ fn plans(release: &Release) -> Vec<SocketPlan> {
 ///
 /// Everything that is wrong.
 pub(super) fn first_release(source: &Source, color: bool) -> Result<Release, Refusal> {
-    let failed = |error: io::Error| Refusal::new(format!("cannot check the service file: {error}"));
+    let failed = |error: io::Error| Refusal::new(&format!("cannot check the service file: {error}"));
     let mut checker = Checker::start(source, &Wanted::First, false, color).map_err(failed)?;
     let exit = loop {
         match wait_readable(&checker, FIRST_CHECK) {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -17,8 +17,9 @@ use super::token::Stream;
 use crate::core::ids::{GenerationId, SlotId};
 use crate::core::time::Mono;
 use crate::core::word::{Word, one_line};
+use crate::sys::channel::receive_some;
 use crate::sys::foreign::ForeignFd;
-use crate::sys::handover::hand_over;
+use crate::sys::handover::{HandOver, Luggage, Unpacked, hand_over};
 use crate::sys::notify_socket::{Datagram, NotifySocket};
 use crate::sys::pidfd::Pidfd;
 use crate::sys::spawn::Spawned;
@@ -79,11 +80,11 @@ pub struct Process {
     pub lingers_until: Option<Mono>,
     /// When it is tried again to hand it a socket, where too many are on their way.
     pub tries_again_at: Option<Mono>,
-    /// The end of its standard error, under `output = "prefix"`.
+    /// The end of its standard error, where that comes through us.
     pub tail: Tail,
     /// How its last probe failed.
     pub failed_probe: Option<String>,
-    /// Its standard output and error, under `output = "prefix"`.
+    /// Its standard output and error, where they come through us.
     pub outputs: Vec<WorkerOutput>,
 }
 
@@ -137,18 +138,77 @@ impl Heard {
     }
 }
 
+/// Our end of what an output of another process comes through.
+#[derive(Debug)]
+pub enum Source {
+    /// A pipe.
+    Pipe(File),
+    /// A socket, along which descriptors may come as well.
+    Socket(ForeignFd),
+}
+
+impl Source {
+    /// Reads what was written, as much as there is room for, and never waits; 0 at the end.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Pipe(pipe) => pipe.read(buffer),
+            Self::Socket(socket) => match receive_some(socket, buffer) {
+                // Its writers have gone, and had something of ours unread.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
+                received => received,
+            },
+        }
+    }
+}
+
+impl AsFd for Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Pipe(pipe) => pipe.as_fd(),
+            Self::Socket(socket) => socket.as_fd(),
+        }
+    }
+}
+
+/// A [`Source`] as plain data.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum SourceState {
+    /// A pipe.
+    Pipe(<File as HandOver>::State),
+    /// A socket.
+    Socket(<ForeignFd as HandOver>::State),
+}
+
+impl HandOver for Source {
+    type State = SourceState;
+
+    fn pack(&self, luggage: &mut Luggage) -> SourceState {
+        match self {
+            Self::Pipe(pipe) => SourceState::Pipe(pipe.pack(luggage)),
+            Self::Socket(socket) => SourceState::Socket(socket.pack(luggage)),
+        }
+    }
+
+    fn unpack(state: SourceState, luggage: &mut Unpacked) -> io::Result<Self> {
+        Ok(match state {
+            SourceState::Pipe(pipe) => Self::Pipe(HandOver::unpack(pipe, luggage)?),
+            SourceState::Socket(socket) => Self::Socket(HandOver::unpack(socket, luggage)?),
+        })
+    }
+}
+
 /// One output of a worker, on its way through us.
 #[derive(Debug)]
 pub struct WorkerOutput {
     /// Which.
     pub stream: Stream,
-    /// Our end of the pipe.
-    pub pipe: File,
+    /// Where we read it.
+    pub pipe: Source,
     lines: Lines,
     prefix: String,
 }
 
-hand_over!(WorkerOutput as WorkerOutputState { stream: Stream, pipe: File, lines: Lines, prefix: String });
+hand_over!(WorkerOutput as WorkerOutputState { stream: Stream, pipe: Source, lines: Lines, prefix: String });
 
 /// The last lines of an output, for whoever asks why its worker failed.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -237,11 +297,7 @@ impl Process {
     /// that the worker left behind may go on writing.
     pub fn finish_outputs(&mut self) {
         for output in &mut self.outputs {
-            let mut reads_left = PIPE_READS;
-            while reads_left > 0 && output.pass_on(&mut self.tail) && output.has_more() {
-                reads_left -= 1;
-            }
-            output.finish(&mut self.tail);
+            output.pass_on_the_rest(&mut self.tail);
         }
         self.outputs.clear();
     }
@@ -249,11 +305,12 @@ impl Process {
 
 impl WorkerOutput {
     /// Takes our end of a pipe.
-    pub fn new(stream: Stream, pipe: File, prefix: String) -> Self {
+    pub fn new(stream: Stream, pipe: Source, prefix: String) -> Self {
         Self { stream, pipe, lines: Lines::new(MAX_LINE), prefix }
     }
 
-    fn pass_on(&mut self, tail: &mut Tail) -> bool {
+    /// Passes on what was written by now, a bounded piece of it; returns `false` once nothing more can come.
+    pub fn pass_on(&mut self, tail: &mut Tail) -> bool {
         let mut buffer = [0; READ_SIZE];
         match self.pipe.read(&mut buffer) {
             Ok(0) => return false,
@@ -272,20 +329,33 @@ impl WorkerOutput {
         crate::sys::output::is_readable(self.pipe.as_fd()).unwrap_or(false)
     }
 
-    fn finish(&mut self, tail: &mut Tail) {
+    /// Passes on all that was written by now, and no more: something that was left behind may go on writing.
+    pub fn pass_on_the_rest(&mut self, tail: &mut Tail) {
+        let mut reads_left = PIPE_READS;
+        while reads_left > 0 && self.pass_on(tail) && self.has_more() {
+            reads_left -= 1;
+        }
+        self.finish(tail);
+    }
+
+    /// Passes on a line that has no end.
+    pub fn finish(&mut self, tail: &mut Tail) {
         if let Some(line) = self.lines.finish() {
-            emit(self.stream, &self.prefix, &line, tail);
+            // The next line is somebody else's.
+            emit(self.stream, &self.prefix, &Line { ended: true, ..line }, tail);
         }
     }
 }
 
 fn emit(stream: Stream, prefix: &str, line: &Line<'_>, tail: &mut Tail) {
-    let text = [prefix.as_bytes(), line.bytes, b"\n"].concat();
-    match stream {
-        Stream::Out => OUTPUT.push_from_worker(&text),
-        Stream::Err => {
-            tail.push(line.bytes);
-            ERROR.push_from_worker(&text);
-        }
+    if stream == Stream::Err {
+        tail.push(line.bytes);
     }
+    let to = match stream {
+        Stream::Out => &OUTPUT,
+        Stream::Err => &ERROR,
+    };
+    // Without a prefix it goes on as it came: a piece of a long line is followed by the next.
+    let end: &[u8] = if line.ended || !prefix.is_empty() { b"\n" } else { b"" };
+    to.push_from_worker(prefix, line.bytes, end);
 }

@@ -19,6 +19,7 @@ use super::target::{Target, Wanted, unwritable};
 use crate::config::flags::{self, Flags};
 use crate::config::original::{self, Original};
 use crate::config::{self, COMMAND_LINE, Origin};
+use crate::core::printable::{Printable, printable};
 use crate::core::spec::{Identity, ServiceSpec, SocketSpec};
 use crate::sys::names;
 use crate::wire::secret::Secret;
@@ -99,7 +100,9 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    pub(super) fn new(summary: String) -> Self {
+    pub(super) fn new(summary: &str) -> Self {
+        // It names files and quotes them, and is one line all the same.
+        let summary = printable(summary).into_owned();
         Self { details: format!("Error: {summary}"), summary }
     }
 
@@ -117,8 +120,10 @@ impl Refusal {
             0 | 1 => String::new(),
             count => format!(" (and {} more)", count - 1),
         };
-        let summary = format!("{short}{}{others}", problems.first().map_or("", String::as_str));
-        let details: Vec<_> = problems.iter().map(|problem| format!("Error: {long}{problem}")).collect();
+        let first = problems.first().map_or("", String::as_str);
+        let summary = Printable(format_args!("{short}{first}{others}")).to_string();
+        let detail = |problem: &String| format!("Error: {}", Printable(format_args!("{long}{problem}")));
+        let details: Vec<_> = problems.iter().map(detail).collect();
         Self { summary, details: details.join("\n") }
     }
 }
@@ -202,7 +207,7 @@ pub fn read_spec(source: &Source, color: bool) -> Result<ServiceSpec, Refusal> {
     let cpus = u32::try_from(cpus).unwrap_or(1);
     let spec = match source {
         Source::File(path) => {
-            let unread = |error| Refusal::new(format!("cannot read {}: {error}", path.display()));
+            let unread = |error| Refusal::new(&format!("cannot read {}: {error}", path.display()));
             let bytes = read_file(path).map_err(unread)?;
             let origin = Origin { path: path.clone(), cpus };
             config::decode(&bytes, &origin).and_then(|text| config::parse(text, &origin))

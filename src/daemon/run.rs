@@ -198,6 +198,7 @@ impl Daemon {
         self.journal.remove();
         reap::kill_strangers();
         self.cgroups.tidy(|_| false);
+        self.outputs.pass_on_the_rest();
         self.outputs.flush(&self.poller);
         Ok(())
     }
@@ -244,6 +245,7 @@ impl Daemon {
         let busy_until = self.manager.busy_until().max(self.on_demand.guests.last_end());
         self.upward.sync(&self.manager, &self.dead_sockets(), busy_until, self.now());
         self.serve_clients();
+        self.outputs.read_helpers(self.heritage.streams().take_helpers(), &self.poller);
         self.outputs.flush(&self.poller);
         self.close_turn();
         self.loose_ends.barriers.clear();
@@ -292,6 +294,7 @@ impl Daemon {
                 Token::Doors => self.knocked(hung_up),
                 Token::GuestReport(pid) => self.take_guest_report(Pid::from_raw(pid)),
                 Token::Outlet(_) => {} // Flushed in each turn.
+                Token::Helper(number) => self.outputs.pass_on_helper(number, &self.poller),
                 Token::Control => self.admit(Door::File),
                 Token::ControlTcp => self.admit(Door::Tcp),
                 Token::Client(client) => self.attend(client),

@@ -29,6 +29,8 @@ pub enum Token {
     Doors,
     /// The process of a connection runs its program, or a step before it failed.
     GuestReport(i32),
+    /// A hook, a probe or a connection process has written through us.
+    Helper(u64),
     /// One of our own outputs takes text again.
     Outlet(Stream),
     /// Somebody comes to the control socket.
@@ -100,6 +102,7 @@ impl Token {
             Self::Leftover(pid) => (17, u64::from(pid.unsigned_abs())),
             Self::Doors => (18, 0),
             Self::GuestReport(pid) => (19, u64::from(pid.unsigned_abs())),
+            Self::Helper(number) => (20, number),
         };
         debug_assert!(id < 1 << SHIFT, "more than 2^56 workers");
         kind << SHIFT | id
@@ -131,6 +134,7 @@ impl Token {
             17 => Self::Leftover(i32::try_from(id).ok()?),
             18 => Self::Doors,
             19 => Self::GuestReport(i32::try_from(id).ok()?),
+            20 => Self::Helper(id),
             _ => return None,
         })
     }
@@ -163,6 +167,7 @@ mod tests {
             Token::Stored(5),
             Token::Channel(WorkerId(8)),
             Token::Survivor(WorkerId(2)),
+            Token::Helper(6),
             Token::Leftover(4711),
         ];
         for token in tokens {

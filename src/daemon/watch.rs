@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::{Pid, getpid};
 use tracing::{error, info, warn};
 
-use super::outlet::ERROR;
+use super::outlet::{ERROR, Flushed};
 use crate::sys::fork::in_child;
 use crate::sys::output::{Writer, wait_readable};
 use crate::sys::process;
@@ -73,6 +73,9 @@ fn take(watch: &mut TreeWatch) -> Option<PathBuf> {
 /// Writes what our log has, as far as somebody takes it.
 fn flush() {
     if let Ok(writer) = Writer::to(stderr()) {
-        ERROR.flush(&writer);
+        // Our own way there is made anew each time.
+        if ERROR.flush(&writer) == Flushed::Broken {
+            ERROR.discard();
+        }
     }
 }

@@ -18,6 +18,7 @@ pub mod foreign;
 pub mod fork;
 pub mod handover;
 pub mod held;
+pub mod journal_stream;
 pub mod limits;
 pub mod listener;
 pub mod memfd;

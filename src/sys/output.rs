@@ -1,3 +1,4 @@
+#![expect(unsafe_code, reason = "nix has no pwritev2(2)")]
 //! Writing and reading text without ever waiting for whoever is on the other side.
 
 use std::fs::File;
@@ -7,11 +8,11 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::libc::PIPE_BUF;
+use nix::libc::{self, PIPE_BUF};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::stat::{Mode, SFlag, fstat};
-use nix::unistd::{pipe2, write};
+use nix::unistd::{dup2_stderr, dup2_stdout, pipe2, write};
 
 use super::held::anew;
 
@@ -75,15 +76,58 @@ pub fn write_message(pipe: impl AsFd, message: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Tells whether a descriptor is a socket.
+pub fn is_socket(fd: impl AsFd) -> bool {
+    kind(fd).is_ok_and(|kind| kind == SFlag::S_IFSOCK)
+}
+
+fn kind(fd: impl AsFd) -> nix::Result<SFlag> {
+    Ok(SFlag::from_bits_truncate(fstat(fd)?.st_mode & SFlag::S_IFMT.bits()))
+}
+
+/// One of our own two outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standard {
+    /// Standard output.
+    Output,
+    /// Standard error.
+    Error,
+}
+
+/// Puts a descriptor in the place of one of our own outputs.
+///
+/// # Errors
+///
+/// Those of dup2(2).
+pub fn replace(which: Standard, with: impl AsFd) -> io::Result<()> {
+    match which {
+        Standard::Output => dup2_stdout(with)?,
+        Standard::Error => dup2_stderr(with)?,
+    }
+    Ok(())
+}
+
 /// A way to one of our own outputs that never blocks, whoever else writes there.
 ///
 /// `O_NONBLOCK` belongs to the open file description (open(2)), which we share with the workers and with whoever
-/// started us: it is not ours to set. A pipe or a terminal is therefore opened anew, a socket is sent to with
-/// `MSG_DONTWAIT`, and a file never makes anyone wait.
+/// started us: it is not ours to set, and not to be relied on. A pipe or a terminal is therefore opened anew, a socket is sent
+/// to with `MSG_DONTWAIT`, and a file never makes anyone wait. What may not be opened anew is written to with `RWF_NOWAIT`
+/// (pwritev2(2)). A file that is appended to is opened anew as well, so that the place where it ends is where we write.
 #[derive(Debug)]
 pub struct Writer {
     fd: OwnedFd,
-    is_socket: bool,
+    way: Way,
+}
+
+/// How something is written without waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// The description is ours, or never makes anyone wait.
+    Plain,
+    /// By send(2).
+    Socket,
+    /// The description is shared, and may or may not wait.
+    Shared,
 }
 
 impl Writer {
@@ -94,19 +138,25 @@ impl Writer {
     /// Those of fcntl(2), where no descriptor is left.
     pub fn to(fd: impl AsFd) -> io::Result<Self> {
         let fd = fd.as_fd();
-        let kind = SFlag::from_bits_truncate(fstat(fd)?.st_mode & SFlag::S_IFMT.bits());
-        let is_own = kind == SFlag::S_IFIFO || kind == SFlag::S_IFCHR;
+        let kind = kind(fd)?;
+        let may_wait = kind == SFlag::S_IFIFO || kind == SFlag::S_IFCHR;
+        let appends = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?) & OFlag::O_APPEND;
         let anew = || {
-            let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+            let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | appends;
             open(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_str(), flags, Mode::empty())
         };
-        // One that may not be opened, such as another user's terminal, is written to as it is, where poll(2) allows it.
-        let opened = if is_own { anew().ok() } else { None };
-        let fd = match opened {
-            Some(opened) => opened,
-            None => fd.try_clone_to_owned()?,
+        // One that may not be opened, such as another user's terminal or pipe, is written to as it is.
+        if (may_wait || kind == SFlag::S_IFREG && !appends.is_empty())
+            && let Ok(fd) = anew()
+        {
+            return Ok(Self { fd, way: Way::Plain });
+        }
+        let way = match kind {
+            SFlag::S_IFSOCK => Way::Socket,
+            _ if may_wait => Way::Shared,
+            _ => Way::Plain,
         };
-        Ok(Self { fd, is_socket: kind == SFlag::S_IFSOCK })
+        Ok(Self { fd: fd.try_clone_to_owned()?, way })
     }
 
     /// Writes as much of `bytes` as is taken at once, perhaps nothing, and returns how much.
@@ -120,10 +170,16 @@ impl Writer {
             if !is_ready(&self.fd, PollFlags::POLLOUT, PollTimeout::ZERO)? {
                 break;
             }
-            let result = if self.is_socket {
-                send(self.fd.as_raw_fd(), piece, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)
-            } else {
-                write(&self.fd, piece)
+            let result = match self.way {
+                Way::Plain => write(&self.fd, piece),
+                Way::Socket => {
+                    send(self.fd.as_raw_fd(), piece, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)
+                }
+                Way::Shared => match write_now(self.fd.as_fd(), piece) {
+                    // A kernel before 6.5: poll(2) has said that there is room, which is all that is to be had.
+                    Err(Errno::EOPNOTSUPP) => write(&self.fd, piece),
+                    written => written,
+                },
             };
             match result {
                 Ok(count) => written += count,
@@ -133,6 +189,14 @@ impl Writer {
         }
         Ok(written)
     }
+}
+
+/// Writes as many bytes as are taken at once, whether or not the open file description waits (`RWF_NOWAIT`, pwritev2(2)).
+fn write_now(fd: BorrowedFd<'_>, bytes: &[u8]) -> nix::Result<usize> {
+    let piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: one piece of memory, as long as said, that the kernel only reads; -1 is "where the description stands".
+    let written = unsafe { libc::pwritev2(fd.as_raw_fd(), &raw const piece, 1, -1, libc::RWF_NOWAIT) };
+    usize::try_from(written).map_err(|_| Errno::last())
 }
 
 impl AsFd for Writer {
@@ -200,6 +264,27 @@ mod tests {
         // Between poll(2) and write(2) somebody else may take the room: the write itself must not wait.
         while write(&writer.fd, &[b'x'; 4096]).is_ok() {}
         assert_eq!(write(&writer.fd, b"x"), Err(Errno::EAGAIN));
+    }
+
+    #[test]
+    fn a_pipe_that_is_shared_is_not_waited_for_whoever_fills_it() {
+        let (_ours, theirs) = output_pipe().unwrap();
+        let writer = Writer { fd: theirs.try_clone().unwrap(), way: Way::Shared };
+        while writer.write_some(&[b'x'; 4096]).unwrap() > 0 {}
+        // The kernel says so itself, and not poll(2) a moment before: nothing can come in between.
+        assert!(matches!(write_now(theirs.as_fd(), &[b'x'; 4096]), Err(Errno::EAGAIN | Errno::EOPNOTSUPP)));
+    }
+
+    #[test]
+    fn a_file_is_appended_to_wherever_others_set_its_offset() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let shared = std::fs::OpenOptions::new().append(true).open(file.path()).unwrap();
+        let writer = Writer::to(&shared).unwrap();
+        writer.write_some(b"one ").unwrap();
+        fcntl(&shared, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        io::Seek::rewind(&mut &shared).unwrap();
+        writer.write_some(b"two").unwrap();
+        assert_eq!(std::fs::read(file.path()).unwrap(), b"one two");
     }
 
     #[test]

@@ -83,9 +83,39 @@ pub struct Launch<'a> {
     /// The standard input; `None` is empty.
     pub stdin: Option<BorrowedFd<'a>>,
     /// The standard output; `None` is the manager's own.
-    pub stdout: Option<BorrowedFd<'a>>,
+    pub stdout: Option<Given<'a>>,
     /// The standard error; `None` is the manager's own.
-    pub stderr: Option<BorrowedFd<'a>>,
+    pub stderr: Option<Given<'a>>,
+}
+
+/// An output that a process gets.
+#[derive(Clone, Debug)]
+pub enum Given<'a> {
+    /// Somebody else keeps it.
+    Lent(BorrowedFd<'a>),
+    /// It was opened for this process, and we close it when the process has it.
+    Made(Rc<OwnedFd>),
+}
+
+impl<'a> From<BorrowedFd<'a>> for Given<'a> {
+    fn from(fd: BorrowedFd<'a>) -> Self {
+        Self::Lent(fd)
+    }
+}
+
+impl From<Rc<OwnedFd>> for Given<'_> {
+    fn from(fd: Rc<OwnedFd>) -> Self {
+        Self::Made(fd)
+    }
+}
+
+impl AsFd for Given<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Lent(fd) => *fd,
+            Self::Made(fd) => fd.as_fd(),
+        }
+    }
 }
 
 /// Returns the files that a program's name may stand for: itself if it has a slash, else one in each folder of `path`
@@ -116,6 +146,8 @@ pub fn spawn(launch: Launch<'_>) -> io::Result<Spawned> {
 
 fn spawn_in(memory: Memory, launch: Launch<'_>) -> io::Result<Spawned> {
     let (report, report_input) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    // Kept open until the child has its copies.
+    let _outputs = [launch.stdout.clone(), launch.stderr.clone()];
     let plan = plan(launch, report_input.as_fd())?;
     // A process that is becoming another user is in that user's reach (ptrace(2), kill(2)), and with it its memory.
     let memory = if plan.identity.is_some() { Memory::Copied } else { memory };
@@ -130,7 +162,8 @@ fn plan(launch: Launch<'_>, report: BorrowedFd<'_>) -> io::Result<Plan> {
         _ => None,
     };
     let has_input = launch.stdin.is_some();
-    let standard = [(launch.stdin, 0), (launch.stdout, 1), (launch.stderr, 2)];
+    let (stdout, stderr) = (launch.stdout.as_ref().map(AsFd::as_fd), launch.stderr.as_ref().map(AsFd::as_fd));
+    let standard = [(launch.stdin, 0), (stdout, 1), (stderr, 2)];
     let standard = standard.into_iter().filter_map(|(fd, target)| Some((fd?.as_raw_fd(), target)));
     let passed = launch.descriptors.iter().map(AsRawFd::as_raw_fd).zip(3..);
     let mut environment = launch.environment;

@@ -11,12 +11,16 @@ pub use super::event::EventLine;
 pub use super::secret::Secret;
 pub use crate::core::Scale;
 use crate::core::notice::Outcome;
+use crate::core::printable::printable_json;
 
 /// The version of the protocol: it grows when something in it no longer means what it meant.
 pub const VERSION: u32 = 1;
 
 /// The longest line of a client, in bytes, the newline not counted.
 pub const MAX_LINE: usize = 64 * 1024;
+
+/// The longest line that a client reads, in bytes; more is no answer of a manager.
+pub const MAX_ANSWER: usize = 1 << 20;
 
 /// The longest text of a message to the workers, in bytes: with its newline it is taken whole or not at all (pipe(7),
 /// `PIPE_BUF`).
@@ -366,12 +370,11 @@ impl Line {
     }
 }
 
-/// Writes a line, newline included.
+/// Writes a line, newline included, that a terminal can be shown.
 pub fn line(value: &impl Serialize) -> Vec<u8> {
     // Only maps with keys that are no text, and types that refuse by themselves, cannot be written.
-    let mut line = serde_json::to_vec(value).unwrap_or_default();
-    line.push(b'\n');
-    line
+    let line = serde_json::to_string(value).unwrap_or_default();
+    (printable_json(&line).into_owned() + "\n").into_bytes()
 }
 
 #[cfg(test)]

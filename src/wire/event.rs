@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::core::notice::{Loudness, Notice};
+use crate::core::printable::printable;
 
 /// Something that happened, as `events` tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +35,8 @@ pub struct EventLine {
 }
 
 impl EventLine {
-    /// Makes the line of a notice, whose `text` the log has; what is known of the worker is for the caller to add.
+    /// Makes the line of a notice, whose `text` the log has; what is known of the worker is for the caller to add. Its texts
+    /// are printable, as they quote others and are read by people.
     pub fn new(notice: &Notice, text: &str) -> Self {
         let (outcome, reason) = match notice {
             Notice::UpgradeEnded(_, outcome) => (Some(outcome.word()), outcome.reason()),
@@ -54,9 +56,9 @@ impl EventLine {
             slot,
             pid: None,
             outcome: outcome.map(Into::into),
-            reason: reason.map(Into::into),
+            reason: reason.map(|reason| printable(reason).into_owned()),
             warning: notice.loudness() == Loudness::Warning,
-            text: text.into(),
+            text: printable(text).into_owned(),
         }
     }
 }

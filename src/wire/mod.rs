@@ -7,3 +7,5 @@ pub mod node;
 pub mod notify;
 pub mod secret;
 pub mod status;
+
+pub use crate::core::printable;

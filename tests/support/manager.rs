@@ -82,6 +82,8 @@ pub struct Starter {
     /// What says where the service is defined.
     source: Vec<String>,
     log_is_read: bool,
+    /// Its standard output and error, where those are not a pipe of ours.
+    outputs: Option<OwnedFd>,
     /// Who the manager is, where that is not who the test is.
     user: Option<u32>,
     /// Whether the program is a copy in the folder.
@@ -102,6 +104,7 @@ impl Default for Starter {
             subcommand: Some("run"),
             source: vec!["web.toml".to_owned()],
             log_is_read: true,
+            outputs: None,
             user: None,
             has_copy: false,
         }
@@ -196,8 +199,15 @@ impl Starter {
         self
     }
 
+    /// Has the manager write there, to both of its outputs; who reads it adds that to the log ([`Log::add`]).
+    #[must_use]
+    pub fn writes_to(mut self, outputs: OwnedFd) -> Self {
+        self.outputs = Some(outputs);
+        self
+    }
+
     /// Starts the manager on the service file `text`.
-    pub fn start(self, text: impl Display) -> Manager {
+    pub fn start(mut self, text: impl Display) -> Manager {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let mark = format!("{}-{}", process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let runtime = self.path("run");
@@ -219,19 +229,24 @@ impl Starter {
         {
             command.env_remove(name);
         }
+        if let Some(outputs) = &self.outputs {
+            command.stdout(outputs.try_clone().expect("a copy"));
+        }
+        let stderr = self.outputs.take().map_or_else(Stdio::piped, Stdio::from);
         let mut child = command
             .current_dir(self.folder.path())
             .env("NOTIFY_SOCKET", self.path("notify"))
             .env("RUNTIME_DIRECTORY", &runtime)
             .env(MARK, &mark)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .stderr(Stdio::piped())
+            .stderr(stderr)
             .spawn()
             .expect("the manager");
-        let log = if self.log_is_read {
-            Log::collect(child.stderr.take().expect("its standard error"))
-        } else {
-            Log::collect(std::io::empty())
+        // The command keeps copies of what it gave.
+        drop(command);
+        let log = match child.stderr.take().filter(|_| self.log_is_read) {
+            Some(stderr) => Log::collect(stderr),
+            None => Log::collect(std::io::empty()),
         };
         let as_user = if self.user.is_some() { self.wrapper } else { Vec::new() };
         let environment = self.environment;

@@ -110,6 +110,8 @@ enum Hurt {
     Shutdown,
     Backlog,
     Unlink,
+    /// Shuts down its standard output and error, which are to be sockets.
+    Output,
 }
 
 impl FromStr for Hurt {
@@ -120,6 +122,7 @@ impl FromStr for Hurt {
             "shutdown" => Ok(Self::Shutdown),
             "backlog" => Ok(Self::Backlog),
             "unlink" => Ok(Self::Unlink),
+            "output" => Ok(Self::Output),
             _ => Err(format!("no such harm: {text}")),
         }
     }
@@ -635,6 +638,10 @@ fn hurt(hurt: Option<Hurt>, socket: BorrowedFd<'_>) {
         Some(Hurt::Unlink) => getsockname::<UnixAddr>(socket.as_raw_fd())
             .map_err(io::Error::from)
             .and_then(|address| address.path().map_or(Ok(()), fs::remove_file)),
+        // One socket may be both: then it is shut down already.
+        Some(Hurt::Output) => socket::shutdown(io::stderr().as_raw_fd(), Shutdown::Both)
+            .and_then(|()| socket::shutdown(io::stdout().as_raw_fd(), Shutdown::Both).or(Ok(())))
+            .map_err(io::Error::from),
     };
     if let Err(error) = done {
         fail(&format!("{hurt:?}: {error}"));

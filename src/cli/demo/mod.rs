@@ -26,7 +26,7 @@ pub mod tally;
 pub mod worker;
 
 use std::convert::Infallible;
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -42,6 +42,8 @@ use self::manager::Manager;
 use self::show::Show;
 use self::stage::{Release, Stage};
 pub use self::worker::WorkerArgs;
+use super::output;
+use crate::wire::printable::printable;
 
 /// The arguments of `liveswap demo`.
 #[derive(Debug, clap::Args)]
@@ -161,12 +163,12 @@ fn report(failure: &Failure, log: &[String]) {
         text.push_str("The manager's log ends:\n");
     }
     for line in log {
-        text.extend(["  | ", line, "\n"]);
+        text.extend(["  | ", &*printable(line), "\n"]);
     }
     if let Some(hint) = failure.hint() {
         text.extend(["Hint: ", hint, "\n"]);
     }
-    let _ = io::stderr().write_all(text.as_bytes());
+    output::error_lines(&text);
 }
 
 /// Shows what a service file looks like.
@@ -174,7 +176,5 @@ fn print_config(args: &DemoArgs) -> Result<(), Failure> {
     let listen = args.listen.unwrap_or((Ipv4Addr::LOCALHOST, 8080).into());
     let program = std::env::current_exe().unwrap_or_else(|_| "liveswap".into());
     let text = Release::FIRST.service_file(&program.to_string_lossy(), listen);
-    io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|error| Failure::set_up("printing the service file", error))
+    output::lines(&text).map_err(|error| Failure::set_up("printing the service file", error))
 }

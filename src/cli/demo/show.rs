@@ -9,6 +9,7 @@ use std::io::{self, IsTerminal, Write};
 
 use super::event::{Event, Progress, Summary};
 use super::log::Log;
+use crate::wire::printable::{printable, printable_json, printable_lines};
 
 /// How events are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +103,7 @@ impl<W: Write> Show<W> {
         }
         let text = match (self.form, event) {
             (Form::Json, event) => match serde_json::to_string(event) {
-                Ok(object) => object + "\n",
+                Ok(object) => printable_json(&object).into_owned() + "\n",
                 Err(error) => format!("{{\"event\":\"error\",\"error\":\"{error}\"}}\n"),
             },
             (Form::Terminal { .. }, Event::Progress(progress)) => {
@@ -111,7 +112,7 @@ impl<W: Write> Show<W> {
                 self.write(&live);
                 return;
             }
-            (Form::Terminal { .. } | Form::Plain, event) => self.lines(event),
+            (Form::Terminal { .. } | Form::Plain, event) => printable_lines(&self.lines(event)),
         };
         let clear = if self.live.take() { "\r\x1b[2K" } else { "" };
         self.write(&format!("{clear}{text}"));
@@ -141,7 +142,10 @@ impl<W: Write> Show<W> {
                 format!("    {ok}  release {release} took over in {took_ms} ({status})\n")
             }
             Event::RolledBack { release, reason, took_ms } => {
-                format!("    {ok}  release {release} was rolled back after {took_ms}\n        {reason}\n")
+                format!(
+                    "    {ok}  release {release} was rolled back after {took_ms}\n        {}\n",
+                    printable(reason)
+                )
             }
             Event::StillServing { release, answers } => {
                 format!("    {ok}  release {release} still serves: {answers} answers since\n")
@@ -152,7 +156,7 @@ impl<W: Write> Show<W> {
                 )
             }
             Event::Progress(progress) => format!("   ...  {}\n", load_line(progress)),
-            Event::Log { line } => format!("        {}\n", self.styled(Style::Dim, line)),
+            Event::Log { line } => format!("        {}\n", self.styled(Style::Dim, &printable(line))),
             Event::Summary(summary) => self.summary(summary),
         }
     }

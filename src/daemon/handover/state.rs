@@ -17,7 +17,7 @@ use super::super::loose_ends::LooseEnds;
 use super::super::node::{Demanded, DemandedState};
 use super::super::outlet::{ERROR, OUTPUT, Outputs};
 use super::super::prepare::Candidate;
-use super::super::process::Process;
+use super::super::process::{Process, WorkerOutput};
 use super::super::recovery::{Journal, Leftover};
 use super::super::release::{Release, Source};
 use super::super::repair::{Care, CareState};
@@ -74,6 +74,9 @@ pub struct State {
     history: As<History>,
     leftovers: As<Vec<Leftover>>,
     guests: Guests,
+    /// What hooks, probes and connection processes write through us.
+    #[serde(default)]
+    helper_outputs: As<Vec<WorkerOutput>>,
     /// Text that nobody has read yet, on standard output and error.
     unread: [(Vec<u8>, usize); 2],
     /// Who hears that the other has taken over.
@@ -129,7 +132,7 @@ impl State {
             inbox: _,
             loose_ends: _,
             ended: _,
-            outputs: _,
+            outputs,
         } = daemon;
         let listeners = sockets.listeners();
         let place = |one: &Rc<Listener>| listeners.iter().position(|other| Rc::ptr_eq(one, other));
@@ -160,6 +163,7 @@ impl State {
             history: history.pack(luggage),
             leftovers: leftovers.pack(luggage),
             guests: on_demand.guests.clone(),
+            helper_outputs: outputs.helpers().map(|output| output.pack(luggage)).collect(),
             unread: [OUTPUT.waiting(), ERROR.waiting()],
             askers: askers.to_vec(),
         }
@@ -177,6 +181,7 @@ impl State {
         ERROR.resume(error);
         let runtime = RuntimeDirectory::unpack(self.runtime, luggage)?;
         let heritage = Heritage::take(self.nofile).with_runtime(runtime.path());
+        heritage.streams().put_helpers(HandOver::unpack(self.helper_outputs, luggage)?);
         let listeners: Vec<Rc<Listener>> = self
             .listeners
             .into_iter()

@@ -177,8 +177,8 @@ impl Daemon {
             descriptors: vec![memory.as_fd()],
             cgroup: None,
             stdin: None,
-            stdout: Some(theirs.as_fd()),
-            stderr: Some(theirs.as_fd()),
+            stdout: Some(theirs.as_fd().into()),
+            stderr: Some(theirs.as_fd().into()),
         })?;
         let trial = Trial { pid: child.pid, output, said: Vec::new(), until: self.now() + PATIENCE };
         self.employ(Role::Trial, child);

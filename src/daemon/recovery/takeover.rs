@@ -9,9 +9,10 @@ use std::path::Path;
 use nix::unistd::Pid;
 use tracing::{info, warn};
 
+use super::super::apply::prefix;
 use super::super::launch::Common;
 use super::super::node::{Channel, Demanded};
-use super::super::process::{Process, Tail, WorkerOutput};
+use super::super::process::{Process, Source, Tail, WorkerOutput};
 use super::super::release::in_words;
 use super::super::run::{Daemon, Generation, Role};
 use super::super::sender::Rejected;
@@ -162,12 +163,15 @@ impl Daemon {
     fn adopt(&mut self, Survivor { record, process }: Survivor) {
         let ProcessRecord { worker, generation, slot, started, group, at, .. } = record;
         let Some(release) = self.generations.get(&generation).map(|of| &of.release) else { return };
-        let prefix = format!("{}.{slot} | ", release.spec.name);
+        let prefix = prefix(&release.spec, slot);
         let pid = process.pid();
         let open = held::open_files(pid).unwrap_or_default();
         let find = |kind, inode| open.iter().find(|one| (one.kind, one.inode) == (kind, inode));
         let outputs = record.outputs.iter().filter_map(|(stream, inode)| {
-            let pipe = find(Kind::Pipe, *inode)?.reading_end(pid).ok()?;
+            let pipe = || find(Kind::Pipe, *inode)?.reading_end(pid).ok().map(Source::Pipe);
+            // A socket, where our standard output or error is one, is not opened anew but copied.
+            let socket = || find(Kind::Socket, *inode)?.copy(&process).ok().map(Source::Socket);
+            let pipe = pipe().or_else(socket)?;
             Some(WorkerOutput::new(*stream, pipe, prefix.clone()))
         });
         let outputs = outputs.collect();

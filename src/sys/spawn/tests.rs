@@ -72,7 +72,7 @@ impl Outcome {
 fn runs(launch: &Launch<'_>) -> impl Iterator<Item = Outcome> {
     memories().map(|memory| {
         let (mut reader, writer) = io::pipe().unwrap();
-        let launch = Launch { stdout: Some(writer.as_fd()), ..launch.clone() };
+        let launch = Launch { stdout: Some(writer.as_fd().into()), ..launch.clone() };
         let spawned = spawn_in(memory, launch).unwrap();
         drop(writer);
         let mut output = String::new();
@@ -171,7 +171,7 @@ fn only_the_given_descriptors_are_open() {
 fn the_standard_streams_go_where_they_should() {
     let (mut reader, writer) = io::pipe().unwrap();
     let mut launch = launch(&["/bin/sh", "-c", "readlink /proc/$$/fd/0; echo to stderr >&2"]);
-    launch.stderr = Some(writer.as_fd());
+    launch.stderr = Some(writer.as_fd().into());
     assert_eq!(written(&launch), "/dev/null\n");
     drop(writer);
     let mut errors = String::new();
@@ -188,7 +188,7 @@ fn standard_output_and_error_can_be_swapped() {
         }
         let mut launch = launch(&["/bin/sh", "-c", "echo output; echo error >&2"]);
         let (stdout, stderr) = (io::stdout(), io::stderr());
-        (launch.stdout, launch.stderr) = (Some(stderr.as_fd()), Some(stdout.as_fd()));
+        (launch.stdout, launch.stderr) = (Some(stderr.as_fd().into()), Some(stdout.as_fd().into()));
         let spawned = spawn_in(memories().last().unwrap(), launch).unwrap();
         assert_eq!(wait_for_exit(spawned.pid), Exit::Code(0));
         let texts = readers.iter_mut().map(|reader| {
@@ -268,7 +268,7 @@ fn a_limit_below_the_passed_descriptors_does_not_keep_them_away() {
     let mut launch = launch(&["true"]);
     launch.descriptors = vec![reader.as_fd(); 7];
     // The program itself cannot even load its libraries then, and complains.
-    launch.stderr = Some(reader.as_fd());
+    launch.stderr = Some(reader.as_fd().into());
     launch.limits = vec![(Resource::Nofile, Limit { soft: Some(5), hard: Some(5) })];
     assert!(runs(&launch).all(|outcome| outcome.report == Report::Executed));
 }

@@ -1,0 +1,250 @@
+//! What comes from outside and is printed: a manager that is somebody else's, a file, a name. None of it steers a terminal, makes
+//! a line of its own or grows without bound.
+
+#[expect(dead_code, reason = "no single test uses all of the support")]
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::thread;
+
+use serde_json::{Value, json};
+use support::manager::Starter;
+use support::service::Service;
+
+/// A title of the terminal, a bell, a carriage return, a line of its own, C1, a turn of the direction, an invisible letter.
+const HOSTILE: &str = "\x1b]0;x\x07\r\nHint: forged\u{9b}2J\u{202e}\u{200b}\u{e0041}\x7f";
+
+/// Whether nothing in the bytes does more than be read. Newlines are ours.
+fn is_harmless(bytes: &[u8]) -> bool {
+    let text = str::from_utf8(bytes).expect("UTF-8");
+    let bad = ['\u{202e}', '\u{200b}', '\u{e0041}'];
+    text.chars().all(|c| c == '\n' || !c.is_control() && !bad.contains(&c))
+}
+
+#[track_caller]
+fn assert_harmless(output: &Output) {
+    let shown =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(is_harmless(&output.stdout) && is_harmless(&output.stderr), "{shown:?}");
+    assert!(!shown.lines().any(|line| line.starts_with("Hint: forged")), "{shown}");
+}
+
+/// Something that looks like a manager to whoever asks in `folder`; `answer` is what it writes for a line.
+fn pretend(folder: &Path, answer: impl Fn(&str, &mut UnixStream) + Send + 'static) {
+    let listener = UnixListener::bind(folder.join("control.sock")).expect("a socket");
+    // It ends with the test.
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            for line in BufReader::new(stream.try_clone().expect("a descriptor")).lines() {
+                let Ok(line) = line else { break };
+                let request: Value = serde_json::from_str(&line).expect("a request");
+                let cmd = request["cmd"].as_str().expect("a cmd").to_owned();
+                answer(&cmd, &mut stream);
+                if cmd == "stop" {
+                    break;
+                }
+            }
+        }
+    });
+}
+
+fn liveswap<S: AsRef<std::ffi::OsStr>>(folder: &Path, words: &[S]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_liveswap"));
+    command.args(words).current_dir(folder).env("RUNTIME_DIRECTORY", folder).stdin(Stdio::null());
+    command.output().expect("the program")
+}
+
+fn pong() -> Value {
+    json!({ "cmd": "ping", "value": "OK", "ok": true, "service": "a", "version": 1 })
+}
+
+/// A full answer with a hostile text wherever there is a text.
+fn hostile_answer(cmd: &str) -> Value {
+    let x = |text: &str| format!("{text}{HOSTILE}");
+    let mut answer = json!({
+        "cmd": cmd, "value": x("no"), "ok": matches!(cmd, "ping" | "status" | "events"), "outcome": x("refused"),
+        "version": 1, "program": x("0"), "service": x("a"), "pid": 1, "generation": 1, "reason": x("why"),
+        "hint": x("hint"), "evidence": { "worker": 1, "slot": 0, "pid": 5, "stderr": [x("last words")] },
+    });
+    if matches!(cmd, "status" | "events") {
+        answer["status"] = json!({
+            "service": x("a"), "pid": 1, "up_ms": 5, "directory": x("/d"), "target": x("/t"), "phase": x("serving"),
+            "summary": x("sum"), "generation": 1, "generation_ms": 1, "wanted": 1, "ready": 1, "generations": [],
+            "last_upgrade": { "generation": 1, "outcome": x("committed"), "reason": x("why"), "ago_ms": 1 },
+            "cgroup": x("/c"), "no_cgroup": x("none"),
+            "workers": [{ "id": 1, "pid": 5, "generation": 1, "slot": 0, "state": x("ready"), "state_ms": 1, "age_ms": 1,
+                          "restarts": 0, "says": x("says"), "why": x("why") }],
+            "waiting": [], "sockets": [{ "name": x("n"), "listen": x("l"), "broken": true }],
+        });
+    }
+    answer
+}
+
+#[test]
+fn no_command_prints_what_a_strange_manager_wants_on_the_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    pretend(folder.path(), |cmd, stream| {
+        let answer = hostile_answer(cmd);
+        // Raw where JSON lets it: C1, bidirectional controls and DEL need no escape in it.
+        let _ = writeln!(stream, "{answer}");
+        if cmd == "events" {
+            let event = json!({ "event": "x", "warning": true, "text": HOSTILE, "reason": HOSTILE });
+            let _ = writeln!(stream, "{event}");
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    });
+    let ask = |words: &[&str]| liveswap(folder.path(), words);
+    for words in [&["status"][..], &["stop"], &["scale", "2"], &["message", "x"], &["respawn"], &["reexec"]] {
+        let output = ask(words);
+        assert_harmless(&output);
+        let shown = [output.stdout, output.stderr].concat();
+        assert!(
+            String::from_utf8_lossy(&shown).contains(r"\x1b]0;x\x07\r\nHint: forged\x9b2J\u{202e}"),
+            "{words:?}"
+        );
+    }
+    for words in
+        [&["upgrade", "--no-wait"][..], &["upgrade"], &["rollback"], &["events"], &["events", "--json"]]
+    {
+        assert_harmless(&ask(words));
+    }
+    // The JSON means what it meant.
+    let output = ask(&["status", "--json"]);
+    assert_harmless(&output);
+    let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(status["directory"], format!("/d{HOSTILE}"));
+}
+
+#[test]
+fn a_line_without_end_and_an_answer_without_end_are_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sent, counted) = std::sync::mpsc::channel();
+    pretend(folder.path(), move |cmd, stream| match cmd {
+        "ping" => drop(writeln!(stream, "{}", pong())),
+        "status" => {
+            let chunk = vec![b'x'; 1 << 16];
+            let written = (0_u64..1 << 14).take_while(|_| stream.write_all(&chunk).is_ok()).count();
+            let _ = sent.send(written << 16);
+        }
+        // Lines that nobody asked for, as many as are taken.
+        _ => while writeln!(stream, r#"{{"event":"x","warning":false,"text":"y"}}"#).is_ok() {},
+    });
+    let endless = liveswap(folder.path(), &["status"]);
+    assert_eq!(endless.status.code(), Some(1), "{endless:?}");
+    assert!(
+        String::from_utf8_lossy(&endless.stderr).contains("a line of more than 1048576 bytes"),
+        "{endless:?}"
+    );
+    let written = counted.recv_timeout(support::PATIENCE).expect("the end of what was sent");
+    assert!(written < 8 << 20, "the client took {written} bytes");
+    for words in [&["scale", "2"][..], &["upgrade", "--no-wait"]] {
+        let output = liveswap(folder.path(), words);
+        assert_eq!(output.status.code(), Some(1), "{words:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("something else"), "{output:?}");
+    }
+}
+
+#[test]
+fn a_manager_that_does_not_answer_is_not_waited_for_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    pretend(folder.path(), |cmd, stream| match cmd {
+        "ping" => drop(writeln!(stream, "{}", pong())),
+        // It ends with the client, which gives up.
+        _ => drop(stream.write_all(b" ").and_then(|()| std::io::Read::read(stream, &mut [0])).map(|_| ())),
+    });
+    let output = liveswap(folder.path(), &["status"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no answer in 5 s"), "{output:?}");
+}
+
+#[test]
+fn check_and_run_print_nothing_of_a_file_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let toml = |text: &str| {
+        serde_json::to_string(text).unwrap().replace('\u{7f}', "\\u007f").replace('\u{e0041}', "\\U000e0041")
+    };
+    let hostile = toml(HOSTILE);
+    let texts = [
+        format!("[service]\ncommand = ['x']\ndirectory = {}\n", toml(&format!("/no{HOSTILE}"))),
+        format!("[service]\ncommand = ['x']\nenvironment_files = [{}]\n", toml(&format!("./e{HOSTILE}"))),
+        format!("[service]\ncommand = [{}]\n", toml(&format!("/no{HOSTILE}"))),
+        format!("[service]\ncommand = ['x']\nuser = {hostile}\n"),
+        format!("[service]\ncommand = ['x']\n{hostile} = 1\n"),
+        format!("[service]\ncommand = ['x']\noutput = {hostile}\n"),
+        format!("[service]\ncommand = ['x']\n[[socket]]\nlisten = {hostile}\n"),
+        format!("[service]\ncommand = ['x']\n[[socket]]\nlisten = {}\n", toml(&format!("./a{HOSTILE}"))),
+        // No TOML at all, and a comment beside a fault.
+        format!("[service] {HOSTILE}"),
+        "[service]\ncommand = 1 # \u{202e}\u{9b}\n".into(),
+    ];
+    for text in &texts {
+        fs::write(folder.path().join("a.toml"), text).unwrap();
+        let output = liveswap(folder.path(), &["check", "a.toml"]);
+        assert!(!output.stderr.is_empty() || !output.stdout.is_empty());
+        assert_harmless(&output);
+        assert_harmless(&liveswap(folder.path(), &["unit", "a.toml"]));
+        if output.status.code() == Some(3) {
+            assert_harmless(&liveswap(folder.path(), &["run", "a.toml"]));
+        }
+    }
+    // The file's own name.
+    let name = format!("b{HOSTILE}.toml");
+    fs::write(folder.path().join(&name), "[service]\ncommand = ['/no']\nname = 'b'\n").unwrap();
+    assert_harmless(&liveswap(folder.path(), &["check", &name]));
+    assert_harmless(&liveswap(folder.path(), &["unit", &name]));
+    assert_harmless(&liveswap(folder.path(), &["check", "no-such\x1b[2J\n.toml"]));
+}
+
+#[test]
+fn what_was_typed_wrong_is_quoted_harmlessly() {
+    let folder = tempfile::tempdir().unwrap();
+    for words in [
+        &[HOSTILE][..],
+        &["check"],
+        &["status", "--no\x1b[2J\nHint: forged"],
+        &["status", HOSTILE],
+        &["scale", HOSTILE],
+        &["run", "--log-level", HOSTILE, "x"],
+        &["run", "--watch", HOSTILE],
+        &["-s", "x", "-p", HOSTILE],
+        &["-s", "x", "--no\x1b[2J"],
+        &["-u", HOSTILE, "-p", "1"],
+        &["-m", "x", "-a", HOSTILE],
+        &["try-handover", "--", HOSTILE],
+    ] {
+        let output = liveswap(folder.path(), words);
+        assert!(!output.status.success(), "{words:?}");
+        assert_harmless(&output);
+    }
+    let raw = std::ffi::OsStr::from_bytes(b"\xff\x9b\x1b");
+    assert_harmless(&liveswap(folder.path(), &[std::ffi::OsStr::new("check"), raw]));
+}
+
+#[test]
+fn the_log_has_no_line_that_another_wrote() {
+    // A folder whose name would be two lines, the second of the highest priority.
+    let folder = format!("/no{HOSTILE}\n<0>forged");
+    let folder = serde_json::to_string(&folder).expect("a text").replace('\u{7f}', "\\u007f");
+    for format in ["plain", "journal", "json", "human"] {
+        let mut manager = Starter::default().flag(&format!("--log-format={format}")).start(Service::worker());
+        manager.wait_ready();
+        let place = manager.place();
+        manager.rewrite(Service::worker().set("service.directory", &folder));
+        let ended = manager.ask(r#"{"cmd":"upgrade"}"#);
+        assert_eq!(ended["ok"], false, "{ended}");
+        let refused = manager.wait_log(place, ["refused", "cannot enter directory", "forged"]);
+        assert!(refused.contains("\\n<0>forged"), "{refused}");
+        let log = manager.log.since(0);
+        for line in &log {
+            assert!(is_harmless(line.as_bytes()), "{line:?}");
+            assert!(!line.starts_with("<0>") && !line.starts_with("Hint"), "{log:#?}");
+        }
+        manager.stop();
+    }
+}
