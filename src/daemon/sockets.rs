@@ -191,7 +191,8 @@ impl Sockets {
         if let Some(file) = &dead.file {
             file.remove();
         }
-        let listener = Rc::new(self.bind(&plan)?);
+        let bound = Listener::bind_over(&plan, Some(dead));
+        let listener = Rc::new(bound.map_err(|problem| self.explain(&plan, problem).of(&plan))?);
         self.live.retain(|known| !std::ptr::eq(known.as_ptr(), Rc::as_ptr(dead)));
         let warnings = self.register(&listener);
         Ok(Prepared { listeners: vec![listener], warnings })
@@ -270,7 +271,10 @@ impl Sockets {
 
     /// Binds a new socket, and tells whose fault it is where the address is taken.
     fn bind(&self, plan: &SocketPlan) -> Result<Listener, SocketError> {
-        Listener::bind(plan).map_err(|problem| self.explain(plan, problem).of(plan))
+        // One that could not be replaced is still known, and with it the folder of its path.
+        let before = self.listeners().into_iter().find(|known| known.plan().is_same_socket(plan));
+        let before = before.filter(|known| known.file.is_some());
+        Listener::bind_over(plan, before.as_deref()).map_err(|problem| self.explain(plan, problem).of(plan))
     }
 
     fn explain(&self, plan: &SocketPlan, problem: Problem) -> Problem {

@@ -29,6 +29,8 @@ pub enum Hurt {
     PathGone,
     /// Something else stands at the path of a UNIX socket. [`Listener::repair`] puts the socket in its place.
     PathReplaced,
+    /// The folder of a UNIX socket was replaced or moved away. [`Listener::repair`] links the socket into the new one.
+    PathMoved,
     /// A UNIX socket has lost its path and its spare name, so that it cannot be linked back.
     PathLost,
 }
@@ -38,7 +40,11 @@ impl Hurt {
     pub fn needs_replacement(&self) -> bool {
         match self {
             Self::ShutDownForGood | Self::PathLost => true,
-            Self::ShutDown | Self::BacklogShrunk { .. } | Self::PathGone | Self::PathReplaced => false,
+            Self::ShutDown
+            | Self::BacklogShrunk { .. }
+            | Self::PathGone
+            | Self::PathReplaced
+            | Self::PathMoved => false,
         }
     }
 }
@@ -48,6 +54,7 @@ impl fmt::Display for Hurt {
         match self {
             Self::ShutDown | Self::ShutDownForGood => f.write_str("it was shut down"),
             Self::BacklogShrunk { from, to } => write!(f, "its backlog shrank from {from} to {to}"),
+            Self::PathMoved => f.write_str("its folder was replaced or moved away"),
             Self::PathGone => f.write_str("its path was removed"),
             Self::PathReplaced => f.write_str("something else took its path"),
             Self::PathLost => f.write_str("its path and its spare name were removed"),
@@ -65,6 +72,7 @@ impl Listener {
             PathState::Ours => None,
             PathState::Gone => Some(Hurt::PathGone),
             PathState::Replaced => Some(Hurt::PathReplaced),
+            PathState::Moved => Some(Hurt::PathMoved),
             PathState::Lost => Some(Hurt::PathLost),
         });
         self.inspect_queue().into_iter().chain(path).collect()
@@ -92,7 +100,9 @@ impl Listener {
         match hurt {
             Hurt::ShutDown | Hurt::BacklogShrunk { .. } if self.inspect_queue().is_none() => Ok(()),
             Hurt::ShutDown | Hurt::BacklogShrunk { .. } => self.listen(),
-            Hurt::PathGone | Hurt::PathReplaced => self.file.as_ref().map_or(Ok(()), SocketFile::restore),
+            Hurt::PathGone | Hurt::PathReplaced | Hurt::PathMoved => {
+                self.file.as_ref().map_or(Ok(()), SocketFile::restore)
+            }
             Hurt::ShutDownForGood | Hurt::PathLost => Err(io::ErrorKind::Unsupported.into()),
         }
     }

@@ -14,11 +14,13 @@ use super::plan::{Owner, SocketPlan};
 use crate::core::spec::{SocketAddress, SocketKind, SocketOptions, SocketSpec};
 use crate::sys::activation::Inherited;
 use crate::sys::backlog::backlog;
+use crate::sys::folder::{MadeFolders, Place};
 use crate::sys::handover::{HandOver, Luggage, Number, Unpacked, hand_over};
 use crate::sys::listener::{self as socket, Address, Kind};
+use crate::sys::occupant::{self, Occupant, folder_of, occupant_in};
 use crate::sys::options::{self, SocketOption, Value};
 use crate::sys::path_watch::{PathWatch, WatchedPath};
-use crate::sys::socket_file::{self, MadeFolders, Occupant, Permissions, SocketFile, SocketFileState};
+use crate::sys::socket_file::{Permissions, SocketFile, SocketFileState};
 
 /// The mode of a path where the file says nothing (systemd.socket(5), `SocketMode=`).
 const DEFAULT_MODE: u32 = 0o666;
@@ -64,6 +66,13 @@ hand_over!(Baseline as BaselineState {
 impl Listener {
     /// Binds a socket and listens on it; where that fails, nothing is left of it.
     pub(super) fn bind(plan: &SocketPlan) -> Result<Self, Problem> {
+        Self::bind_over(plan, None)
+    }
+
+    /// Does the same where another socket stood, or stands.
+    ///
+    /// `before` is a socket of the same address that is to be replaced, or could not be.
+    pub(super) fn bind_over(plan: &SocketPlan, before: Option<&Self>) -> Result<Self, Problem> {
         let address = plan.address();
         let fd = socket::create(&address, plan.kind()).map_err(Step::Creating.failed())?;
         if plan.is_tcp() {
@@ -81,7 +90,8 @@ impl Listener {
         }
         let (file, folders, permissions) = match &address {
             Address::Path(path) => {
-                let (folders, file, permissions) = bind_path(&fd, path, plan)?;
+                let place = before.and_then(|before| before.file.as_ref()).map(SocketFile::place);
+                let (folders, file, permissions) = bind_path(&fd, path, plan, place.as_ref())?;
                 (Some(file), Some(folders), Some(permissions))
             }
             Address::Inet(_) | Address::Abstract(_) => {
@@ -320,20 +330,22 @@ fn bind_path(
     fd: &OwnedFd,
     path: &Path,
     plan: &SocketPlan,
+    place: Option<&Place>,
 ) -> Result<(MadeFolders, SocketFile, Permissions), Problem> {
     let file_options = &plan.spec.options;
     let directory_mode = file_options.directory_mode.unwrap_or(DEFAULT_DIRECTORY_MODE);
-    let folders = MadeFolders::above(path, directory_mode).map_err(Step::MakingFolders.failed())?;
-    match socket_file::occupant(path).map_err(Step::Probing.failed())? {
+    let (folders, folder) =
+        MadeFolders::open(&folder_of(path), directory_mode, place).map_err(Step::MakingFolders.failed())?;
+    match occupant_in(&folder, path).map_err(Step::Probing.failed())? {
         Occupant::Nobody => {}
-        Occupant::Stale => socket_file::remove_stale(path).map_err(Step::RemovingStale.failed())?,
+        Occupant::Stale => occupant::remove_stale(&folder, path).map_err(Step::RemovingStale.failed())?,
         Occupant::Live => return Err(Problem::LivePath),
         Occupant::NotASocket => return Err(Problem::NotASocket),
     }
     let mode = file_options.mode.unwrap_or(DEFAULT_MODE);
     // The group's bits are meant for the group that is yet to be set.
     let first_mode = if plan.owner == Owner::default() { mode } else { mode & 0o700 };
-    let file = SocketFile::bind(fd, path, first_mode).map_err(Step::Binding.failed())?;
+    let file = SocketFile::bind(fd, path, folder, first_mode).map_err(Step::Binding.failed())?;
     let bound = file.permissions().map_err(Step::SettingMode.failed())?;
     let baseline = Permissions { mode: DEFAULT_MODE, ..bound };
     set_permissions(&file, permissions(plan, &baseline))?;

@@ -11,6 +11,7 @@ use super::listener::{BaselineState, Listener};
 use super::plan::SocketPlan;
 use crate::core::spec::SocketAddress;
 use crate::sys::activation::Inherited;
+use crate::sys::folder::Place;
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::held;
 use crate::sys::socket_file::SocketFile;
@@ -33,6 +34,7 @@ pub struct ListenerRecord {
 struct FileRecord {
     path: PathBuf,
     identity: (u64, u64),
+    place: Option<Place>,
     is_ours_to_remove: bool,
 }
 
@@ -45,7 +47,8 @@ impl Listener {
         let Self { watched: _, file, folders, fd, is_inherited, plan, baseline, backlog_in_force } = self;
         let file = file.as_ref().map(|file| {
             let (path, is_ours_to_remove) = (file.path().to_owned(), file.is_ours_to_remove());
-            Ok::<_, io::Error>(FileRecord { path, identity: file.identity()?, is_ours_to_remove })
+            let (identity, place) = (file.identity()?, Some(file.place()));
+            Ok::<_, io::Error>(FileRecord { path, identity, place, is_ours_to_remove })
         });
         let luggage = &mut Luggage::default();
         Ok(ListenerRecord {
@@ -68,8 +71,8 @@ impl Listener {
         let ListenerRecord { inode: _, file, folders, is_inherited, plan, baseline, backlog_in_force } =
             record;
         let had_file = file.is_some();
-        let file = file.and_then(|FileRecord { path, identity, is_ours_to_remove }| {
-            SocketFile::recover(&path, identity, is_ours_to_remove)
+        let file = file.and_then(|FileRecord { path, identity, place, is_ours_to_remove }| {
+            SocketFile::recover(&path, place.as_ref(), identity, is_ours_to_remove)
         });
         if had_file && file.is_none() {
             return Ok(None);
@@ -99,7 +102,7 @@ impl Listener {
         let path = listener.file.as_ref().map(|file| file.path().to_owned());
         if let (Some(path), Some(file)) = (path, listener.file.take()) {
             let identity = file.identity().ok()?;
-            listener.file = SocketFile::recover(&path, identity, true);
+            listener.file = SocketFile::recover(&path, Some(&file.place()), identity, true);
         }
         Some(listener)
     }
