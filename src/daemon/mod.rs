@@ -55,6 +55,7 @@ mod store;
 mod system_store;
 mod target;
 mod token;
+mod tuning;
 mod upward;
 mod watch;
 

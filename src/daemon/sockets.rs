@@ -25,6 +25,7 @@ mod plan;
 mod record;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -39,9 +40,9 @@ use crate::sys::path_watch::{PathWatch, WatchedPath};
 
 pub use error::{Problem, SocketError, Step};
 pub use guard::Hurt;
-pub use listener::{Listener, ListenerState};
+pub use listener::Listener;
 pub use plan::{Owner, SocketPlan};
-pub use record::ListenerRecord;
+pub use record::{ListenerRecord, ListenerState};
 
 /// All sockets that some generation uses, and those of an activator until the first generation takes them.
 #[derive(Debug)]
@@ -188,11 +189,10 @@ impl Sockets {
         if dead.is_inherited() {
             return Err(Problem::ActivatorsOwn.of(&plan));
         }
-        if let Some(file) = &dead.file {
-            file.remove();
-        }
+        dead.make_room();
         let bound = Listener::bind_over(&plan, Some(dead));
         let listener = Rc::new(bound.map_err(|problem| self.explain(&plan, problem).of(&plan))?);
+        listener.succeeds(dead);
         self.live.retain(|known| !std::ptr::eq(known.as_ptr(), Rc::as_ptr(dead)));
         let warnings = self.register(&listener);
         Ok(Prepared { listeners: vec![listener], warnings })
