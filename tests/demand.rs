@@ -254,6 +254,47 @@ fn each_connection_has_a_process() {
 }
 
 #[test]
+fn no_connection_is_accepted_while_a_worker_shares_the_socket() {
+    let (address, starter) = (loopback(), Starter::default());
+    // It drains for ever, and accepts nothing.
+    let worker = "trap '' TERM; while :; do sleep 0.1; done";
+    let service = Service::command(["sh", "-c", worker])
+        .listen(address)
+        .set("service.protocol", "'plain'")
+        .set("ready.settle", "'1ms'")
+        .set("drain.timeout", "'1h'");
+    let mut manager = starter.start(service.clone());
+    manager.wait_ready();
+    let [worker] = &manager.wait_workers(1, 1)[..] else { panic!("one worker") };
+    manager.upgrade_committed(inetd(address).set("drain.timeout", "'1h'"));
+    let waiting = TcpStream::connect(address).expect("a place in the queue");
+    for _ in 0..3 {
+        // The manager has looked at all that had come when it answers.
+        let status = manager.cli(["status"]);
+        assert!(status.stdout.contains("connections: 0"), "{status:#?}");
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker.pid), Signal::SIGKILL).expect("it runs");
+    waiting.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    let mut greeting = String::new();
+    BufReader::new(waiting).read_line(&mut greeting).expect("a line");
+    assert_eq!(greeting, "hello 127.0.0.1 of generation 2\n");
+    manager.stop();
+}
+
+#[test]
+fn the_process_of_a_connection_has_no_socket_that_listens() {
+    let address = loopback();
+    let script = "for fd in /proc/self/fd/*; do readlink $fd; done | grep -c socket:";
+    let mut manager = Starter::default().start(
+        Service::command(["sh", "-c", script]).socket(&format!("listen = '{address}'\naccept = true")),
+    );
+    manager.wait_ready();
+    // Its own standard output is a pipe there: the connection is standard input alone.
+    assert_eq!(Guest::come(address).greeting, "1");
+    manager.stop();
+}
+
+#[test]
 fn no_more_come_in_than_may() {
     let (address, starter) = (loopback(), Starter::default());
     let path = starter.path("echo.sock");

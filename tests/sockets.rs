@@ -7,10 +7,13 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use liveswap::sys::options::{SocketOption, Value, get};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{getsockopt, sockopt};
 use support::client::{Connection, Load, MODES, Target, ask};
 use support::log::Verdict;
 use support::manager::{Manager, Place, Starter};
@@ -103,7 +106,7 @@ fn connections_in_the_queue_outlive_all_workers() {
     // between waits in the queue.
     manager.rewrite(service.release(2).args(["--boot", "1000"]));
     let place = manager.place();
-    manager.signal(nix::sys::signal::Signal::SIGHUP);
+    manager.signal(Signal::SIGHUP);
     manager.wait_until("no worker of generation 1", || {
         manager.workers().iter().all(|worker| worker.generation == 2).then_some(())
     });
@@ -193,6 +196,127 @@ fn a_backlog_that_a_worker_shrinks_is_repaired() {
     manager.upgrade_committed(service.release(3));
     manager.wait_log(place, ["backlog", &address.to_string()]);
     manager.stop();
+}
+
+/// A listener and a datagram socket of an activator, of which the test keeps copies, and the service that has both.
+struct Shared {
+    tcp: TcpListener,
+    udp: UdpSocket,
+    starter: Starter,
+    service: Service,
+}
+
+impl Shared {
+    fn new() -> Self {
+        let address = loopback();
+        let (tcp, udp) = (TcpListener::bind(address).expect("bind"), UdpSocket::bind(address).expect("bind"));
+        let copies = [
+            OwnedFd::from(tcp.try_clone().expect("a copy")),
+            OwnedFd::from(udp.try_clone().expect("a copy")),
+        ];
+        let service = Service::worker()
+            .listen(address)
+            .socket(&format!("name = 'datagrams'\nlisten = '{address}'\ntype = 'datagram'"));
+        Self { tcp, udp, starter: Starter::default().inherit(copies, "web:datagrams"), service }
+    }
+
+    fn defers(&self) -> i32 {
+        match get(&self.tcp, SocketOption::DeferAccept).expect("TCP_DEFER_ACCEPT") {
+            Value::Number(seconds) => seconds,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_release_that_is_rolled_back_leaves_nothing_on_the_sockets() {
+    let shared = Shared::new();
+    let mut manager = shared.starter.start(shared.service.clone().release(1));
+    manager.wait_ready();
+    assert_eq!(shared.tcp.local_addr().expect("an address"), shared.udp.local_addr().expect("an address"));
+    let tcp = shared.tcp;
+    for (harm, words) in [
+        ("defer", "TCP_DEFER_ACCEPT set by another release than the one that serves; put back"),
+        ("dont-route", "its SO_DONTROUTE was changed"),
+        ("connect", "it was connected to one peer"),
+    ] {
+        let place = manager.place();
+        let bad = shared.service.clone().release(2).args(["--hurt-first", harm, "--exit", "3"]);
+        assert_eq!(manager.upgrade(bad).verdict, Verdict::RolledBack);
+        manager.wait_log(place, [words]);
+        assert_eq!(get(&tcp, SocketOption::DeferAccept).expect("read"), Value::Number(0), "{harm}");
+        assert_eq!(getsockopt(&tcp, sockopt::DontRoute), Ok(false), "{harm}");
+        manager.wait_until("a datagram socket without a peer", || shared.udp.peer_addr().err());
+        assert_eq!(release_at(&Target::Tcp(tcp.local_addr().expect("an address"))), "1");
+    }
+    manager.stop();
+}
+
+#[test]
+fn what_a_release_that_serves_has_set_is_its_wish_unless_it_deafens() {
+    let mut shared = Shared::new();
+    let tuned = shared.service.clone().args(["--hurt-first", "defer"]);
+    let mut manager = std::mem::take(&mut shared.starter).start(tuned.clone().release(1));
+    manager.wait_ready();
+    let wish = shared.defers();
+    assert!(wish >= 60, "{wish}");
+    manager.upgrade_committed(tuned.release(2));
+    assert_eq!(shared.defers(), wish);
+    let bad = shared.service.clone().release(3).args(["--exit", "3"]);
+    assert_eq!(manager.upgrade(bad).verdict, Verdict::RolledBack);
+    assert_eq!(shared.defers(), wish, "the release that serves has set it");
+    manager.upgrade_committed(shared.service.clone().release(4).args(["--hurt-first", "dont-route"]));
+    manager.wait_log(Place::START, ["its SO_DONTROUTE was changed", "repaired"]);
+    assert_eq!(getsockopt(&shared.tcp, sockopt::DontRoute), Ok(false));
+    manager.stop();
+}
+
+#[test]
+fn a_folder_that_became_a_link_gets_no_socket_and_the_status_says_so() {
+    let starter = Starter::default();
+    let (path, private) = (starter.path("app/run/web.sock"), starter.path("private"));
+    fs::create_dir_all(starter.path("app/run")).expect("a folder");
+    fs::create_dir(&private).expect("a folder");
+    let service = Service::worker().listen(path.display());
+    let mut manager = starter.start(service.clone().release(1));
+    manager.wait_ready();
+    let place = manager.place();
+    let run = manager.path("app/run");
+    fs::rename(&run, manager.path("app/old")).expect("another name");
+    symlink(&private, &run).expect("a link");
+    for entry in fs::read_dir(manager.path("app/old")).expect("a folder") {
+        fs::remove_file(entry.expect("an entry").path()).expect("removed");
+    }
+    manager.wait_log(place, ["web.sock", "cannot be repaired", "Too many levels of symbolic links"]);
+    let status = manager.cli(["status"]);
+    assert!(status.stdout.contains("web.sock; broken, and could not be repaired"), "{status:#?}");
+    let outcome = manager.upgrade(service.clone().release(2));
+    assert_eq!(outcome.verdict, Verdict::Refused, "{outcome:?}");
+    assert_eq!(fs::read_dir(&private).expect("a folder").count(), 0, "something was made behind the link");
+
+    fs::remove_file(&run).expect("the link gone");
+    fs::create_dir(&run).expect("a folder");
+    manager.upgrade_committed(service.release(3));
+    assert_eq!(release_at(&Target::Unix(path)), "3");
+    manager.stop();
+}
+
+#[test]
+fn a_file_that_has_the_name_of_the_spare_link_is_told_in_the_right_words() {
+    let starter = Starter::default();
+    let (path, spare) = (starter.path("web.sock"), starter.path(".web.sock.liveswap"));
+    fs::write(&spare, "precious").expect("a file");
+    let mut manager = starter.start(Service::worker().listen(path.display()).release(1));
+    manager.wait_ready();
+    let words = format!(
+        "{}, where its spare link is to stand, is taken by something that is no socket",
+        spare.display()
+    );
+    manager.wait_log(Place::START, [&words]);
+    assert_eq!(release_at(&Target::Unix(path)), "1");
+    manager.signal(Signal::SIGTERM);
+    manager.wait_exit();
+    assert_eq!(fs::read_to_string(&spare).expect("the file"), "precious");
 }
 
 #[test]

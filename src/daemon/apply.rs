@@ -102,6 +102,7 @@ impl Daemon {
     }
 
     fn start(&mut self, worker: WorkerId, generation: GenerationId, slot: SlotId) -> io::Result<()> {
+        self.note_tuning(generation);
         let Some(of) = self.generations.get(&generation) else {
             return Err(io::Error::other(format!(
                 "generation {generation} is not there; this is a bug of liveswap"
@@ -298,6 +299,15 @@ impl Daemon {
         {
             self.care.looks_at_sockets = true;
             self.care.occasion = Some(*worker);
+            self.note_end_of(*worker);
+        }
+        match notice {
+            Notice::UpgradeEnded(_, Outcome::Committed) => {
+                self.accept_tuning();
+                self.forget_repairs();
+            }
+            Notice::UpgradeEnded(..) => self.forget_repairs(),
+            _ => {}
         }
         match notice {
             Notice::Serving(_) | Notice::UpgradeEnded(_, Outcome::Committed) => {

@@ -4,11 +4,13 @@
 //! Each listener is registered once in epoll, for its hang-up alone ([`super::repair`]). Here that is widened for as long as
 //! somebody wants to know; where nobody does, no connection wakes us.
 
+use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+use nix::unistd::{Pid, getpid};
 use tracing::warn;
 
 use super::guests::Guests;
@@ -20,9 +22,13 @@ use crate::core::Event;
 use crate::core::spec::{Accept, SocketKind};
 use crate::core::time::Mono;
 use crate::sys::wait::Interest;
+use crate::sys::{held, process};
 
 /// How soon it is accepted again where that failed for want of something.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// How soon it is looked again for processes that share the sockets.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What is there to start something with a connection.
 #[derive(Debug, Default)]
@@ -50,6 +56,10 @@ pub struct Doors {
     pub(super) waiting: Option<(Rc<Listener>, Accept, OwnedFd)>,
     /// That was said, and is so still.
     is_short: bool,
+    /// Whether no process but the manager has the sockets, as far as that can be seen.
+    is_private: bool,
+    /// It was said which process has them, too.
+    named_sharer: Option<Pid>,
 }
 
 impl Doors {
@@ -62,6 +72,7 @@ impl Doors {
 impl Daemon {
     /// Watches for connections where somebody wants to know of them, and nowhere else.
     pub(super) fn mind_doors(&mut self) {
+        self.look_for_sharers();
         let wanted = if self.wants_connections() { self.current_listeners() } else { Vec::new() };
         if wanted.is_empty() && self.on_demand.doors.watched.is_empty() {
             return;
@@ -99,9 +110,48 @@ impl Daemon {
         is_open && (self.manager.is_asleep() || self.on_demand.idleness.is_quiet() || self.lets_in_guests())
     }
 
-    /// Whether connections have processes of their own, and no workers are about to share the sockets.
+    /// Whether connections have processes of their own, and no worker shares the sockets, or is about to.
+    ///
+    /// `O_NONBLOCK` belongs to all who share a socket: a worker that clears it between our look and accept4(2) would have
+    /// us wait for the next client, and for nothing else.
     fn lets_in_guests(&self) -> bool {
-        self.has_guests() && self.manager.aims_at() == self.manager.current()
+        let is_private = self.on_demand.doors.is_private && self.shares_with_none_known();
+        self.has_guests() && is_private && self.manager.aims_at() == self.manager.current()
+    }
+
+    fn shares_with_none_known(&self) -> bool {
+        self.processes.is_empty() && self.leftovers.is_empty()
+    }
+
+    /// Finds out whether the sockets are ours alone, once all workers have gone: what they have started may live on.
+    fn look_for_sharers(&mut self) {
+        if !self.has_guests() || !self.shares_with_none_known() {
+            self.on_demand.doors.is_private = false;
+            return;
+        }
+        if self.on_demand.doors.is_private || self.on_demand.doors.again_at.is_some() {
+            return;
+        }
+        let sharer = self.sharer();
+        self.on_demand.doors.is_private = sharer.is_none();
+        if let Some(pid) = sharer {
+            self.on_demand.doors.again_at = Some(self.now() + LOOK_AGAIN);
+            if self.on_demand.doors.named_sharer.replace(pid) != Some(pid) {
+                warn!("connections wait, as process {pid}, which a worker left behind, shares the sockets");
+            }
+        }
+    }
+
+    /// Returns a process of our tree that has one of the sockets.
+    fn sharer(&self) -> Option<Pid> {
+        let listeners = self.current_listeners();
+        let inodes: Vec<_> = listeners.iter().filter_map(|one| held::inode(&**one).ok()).collect();
+        let has_one = |pid: &Pid| match held::open_files(*pid) {
+            Ok(open) => open.iter().any(|one| one.kind == held::Kind::Socket && inodes.contains(&one.inode)),
+            // Of the process of a connection it is known that it has none; one that has ended has nothing.
+            Err(error) => error.kind() == io::ErrorKind::PermissionDenied && !self.roles.contains_key(pid),
+        };
+        process::descendants(getpid()).into_iter().find(has_one)
     }
 
     /// The sockets of the generation that serves, but those that nothing repairs: they would wake us for ever.
@@ -112,7 +162,7 @@ impl Daemon {
     }
 
     fn open(&self, listener: &Rc<Listener>) {
-        // Workers may have shared it, and left it as they like it: who accepts here must not wait.
+        // Workers may have shared it, and left it as they liked it: what accepts here must not wait.
         if self.has_guests()
             && let Err(error) = listener.set_non_blocking()
         {

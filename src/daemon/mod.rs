@@ -61,6 +61,7 @@ mod streams;
 mod system_store;
 mod target;
 mod token;
+mod tuning;
 mod upward;
 mod watch;
 

@@ -307,6 +307,7 @@ impl Daemon {
 
     /// Gives the sockets that `generation` holds the options that it wants.
     pub(super) fn restore_sockets(&mut self, generation: GenerationId) {
+        self.put_back_tuning();
         let Some(of) = self.generations.get(&generation) else { return };
         self.journal.needs_snapshot();
         for error in self.sockets.revert(&plans(&of.release)) {

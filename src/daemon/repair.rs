@@ -7,7 +7,7 @@ use tracing::{error, info, warn};
 
 use super::control::Door;
 use super::run::{Daemon, Generation};
-use super::sockets::Listener;
+use super::sockets::{Hurt, Listener};
 use super::token::Token;
 use crate::core::Event;
 use crate::core::ids::{GenerationId, WorkerId};
@@ -16,6 +16,14 @@ use crate::core::spec::SocketKind;
 use crate::sys::path_watch::WatchedPath;
 use crate::sys::wait::Interest;
 
+/// How a socket was put right.
+enum Mended {
+    /// The same socket is as it was.
+    PutRight,
+    /// A new one is in its place.
+    Replaced,
+}
+
 /// How the sockets are, as far as it is not theirs to know.
 #[derive(Debug, Default)]
 pub struct Care {
@@ -23,10 +31,12 @@ pub struct Care {
     pub(super) looks_at_sockets: bool,
     /// The worker whose change of state it was.
     pub(super) occasion: Option<WorkerId>,
-    /// Whether workers run that share one which is dead.
-    shares_dead_socket: bool,
+    /// Those that were bound anew while workers run that share the dead ones.
+    pub(super) successors: Vec<Weak<Listener>>,
     /// Those that could not be repaired, which was said.
-    beyond_repair: Vec<Weak<Listener>>,
+    pub(super) beyond_repair: Vec<Weak<Listener>>,
+    /// Whether workers of another release than the one that serves have run since the options were looked at.
+    pub(super) others_have_run: bool,
     /// The watch of the control socket's path.
     control_path: Option<WatchedPath>,
 }
@@ -34,32 +44,48 @@ pub struct Care {
 /// A [`Care`] as plain data.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct CareState {
+    /// As programs of before wrote it.
     shares_dead_socket: bool,
     /// By their places among all sockets.
     beyond_repair: Vec<usize>,
+    successors: Option<Vec<usize>>,
 }
 
 impl Care {
     /// Writes it down; `place` tells where a socket stands among all.
     pub(super) fn pack(&self, place: impl Fn(&Rc<Listener>) -> Option<usize>) -> CareState {
         // What else there is ends with a turn of the loop, or is made anew.
-        let Self { looks_at_sockets: _, occasion: _, control_path: _, shares_dead_socket, beyond_repair } =
-            self;
-        let dead = beyond_repair.iter().filter_map(Weak::upgrade);
+        let Self {
+            looks_at_sockets: _,
+            occasion: _,
+            control_path: _,
+            others_have_run: _,
+            successors,
+            beyond_repair,
+        } = self;
+        let places = |of: &[Weak<Listener>]| {
+            of.iter().filter_map(Weak::upgrade).filter_map(|listener| place(&listener)).collect::<Vec<_>>()
+        };
         CareState {
-            shares_dead_socket: *shares_dead_socket,
-            beyond_repair: dead.filter_map(|dead| place(&dead)).collect(),
+            shares_dead_socket: !successors.is_empty(),
+            beyond_repair: places(beyond_repair),
+            successors: Some(places(successors)),
         }
     }
 
     /// Makes it again of what was written down and all sockets.
     pub(super) fn unpack(state: &CareState, listeners: &[Rc<Listener>]) -> Self {
-        let dead = state.beyond_repair.iter().filter_map(|place| listeners.get(*place));
-        Self {
-            shares_dead_socket: state.shares_dead_socket,
-            beyond_repair: dead.map(Rc::downgrade).collect(),
-            ..Self::default()
-        }
+        let at = |places: &[usize]| {
+            let listeners = places.iter().filter_map(|place| listeners.get(*place));
+            listeners.map(Rc::downgrade).collect::<Vec<_>>()
+        };
+        let successors = match &state.successors {
+            Some(places) => at(places),
+            // It is not known which.
+            None if state.shares_dead_socket => listeners.iter().map(Rc::downgrade).collect(),
+            None => Vec::new(),
+        };
+        Self { successors, beyond_repair: at(&state.beyond_repair), ..Self::default() }
     }
 }
 
@@ -130,8 +156,9 @@ impl Daemon {
             error!("cannot read what happened to socket paths: {error}");
         }
         self.mend_control();
+        let mut replaced: Vec<Rc<Listener>> = Vec::new();
         for (listener, hurt) in self.sockets.hurts() {
-            if self.is_beyond_repair(&listener) {
+            if self.is_beyond_repair(&listener) || replaced.iter().any(|dead| Rc::ptr_eq(dead, &listener)) {
                 continue;
             }
             let (name, listen) = {
@@ -139,13 +166,13 @@ impl Daemon {
                 (spec.name.clone(), spec.listen.clone())
             };
             let whom = self.suspects(occasion);
-            let mended = if hurt.needs_replacement() {
-                self.replace(&listener)
-            } else {
-                listener.repair(&hurt).map_err(|error| error.to_string())
-            };
-            match mended {
-                Ok(()) => warn!("socket `{name}` ({listen}): {hurt}{whom}; repaired"),
+            match self.repair(&listener, &hurt) {
+                Ok(Mended::PutRight) => warn!("socket `{name}` ({listen}): {hurt}{whom}; repaired"),
+                Ok(Mended::Replaced) => {
+                    warn!("socket `{name}` ({listen}): {hurt}{whom}; repaired");
+                    info!("all workers are replaced, as those that run share the dead socket");
+                    replaced.push(listener);
+                }
                 Err(why) => {
                     error!("socket `{name}` ({listen}): {hurt}{whom}; cannot be repaired: {why}");
                     // It would be reported again and again.
@@ -155,18 +182,38 @@ impl Daemon {
                 }
             }
         }
+        self.mend_tuning();
+    }
+
+    /// Puts right what is wrong with a socket, or binds it anew.
+    fn repair(&mut self, listener: &Rc<Listener>, hurt: &Hurt) -> Result<Mended, String> {
+        if !listener.may_repair(hurt) {
+            return Err("workers do it again and again; it is tried anew with the next upgrade".into());
+        }
+        let why = if hurt.needs_replacement() {
+            String::new()
+        } else {
+            match listener.repair(hurt) {
+                Ok(()) => return Ok(Mended::PutRight),
+                Err(error) => format!("{error}; "),
+            }
+        };
+        let replaced = self.replace(listener).map(|()| Mended::Replaced);
+        replaced.map_err(|error| format!("{why}{error}"))
     }
 
     pub(super) fn is_beyond_repair(&self, listener: &Rc<Listener>) -> bool {
         self.care.beyond_repair.iter().any(|known| std::ptr::eq(known.as_ptr(), Rc::as_ptr(listener)))
     }
 
-    /// Says which sockets are dead for good; empty where none is.
+    /// Says which sockets are beyond repair; empty where none is.
     pub(super) fn dead_sockets(&self) -> String {
-        let dead =
-            self.care.beyond_repair.iter().filter_map(Weak::upgrade).filter(|listener| listener.is_dead());
-        let name = |listener: Rc<Listener>| format!("; socket `{}` is dead", listener.plan().spec.name);
-        dead.map(name).collect()
+        let all = self.care.beyond_repair.iter().filter_map(Weak::upgrade);
+        let is = |listener: Rc<Listener>| {
+            let how = if listener.is_dead() { "dead" } else { "broken" };
+            format!("; socket `{}` is {how}", listener.plan().spec.name)
+        };
+        all.map(is).collect()
     }
 
     /// Binds a socket anew that nothing can repair, and replaces the workers that share the dead one.
@@ -183,8 +230,8 @@ impl Daemon {
         self.journal.needs_snapshot();
         let _ = self.poller.remove(&**dead);
         self.watch_sockets();
-        info!("all workers are replaced, as those that run share the dead socket");
-        self.care.shares_dead_socket = true;
+        self.care.successors.retain(|known| known.strong_count() > 0);
+        self.care.successors.push(Rc::downgrade(new));
         self.inbox.push_back(Event::SocketReplaced);
         Ok(())
     }
@@ -194,9 +241,9 @@ impl Daemon {
     pub(super) fn insist_on_replacement(&mut self, notice: &Notice) {
         match notice {
             Notice::RespawnEnded(_, Ok(())) | Notice::UpgradeEnded(_, Outcome::Committed) => {
-                self.care.shares_dead_socket = false;
+                self.care.successors.clear();
             }
-            Notice::RespawnEnded(_, Err(_)) if self.care.shares_dead_socket => {
+            Notice::RespawnEnded(_, Err(_)) if !self.care.successors.is_empty() => {
                 self.inbox.push_back(Event::SocketReplaced);
             }
             _ => {}

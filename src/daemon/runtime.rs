@@ -13,8 +13,8 @@ use nix::unistd::{Pid, Uid, geteuid, getpid};
 
 use super::recovery::STATE;
 use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
+use crate::sys::occupant::{Occupant, occupant};
 use crate::sys::process;
-use crate::sys::socket_file::{Occupant, occupant};
 
 /// The longest path of a runtime directory: of the 107 bytes of a socket's path, `/notify/` and a name take 40.
 const MAX_PATH: usize = 107 - 40;

@@ -25,6 +25,7 @@ mod plan;
 mod record;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -39,9 +40,9 @@ use crate::sys::path_watch::{PathWatch, WatchedPath};
 
 pub use error::{Problem, SocketError, Step};
 pub use guard::Hurt;
-pub use listener::{Listener, ListenerState};
+pub use listener::Listener;
 pub use plan::{Owner, SocketPlan};
-pub use record::ListenerRecord;
+pub use record::{ListenerRecord, ListenerState};
 
 /// All sockets that some generation uses, and those of an activator until the first generation takes them.
 #[derive(Debug)]
@@ -188,10 +189,10 @@ impl Sockets {
         if dead.is_inherited() {
             return Err(Problem::ActivatorsOwn.of(&plan));
         }
-        if let Some(file) = &dead.file {
-            file.remove();
-        }
-        let listener = Rc::new(self.bind(&plan)?);
+        dead.make_room();
+        let bound = Listener::bind_over(&plan, Some(dead));
+        let listener = Rc::new(bound.map_err(|problem| self.explain(&plan, problem).of(&plan))?);
+        listener.succeeds(dead);
         self.live.retain(|known| !std::ptr::eq(known.as_ptr(), Rc::as_ptr(dead)));
         let warnings = self.register(&listener);
         Ok(Prepared { listeners: vec![listener], warnings })
@@ -270,7 +271,10 @@ impl Sockets {
 
     /// Binds a new socket, and tells whose fault it is where the address is taken.
     fn bind(&self, plan: &SocketPlan) -> Result<Listener, SocketError> {
-        Listener::bind(plan).map_err(|problem| self.explain(plan, problem).of(plan))
+        // One that could not be replaced is still known, and with it the folder of its path.
+        let before = self.listeners().into_iter().find(|known| known.plan().is_same_socket(plan));
+        let before = before.filter(|known| known.file.is_some());
+        Listener::bind_over(plan, before.as_deref()).map_err(|problem| self.explain(plan, problem).of(plan))
     }
 
     fn explain(&self, plan: &SocketPlan, problem: Problem) -> Problem {

@@ -10,8 +10,8 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use super::held;
 use super::listener::{Address, Kind, kind, local_address};
 use super::sock_diag::{
-    ANSWER, HEADER, NO_COOKIE, PIECE, REQUEST_DUMP, REQUEST_ONE, address, canonical, each_message, number,
-    open, put, request, start,
+    ANSWER, HEADER, NO_COOKIE, PIECE, REQUEST_DUMP, REQUEST_ONE, address, attribute, canonical, each_message,
+    number, open, put, request, start,
 };
 
 /// The states, a bit each, of a socket that listens, and of one that is bound and not connected (net/tcp_states.h).
@@ -94,19 +94,6 @@ fn trimmed(name: &[u8]) -> &[u8] {
     match name {
         [b'/', .., 0] => &name[..name.len() - 1],
         _ => name,
-    }
-}
-
-/// Returns the payload of a netlink attribute (netlink(7), `struct nlattr`).
-fn attribute(mut rest: &[u8], kind: u16) -> Option<&[u8]> {
-    loop {
-        let (length, found) = (rest.get(..2)?, rest.get(2..4)?);
-        let length = usize::from(u16::from_ne_bytes(length.try_into().ok()?));
-        let payload = rest.get(4..length)?;
-        if u16::from_ne_bytes(found.try_into().ok()?) == kind {
-            return Some(payload);
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
     }
 }
 

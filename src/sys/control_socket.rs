@@ -13,9 +13,11 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::geteuid;
 
+use super::folder::Folder;
 use super::handover::hand_over;
 use super::listener::{Address, Kind, create, listen};
-use super::socket_file::{Occupant, PathState, SocketFile, occupant, remove_stale};
+use super::occupant::{Occupant, folder_of, occupant_in, remove_stale};
+use super::socket_file::{PathState, SocketFile};
 use super::stream_socket::{StreamSocket, accept};
 
 /// How many connections may wait to be accepted.
@@ -57,14 +59,15 @@ impl ControlSocket {
     ///
     /// Those of bind(2); EADDRINUSE where someone listens there, or something that is no socket stands there.
     pub fn bind(path: &Path) -> io::Result<Self> {
-        match occupant(path)? {
+        let folder = Folder::open(&folder_of(path))?;
+        match occupant_in(&folder, path)? {
             Occupant::Nobody => {}
-            Occupant::Stale => remove_stale(path)?,
+            Occupant::Stale => remove_stale(&folder, path)?,
             Occupant::Live | Occupant::NotASocket => return Err(Errno::EADDRINUSE.into()),
         }
         let socket = create(&Address::Path(path.to_owned()), Kind::Stream)?;
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let file = SocketFile::bind(&socket, path, 0o600)?;
+        let file = SocketFile::bind(&socket, path, folder, 0o600)?;
         listen(&socket, BACKLOG)?;
         Ok(Self { socket, file })
     }

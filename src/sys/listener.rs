@@ -1,4 +1,7 @@
-#![expect(unsafe_code, reason = "nix caps the backlog of listen(2) at its own SOMAXCONN")]
+#![expect(
+    unsafe_code,
+    reason = "nix caps the backlog of listen(2) at its own SOMAXCONN, and has no AF_UNSPEC for connect(2)"
+)]
 //! Sockets that are to be listened on: made, bound, opened and looked at.
 //!
 //! Every descriptor made here has CLOEXEC set from its first moment.
@@ -12,8 +15,8 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, bind as nix_bind, getpeername, getsockname,
-    socket,
+    AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, UnixAddr, bind as nix_bind, getpeername,
+    getsockname, setsockopt, shutdown as nix_shutdown, socket, sockopt,
 };
 
 use super::options::get_number;
@@ -129,6 +132,45 @@ pub fn local_address(fd: impl AsFd) -> io::Result<Option<Address>> {
     let path = unix.and_then(UnixAddr::path).map(|path| Address::Path(path.to_owned()));
     let name = || unix.and_then(UnixAddr::as_abstract).map(|name| Address::Abstract(name.to_owned()));
     Ok(path.or_else(name))
+}
+
+/// Returns the port at which a socket of IPv4 or IPv6 is bound.
+///
+/// # Errors
+/// Those of [`local_address`].
+pub fn port(fd: impl AsFd) -> io::Result<Option<u16>> {
+    Ok(local_address(fd)?.and_then(|address| match address {
+        Address::Inet(address) => Some(address.port()),
+        Address::Path(_) | Address::Abstract(_) => None,
+    }))
+}
+
+/// Has a datagram socket have no other end any more (connect(2)); it may lose the port that the kernel chose for it.
+///
+/// # Errors
+/// Those of connect(2).
+pub fn disconnect(fd: impl AsFd) -> io::Result<()> {
+    let nobody = libc::sockaddr { sa_family: 0, sa_data: [0; 14] };
+    let length = libc::socklen_t::try_from(size_of_val(&nobody)).unwrap_or_default();
+    // SAFETY: the kernel reads `length` bytes, which is the size of the address, and that outlives the call.
+    let result = unsafe { libc::connect(fd.as_fd().as_raw_fd(), &raw const nobody, length) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Has close(2) wait for nothing, whatever the socket has become.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn do_not_linger(fd: impl AsFd) -> io::Result<()> {
+    Ok(setsockopt(&fd, sockopt::Linger, &libc::linger { l_onoff: 0, l_linger: 0 })?)
+}
+
+/// Has a TCP socket no longer listen: its queue is reset, and its address is free for another that is bound over it.
+///
+/// # Errors
+/// Those of shutdown(2): ENOTCONN where it does not listen.
+pub fn shut_down(fd: impl AsFd) -> io::Result<()> {
+    Ok(nix_shutdown(fd.as_fd().as_raw_fd(), Shutdown::Read)?)
 }
 
 /// Returns an address of IPv4 or IPv6.

@@ -80,7 +80,7 @@ impl SocketOption {
     }
 
     /// Returns the level and the name for getsockopt(2).
-    fn number(self) -> (c_int, c_int) {
+    pub(super) fn number(self) -> (c_int, c_int) {
         match self {
             Self::ReuseAddress => (libc::SOL_SOCKET, libc::SO_REUSEADDR),
             Self::ReusePort => (libc::SOL_SOCKET, libc::SO_REUSEPORT),
@@ -244,7 +244,17 @@ pub(super) fn get_bytes(fd: &impl AsFd, level: c_int, name: c_int, buffer: &mut 
     Ok(buffer.len().min(length as usize))
 }
 
-fn set_bytes(fd: &impl AsFd, level: c_int, name: c_int, value: &[u8]) -> io::Result<()> {
+/// Asks for an option of no bytes at all; returns how many it has, in its own unit.
+pub(super) fn length_of(fd: &impl AsFd, level: c_int, name: c_int) -> (io::Result<()>, libc::socklen_t) {
+    let mut length = 0;
+    // SAFETY: the kernel writes no byte, as `length` says, and the length itself, which outlives the call.
+    let result = unsafe {
+        libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, std::ptr::null_mut(), &raw mut length)
+    };
+    (if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }, length)
+}
+
+pub(super) fn set_bytes(fd: &impl AsFd, level: c_int, name: c_int, value: &[u8]) -> io::Result<()> {
     let length = libc::socklen_t::try_from(value.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: the kernel reads `length` bytes, which is the length of `value`, and that outlives the call.
     let result =

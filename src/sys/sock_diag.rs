@@ -27,6 +27,9 @@ pub(super) const ANSWER: usize = 72;
 /// CLOSE-WAIT, LAST-ACK and CLOSING (net/tcp_states.h).
 const CONNECTED: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 
+/// The state of a socket that listens, a bit.
+const LISTENING: u32 = 1 << 10;
+
 /// `INET_DIAG_NOCOOKIE` of linux/inet_diag.h: any socket of these addresses.
 pub(super) const NO_COOKIE: [u8; 8] = [0xff; 8];
 
@@ -85,6 +88,34 @@ pub fn owner(near: SocketAddr, far: SocketAddr) -> io::Result<Option<u32>> {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         found => found,
     }
+}
+
+/// Writes the question for all sockets of a family that listen at a port.
+pub(super) fn listening(family: i32, port: u16) -> [u8; HEADER + REQUEST] {
+    let mut request = request(REQUEST_DUMP, family);
+    // With `INET_DIAG_INFO`, or the kernel leaves out what comes after it.
+    put(&mut request, HEADER + 2, &[1 << 1]);
+    put(&mut request, HEADER + 4, &LISTENING.to_ne_bytes());
+    put(&mut request, HEADER + 8, &port.to_be_bytes());
+    request
+}
+
+/// Reads one piece of an answer: the inode number of each socket, and the attributes behind it; returns whether it was the
+/// last.
+pub(super) fn each_socket(piece: &[u8], mut take: impl FnMut(u32, &[u8])) -> io::Result<bool> {
+    each_message(piece, ANSWER, |body| take(number(body, 68).unwrap_or_default(), &body[ANSWER..]))
+}
+
+/// Finds an attribute (`struct rtattr`).
+pub(super) fn attribute(mut rest: &[u8], wanted: u16) -> Option<&[u8]> {
+    while let [l0, l1, t0, t1, ..] = *rest {
+        let length = usize::from(u16::from_ne_bytes([l0, l1])).max(4);
+        if u16::from_ne_bytes([t0, t1]) == wanted {
+            return rest.get(4..length);
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+    None
 }
 
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {

@@ -1,122 +1,25 @@
-//! The file of a bound UNIX socket: its folders, its permissions, its spare name, its end.
+//! The file of a bound UNIX socket: its permissions, its spare name, its end.
 //!
-//! The file is held by an `O_PATH` descriptor from the moment it was bound, and every change goes through that: whatever
-//! others rename or link at the path, no mode or owner is ever set on another file, and no file is unlinked
-//! that is not the socket's.
+//! The file is held by an `O_PATH` descriptor from the moment it was bound, and so is its folder; every change goes through
+//! these two. Whatever others rename or link at the path or above it, no mode or owner is ever set on another file, no file
+//! is unlinked that is not the socket's, and nothing is made in another folder.
 
-use std::ffi::OsString;
+use std::cell::RefCell;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, renameat};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, lstat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, mkdir, unlink, unlinkat};
+use nix::fcntl::{AT_FDCWD, AtFlags, renameat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmod, fchmodat, fstat};
+use nix::unistd::{Gid, Uid, fchownat, geteuid, linkat};
 use serde::{Deserialize, Serialize};
 
-use super::handover::{HandOver, Luggage, Unpacked, hand_over};
+use super::folder::{Folder, FolderState, Place};
+use super::handover::{HandOver, Luggage, Number, Unpacked};
 use super::listener::{Address, bind};
-
-/// What stands at a path where a socket is to be bound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Occupant {
-    /// Nothing.
-    Nobody,
-    /// A socket that no process has bound any more.
-    Stale,
-    /// A socket that some process has bound.
-    Live,
-    /// A file, folder or symbolic link.
-    NotASocket,
-}
-
-/// Finds out what stands at a path.
-///
-/// The probe is an attempt to connect with a *datagram* socket whatever the other is: the kernel answers ECONNREFUSED
-/// only where no socket is bound to the file, and otherwise connects or names the other's type (EPROTOTYPE). So nothing
-/// ever enters the queue of another program.
-///
-/// # Errors
-/// Those of lstat(2) and connect(2), EACCES above all.
-pub fn occupant(path: &Path) -> io::Result<Occupant> {
-    match lstat(path) {
-        Err(Errno::ENOENT) => return Ok(Occupant::Nobody),
-        Err(error) => return Err(error.into()),
-        Ok(stat) if !is_socket(&stat) => return Ok(Occupant::NotASocket),
-        Ok(_) => {}
-    }
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let probe = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
-    match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
-        // EPERM: it is connected to another and takes nothing from us.
-        Ok(()) | Err(Errno::EPROTOTYPE | Errno::EPERM | Errno::EAGAIN) => Ok(Occupant::Live),
-        Err(Errno::ECONNREFUSED) => Ok(Occupant::Stale),
-        Err(Errno::ENOENT) => Ok(Occupant::Nobody),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Removes a stale socket's file.
-///
-/// # Errors
-/// Those of unlink(2); one that has gone meanwhile is none.
-pub fn remove_stale(path: &Path) -> io::Result<()> {
-    match unlink(path) {
-        Ok(()) | Err(Errno::ENOENT) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Folders made for a socket; on drop those that are empty are removed again.
-#[derive(Debug)]
-pub struct MadeFolders(Vec<PathBuf>);
-
-impl MadeFolders {
-    /// Makes the folders above `path` that are missing, with exactly this mode.
-    ///
-    /// # Errors
-    /// Those of mkdir(2); what was made by then is removed again.
-    pub fn above(path: &Path, mode: u32) -> io::Result<Self> {
-        let mode = Mode::from_bits_truncate(mode);
-        let missing = |folder: &&Path| matches!(lstat(*folder), Err(Errno::ENOENT));
-        let missing: Vec<_> = path.ancestors().skip(1).take_while(missing).collect();
-        let mut folders = Self(Vec::new());
-        for folder in missing.into_iter().rev() {
-            match mkdir(folder, mode) {
-                Err(Errno::EEXIST) => continue,
-                other => other?,
-            }
-            folders.0.push(folder.to_owned());
-            // The umask may have taken bits away.
-            let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            fchmod(open(folder, flags, Mode::empty())?, mode)?;
-        }
-        Ok(folders)
-    }
-}
-
-impl HandOver for MadeFolders {
-    type State = Vec<PathBuf>;
-
-    fn pack(&self, luggage: &mut Luggage) -> Vec<PathBuf> {
-        self.0.pack(luggage)
-    }
-
-    fn unpack(state: Vec<PathBuf>, _: &mut Unpacked) -> io::Result<Self> {
-        Ok(Self(state))
-    }
-}
-
-impl Drop for MadeFolders {
-    fn drop(&mut self) {
-        for folder in self.0.iter().rev() {
-            // ENOTEMPTY: someone else uses it now, so it stays.
-            let _ = unlinkat(AT_FDCWD, folder, UnlinkatFlags::RemoveDir);
-        }
-    }
-}
+use super::occupant::{folder_of, is_socket};
 
 /// Who may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +41,8 @@ pub enum PathState {
     Gone,
     /// Something else stands there.
     Replaced,
+    /// It leads to another folder, or to none; the socket has a name in the folder of before.
+    Moved,
     /// The socket has no name left; nothing can give it one.
     Lost,
 }
@@ -148,34 +53,63 @@ pub enum PathState {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    spare: PathBuf,
+    folder: RefCell<Folder>,
     handle: OwnedFd,
     is_ours_to_remove: bool,
 }
 
-hand_over!(SocketFile as SocketFileState {
+/// A [`SocketFile`] as plain data.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SocketFileState {
     path: PathBuf,
-    spare: PathBuf,
-    handle: OwnedFd,
+    /// None where the program of before did not hold it.
+    folder: Option<FolderState>,
+    handle: Number,
     is_ours_to_remove: bool,
-});
+}
+
+impl HandOver for SocketFile {
+    type State = SocketFileState;
+
+    fn pack(&self, luggage: &mut Luggage) -> SocketFileState {
+        let Self { path, folder, handle, is_ours_to_remove } = self;
+        SocketFileState {
+            path: path.clone(),
+            folder: Some(folder.borrow().pack(luggage)),
+            handle: luggage.put(handle),
+            is_ours_to_remove: *is_ours_to_remove,
+        }
+    }
+
+    fn unpack(state: SocketFileState, luggage: &mut Unpacked) -> io::Result<Self> {
+        let SocketFileState { path, folder, handle, is_ours_to_remove } = state;
+        let folder = match folder {
+            Some(folder) => Folder::unpack(folder, luggage)?,
+            None => Folder::open(&folder_of(&path))?,
+        };
+        Ok(Self { path, folder: RefCell::new(folder), handle: luggage.take(handle)?, is_ours_to_remove })
+    }
+}
 
 impl SocketFile {
     /// Binds a UNIX socket to a path where nothing stands, its file no more open than `mode`.
+    ///
+    /// bind(2) takes a path and no folder, as getsockname(2) is to tell that path. So where the folder is another user's,
+    /// it is bound with the rights of that user.
     ///
     /// The kernel gives the file the mode of the socket itself without the bits of the umask. So there is no moment in
     /// which it is more open, and the umask, which belongs to the whole process, need not change.
     ///
     /// # Errors
     /// Those of bind(2) and of [`SocketFile::hold`].
-    pub fn bind(socket: impl AsFd, path: &Path, mode: u32) -> io::Result<Self> {
+    pub fn bind(socket: impl AsFd, path: &Path, folder: Folder, mode: u32) -> io::Result<Self> {
         fchmod(&socket, Mode::from_bits_truncate(mode))?;
-        bind(socket, &Address::Path(path.to_owned()))?;
-        let mut file = Self::hold(path).inspect_err(|_| {
-            // The first error is the one to tell.
-            let _ = unlink(path);
-        })?;
+        folder.as_owner(|| bind(socket, &Address::Path(path.to_owned())))?;
+        let mut file = Self::hold_in(folder, path)?;
         file.is_ours_to_remove = true;
+        if file.permissions()?.uid != geteuid().as_raw() {
+            fchownat(&file.handle, c"", Some(geteuid()), None, AtFlags::AT_EMPTY_PATH)?;
+        }
         Ok(file)
     }
 
@@ -184,24 +118,38 @@ impl SocketFile {
     /// # Errors
     /// Those of open(2); ENOTSOCK where something else stands there.
     pub fn hold(path: &Path) -> io::Result<Self> {
-        let handle = open_path(path)?;
+        Self::hold_in(Folder::open(&folder_of(path))?, path)
+    }
+
+    fn hold_in(folder: Folder, path: &Path) -> io::Result<Self> {
+        let handle = folder.handle(path.file_name().unwrap_or_default())?;
         if !is_socket(&fstat(&handle)?) {
             return Err(io::Error::from_raw_os_error(libc::ENOTSOCK));
         }
-        Ok(Self { spare: spare_of(path), path: path.to_owned(), handle, is_ours_to_remove: false })
+        let folder = RefCell::new(folder);
+        Ok(Self { path: path.to_owned(), folder, handle, is_ours_to_remove: false })
     }
 
     /// Takes hold of a file that a process before us bound, by either of its names; `None` where it has none left.
-    /// `identity` is what [`SocketFile::identity`] was.
-    pub fn recover(path: &Path, identity: (u64, u64), is_ours_to_remove: bool) -> Option<Self> {
-        let spare = spare_of(path);
-        let held = |name: &Path| {
-            let handle = open_path(name).ok()?;
+    /// `identity` is what [`SocketFile::identity`] was, `place` what [`SocketFile::place`] was, where that is known.
+    pub fn recover(
+        path: &Path,
+        place: Option<&Place>,
+        identity: (u64, u64),
+        is_ours_to_remove: bool,
+    ) -> Option<Self> {
+        let folder = match place {
+            Some(place) => Folder::reopen(place),
+            None => Folder::open(&folder_of(path)),
+        };
+        let folder = folder.ok()?;
+        let held = |name: &OsStr| {
+            let handle = folder.handle(name).ok()?;
             let stat = fstat(&handle).ok()?;
             ((stat.st_dev, stat.st_ino) == identity).then_some(handle)
         };
-        let handle = held(path).or_else(|| held(&spare))?;
-        Some(Self { path: path.to_owned(), spare, handle, is_ours_to_remove })
+        let handle = held(path.file_name()?).or_else(|| held(&spare_of(path)))?;
+        Some(Self { path: path.to_owned(), folder: RefCell::new(folder), handle, is_ours_to_remove })
     }
 
     /// Returns what tells the file from every other.
@@ -211,6 +159,11 @@ impl SocketFile {
     pub fn identity(&self) -> io::Result<(u64, u64)> {
         let stat = fstat(&self.handle)?;
         Ok((stat.st_dev, stat.st_ino))
+    }
+
+    /// Returns where its folder is, and whose.
+    pub fn place(&self) -> Place {
+        self.folder.borrow().place().clone()
     }
 
     /// Whether its names are removed with it.
@@ -225,11 +178,11 @@ impl SocketFile {
 
     /// Removes both names, each only if it is still the socket's, and an inherited path not at all.
     pub fn remove(&self) {
-        let names = [Some(&self.spare), self.is_ours_to_remove.then_some(&self.path)];
+        let names = [Some(self.spare()), self.is_ours_to_remove.then(|| self.name().to_owned())];
         for name in names.into_iter().flatten() {
-            if self.is_at(name) == Ok(true) {
+            if self.is_at(&name) == Ok(true) {
                 // A name that cannot be removed is found stale, and replaced, by the next start.
-                let _ = unlink(name);
+                let _ = self.folder.borrow().unlink(&name);
             }
         }
     }
@@ -239,14 +192,24 @@ impl SocketFile {
     /// One that a killed manager left behind is replaced. Idempotent.
     ///
     /// # Errors
-    /// Those of linkat(2): EPERM where the file system has no hard links or the file is another user's; EEXIST where
-    /// something that is no socket has the name.
+    /// Those of linkat(2): EPERM where the file system has no hard links or the file is another user's. `AlreadyExists`, in
+    /// words, where something that is no socket has the name.
     pub fn keep_spare(&self) -> io::Result<()> {
-        match self.link_as(&self.spare) {
-            Err(Errno::EEXIST) if self.is_at(&self.spare)? => Ok(()),
-            Err(Errno::EEXIST) if is_socket(&lstat(&self.spare)?) => {
-                unlink(&self.spare)?;
-                Ok(self.link_as(&self.spare)?)
+        let spare = self.spare();
+        match self.link_as(&spare) {
+            Err(Errno::EEXIST) if self.is_at(&spare)? => Ok(()),
+            Err(Errno::EEXIST) if is_socket(&self.folder.borrow().look_at(&spare)?) => {
+                self.folder.borrow().unlink(&spare)?;
+                Ok(self.link_as(&spare)?)
+            }
+            Err(Errno::EEXIST) => {
+                let path = self.path.with_file_name(&spare);
+                let text = format!(
+                    "{}, where its spare link is to stand, is taken by something that is no socket, which is left \
+                     alone: move it away",
+                    path.display()
+                );
+                Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
             }
             other => Ok(other?),
         }
@@ -286,7 +249,11 @@ impl SocketFile {
     /// Those of stat(2).
     pub fn state(&self) -> io::Result<PathState> {
         let ours = fstat(&self.handle)?;
-        match lstat(&self.path) {
+        if !self.folder.borrow().is_at(&folder_of(&self.path)) {
+            return Ok(if ours.st_nlink == 0 { PathState::Lost } else { PathState::Moved });
+        }
+        let found = self.folder.borrow().look_at(self.name());
+        match found {
             Ok(found) if is_same(&found, &ours) => Ok(PathState::Ours),
             Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR) if ours.st_nlink == 0 => Ok(PathState::Lost),
             Ok(_) => Ok(PathState::Replaced),
@@ -299,26 +266,75 @@ impl SocketFile {
     ///
     /// # Errors
     /// Those of linkat(2) and renameat(2): ENOENT where the folder or every name is gone, EISDIR where a folder took
-    /// the path.
+    /// the path. Those of [`Folder::reopen`] where another folder took the place of the one in which it was bound.
     pub fn restore(&self) -> io::Result<()> {
+        if self.state()? == PathState::Moved {
+            let folder = Folder::reopen(&self.place())?;
+            if !folder.is_at(&folder_of(&self.path)) {
+                return Err(io::Error::other("the path leads to another folder than before"));
+            }
+            let before = self.folder.replace(folder);
+            // First the new name: with its last one it is lost.
+            let moved = self.restore_in_folder();
+            if moved.is_ok() {
+                let ours = fstat(&self.handle)?;
+                for name in [self.name(), &self.spare()] {
+                    if before.look_at(name).is_ok_and(|found| is_same(&found, &ours)) {
+                        let _ = before.unlink(name);
+                    }
+                }
+            }
+            return moved;
+        }
+        self.restore_in_folder()
+    }
+
+    fn restore_in_folder(&self) -> io::Result<()> {
         match self.state()? {
             PathState::Ours => {}
-            PathState::Gone | PathState::Lost => self.link_as(&self.path)?,
-            PathState::Replaced => {
+            PathState::Gone | PathState::Lost => self.link_as(self.name())?,
+            PathState::Replaced | PathState::Moved => {
                 // One step: no moment without a file at the path.
-                self.keep_spare()?;
-                renameat(AT_FDCWD, &self.spare, AT_FDCWD, &self.path)?;
+                self.put_in_place()?;
             }
         }
-        self.keep_spare()
+        match self.keep_spare() {
+            // It was warned of when the path was first guarded.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
     }
 
-    fn link_as(&self, name: &Path) -> nix::Result<()> {
-        linkat(AT_FDCWD, self.proc_path().as_path(), AT_FDCWD, name, AtFlags::AT_SYMLINK_FOLLOW)
+    /// Renames a link to the socket over what stands at the path: the spare, or another where that name is taken.
+    fn put_in_place(&self) -> io::Result<()> {
+        let mut from = self.spare();
+        if self.keep_spare().is_err() {
+            from.push(format!(".{}", std::process::id()));
+            self.link_as(&from)?;
+        }
+        let folder = self.folder.borrow();
+        let put = renameat(&*folder, from.as_os_str(), &*folder, self.name());
+        if put.is_err() && from != self.spare() {
+            let _ = folder.unlink(&from);
+        }
+        Ok(put?)
     }
 
-    fn is_at(&self, name: &Path) -> nix::Result<bool> {
-        Ok(is_same(&lstat(name)?, &fstat(&self.handle)?))
+    fn link_as(&self, name: &OsStr) -> nix::Result<()> {
+        let flags = AtFlags::AT_SYMLINK_FOLLOW;
+        linkat(AT_FDCWD, self.proc_path().as_path(), &*self.folder.borrow(), name, flags)
+    }
+
+    fn is_at(&self, name: &OsStr) -> nix::Result<bool> {
+        Ok(is_same(&self.folder.borrow().look_at(name)?, &fstat(&self.handle)?))
+    }
+
+    fn name(&self) -> &OsStr {
+        self.path.file_name().unwrap_or_default()
+    }
+
+    fn spare(&self) -> OsString {
+        spare_of(&self.path)
     }
 
     fn proc_path(&self) -> PathBuf {
@@ -332,86 +348,29 @@ impl Drop for SocketFile {
     }
 }
 
-fn open_path(path: &Path) -> nix::Result<OwnedFd> {
-    open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-}
-
-fn spare_of(path: &Path) -> PathBuf {
+/// Returns the name of the spare link.
+fn spare_of(path: &Path) -> OsString {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(".liveswap");
-    path.with_file_name(name)
+    name
 }
 
 fn is_same(a: &FileStat, b: &FileStat) -> bool {
     (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 }
 
-fn is_socket(stat: &FileStat) -> bool {
-    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFSOCK
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
-    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
-    use crate::sys::listener::tests::eventually;
     use crate::sys::listener::{Kind, create, listen};
-
-    #[test]
-    fn a_dead_socket_is_stale_and_a_bound_one_live_whatever_its_type() {
-        let folder = tempfile::tempdir().unwrap();
-        for kind in [Kind::Stream, Kind::Datagram, Kind::Seqpacket] {
-            let path = folder.path().join(kind.to_string());
-            assert_eq!(occupant(&path).unwrap(), Occupant::Nobody);
-            let address = Address::Path(path.clone());
-            let socket = create(&address, kind).unwrap();
-            bind(&socket, &address).unwrap();
-            if kind.is_listened_on() {
-                listen(&socket, 1).unwrap();
-            }
-            assert_eq!(occupant(&path).unwrap(), Occupant::Live, "{kind}");
-            drop(socket);
-            eventually(|| (occupant(&path).unwrap() == Occupant::Stale).then_some(()));
-        }
-    }
-
-    #[test]
-    fn a_datagram_socket_that_is_connected_to_another_is_live() {
-        let folder = tempfile::tempdir().unwrap();
-        let (one, other) = (folder.path().join("one"), folder.path().join("other"));
-        let (bound, _other) = (UnixDatagram::bind(&one).unwrap(), UnixDatagram::bind(&other).unwrap());
-        bound.connect(&other).unwrap();
-        assert_eq!(occupant(&one).unwrap(), Occupant::Live);
-    }
-
-    #[test]
-    fn a_probe_leaves_nothing_in_the_queue_of_the_other_program() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("live");
-        let listener = UnixListener::bind(&path).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        assert_eq!(occupant(&path).unwrap(), Occupant::Live);
-        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
-    }
-
-    #[test]
-    fn a_file_a_folder_and_a_link_are_no_sockets() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        std::fs::write(path("file"), "").unwrap();
-        let _listener = UnixListener::bind(path("socket")).unwrap();
-        symlink(path("socket"), path("link")).unwrap();
-        for name in ["file", "link", "."] {
-            assert_eq!(occupant(&path(name)).unwrap(), Occupant::NotASocket, "{name}");
-        }
-    }
 
     fn bind_stream(path: &Path, mode: u32) -> (OwnedFd, SocketFile) {
         let socket = create(&Address::Path(path.to_owned()), Kind::Stream).unwrap();
-        let file = SocketFile::bind(&socket, path, mode).unwrap();
+        let file = SocketFile::bind(&socket, path, Folder::open(&folder_of(path)).unwrap(), mode).unwrap();
         listen(&socket, 5).unwrap();
         (socket, file)
     }
@@ -439,30 +398,6 @@ mod tests {
         file.set_mode(0o666).unwrap();
         assert_eq!(std::fs::metadata(&other).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(file.permissions().unwrap().mode, 0o666);
-    }
-
-    #[test]
-    fn folders_get_their_mode_and_go_when_they_are_empty() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a/b/socket");
-        let made = MadeFolders::above(&path, 0o777).unwrap();
-        for name in ["a", "a/b"] {
-            let found = std::fs::metadata(folder.path().join(name)).unwrap().permissions();
-            assert_eq!(found.mode() & 0o777, 0o777);
-        }
-        drop(made);
-        assert!(!folder.path().join("a").exists());
-        assert!(folder.path().exists());
-    }
-
-    #[test]
-    fn folders_stay_while_something_else_is_in_them() {
-        let folder = tempfile::tempdir().unwrap();
-        let made = MadeFolders::above(&folder.path().join("a/b/socket"), 0o755).unwrap();
-        std::fs::write(folder.path().join("a/file"), "").unwrap();
-        drop(made);
-        assert!(folder.path().join("a/file").exists());
-        assert!(!folder.path().join("a/b").exists());
     }
 
     #[test]
@@ -533,10 +468,49 @@ mod tests {
         let (_socket, file) = bind_stream(&path, 0o666);
         file.keep_spare().unwrap();
         UnixStream::connect(&spare).unwrap();
-        std::fs::remove_file(&spare).unwrap();
+        std::fs::rename(&spare, folder.path().join("elsewhere")).unwrap();
         std::fs::write(&spare, "precious").unwrap();
-        assert_eq!(file.keep_spare().unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        let error = file.keep_spare().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        let words = format!("{}, where its spare link is to stand, is taken", spare.display());
+        assert!(error.to_string().starts_with(&words), "{error}");
+        // What took the path is replaced all the same.
+        std::fs::write(folder.path().join("foreign"), "").unwrap();
+        std::fs::rename(folder.path().join("foreign"), &path).unwrap();
+        file.restore().unwrap();
+        UnixStream::connect(&path).unwrap();
         drop(file);
         assert_eq!(std::fs::read_to_string(&spare).unwrap(), "precious");
+    }
+
+    #[test]
+    fn a_folder_that_was_replaced_gets_the_socket_where_no_link_leads_to_it() {
+        let above = tempfile::tempdir().unwrap();
+        let name = |name: &str| above.path().join(name);
+        let path = name("run/web.sock");
+        std::fs::create_dir(name("run")).unwrap();
+        std::fs::create_dir(name("private")).unwrap();
+        let (_socket, file) = bind_stream(&path, 0o666);
+        file.keep_spare().unwrap();
+
+        std::fs::rename(name("run"), name("old")).unwrap();
+        assert_eq!(file.state().unwrap(), PathState::Moved);
+        symlink(name("private"), name("run")).unwrap();
+        assert_eq!(file.state().unwrap(), PathState::Moved);
+        assert_eq!(file.restore().unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        file.remove();
+        assert_eq!(std::fs::read_dir(name("private")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(name("old")).unwrap().count(), 0);
+
+        std::fs::remove_file(name("run")).unwrap();
+        std::fs::create_dir(name("run")).unwrap();
+        let (_socket, file) = bind_stream(&path, 0o666);
+        std::fs::remove_dir(name("old")).unwrap();
+        std::fs::rename(name("run"), name("old")).unwrap();
+        std::fs::create_dir(name("run")).unwrap();
+        file.restore().unwrap();
+        assert_eq!(file.state().unwrap(), PathState::Ours);
+        UnixStream::connect(&path).unwrap();
+        assert_eq!(std::fs::read_dir(name("old")).unwrap().count(), 0, "no name is left behind");
     }
 }

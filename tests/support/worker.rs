@@ -37,12 +37,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use liveswap::sys::options::{SocketOption, Value, set};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::sys::socket::{
-    self, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, UnixAddr,
-    getsockname, getsockopt, sockopt,
+    self, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, SockaddrIn, SockaddrStorage,
+    UnixAddr, getsockname, getsockopt, setsockopt, sockopt,
 };
 
 /// How this worker behaves, from its command line.
@@ -75,6 +76,8 @@ struct Options {
     end: Option<End>,
     /// `--after-ready MS`: that end comes so long after READY=1, and not before it.
     end_after_ready: Option<Duration>,
+    /// `--hurt-first WHAT`: harm to the shared sockets before anything else.
+    hurt_first: Option<Hurt>,
     /// `--hurt-at-start WHAT`: harm to the shared socket, immediately after READY=1.
     hurt_at_start: Option<Hurt>,
     /// `--hurt-at-drain WHAT`.
@@ -112,6 +115,12 @@ enum Hurt {
     Unlink,
     /// Shuts down its standard output and error, which are to be sockets.
     Output,
+    /// A datagram socket hears nobody but the discard port of this machine.
+    Connect,
+    /// A listener tells of no connection before its client has spoken (`TCP_DEFER_ACCEPT`).
+    Defer,
+    /// No client behind a router is answered (`SO_DONTROUTE`).
+    DontRoute,
 }
 
 impl FromStr for Hurt {
@@ -123,6 +132,9 @@ impl FromStr for Hurt {
             "backlog" => Ok(Self::Backlog),
             "unlink" => Ok(Self::Unlink),
             "output" => Ok(Self::Output),
+            "connect" => Ok(Self::Connect),
+            "defer" => Ok(Self::Defer),
+            "dont-route" => Ok(Self::DontRoute),
             _ => Err(format!("no such harm: {text}")),
         }
     }
@@ -144,6 +156,7 @@ impl Options {
             quirks: Vec::new(),
             end: None,
             end_after_ready: None,
+            hurt_first: None,
             hurt_at_start: None,
             hurt_at_drain: None,
         };
@@ -165,6 +178,7 @@ impl Options {
                 "--die" => options.end = Some(End::Die(number(&value()))),
                 "--after-ready" => options.end_after_ready = Some(Duration::from_millis(number(&value()))),
                 "--ignore-term" => options.quirks.push(Quirk::IgnoreTerm),
+                "--hurt-first" => options.hurt_first = Some(number(&value())),
                 "--hurt-at-start" => options.hurt_at_start = Some(number(&value())),
                 "--hurt-at-drain" => options.hurt_at_drain = Some(number(&value())),
                 "--leave-child" => options.quirks.push(Quirk::LeaveChild),
@@ -182,6 +196,7 @@ impl Options {
         if self.only_slot.as_deref().is_some_and(|only| only != slot) {
             self.quirks.clear();
             self.end = None;
+            self.hurt_first = None;
             self.hurt_at_start = None;
             self.hurt_at_drain = None;
         }
@@ -351,6 +366,9 @@ pub fn main() -> ExitCode {
     let waited_for = SigSet::from(Signal::SIGTERM);
     if worker.options.has(Quirk::IgnoreTerm) {
         waited_for.thread_block().unwrap_or_else(|error| fail(&format!("blocking SIGTERM: {error}")));
+    }
+    for socket in &sockets {
+        hurt(worker.options.hurt_first, socket.as_fd());
     }
     boot(&worker);
     // For sigwait(3); before the first thread, so that all inherit the mask, but after the boot: like any program
@@ -629,8 +647,18 @@ fn readable(worker: &Worker, stream: &File) -> io::Result<bool> {
 }
 
 fn hurt(hurt: Option<Hurt>, socket: BorrowedFd<'_>) {
+    let is_datagram = getsockopt(&socket, sockopt::SockType).is_ok_and(|kind| kind == SockType::Datagram);
     let done = match hurt {
         None => return,
+        Some(Hurt::Connect) if is_datagram => {
+            let nobody = SockaddrIn::new(127, 0, 0, 1, 9);
+            socket::connect(socket.as_raw_fd(), &nobody).map_err(io::Error::from)
+        }
+        Some(Hurt::Defer) if !is_datagram => set(socket, SocketOption::DeferAccept, &Value::Number(60)),
+        Some(Hurt::DontRoute) if !is_datagram => {
+            setsockopt(&socket, sockopt::DontRoute, &true).map_err(io::Error::from)
+        }
+        Some(Hurt::Connect | Hurt::Defer | Hurt::DontRoute) => return,
         Some(Hurt::Shutdown) => socket::shutdown(socket.as_raw_fd(), Shutdown::Read).map_err(io::Error::from),
         Some(Hurt::Backlog) => {
             Backlog::new(1).and_then(|backlog| socket::listen(&socket, backlog)).map_err(io::Error::from)

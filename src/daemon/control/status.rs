@@ -104,7 +104,7 @@ impl Daemon {
             demanded.filter(|one| !of.sockets.listeners.iter().any(|other| Rc::ptr_eq(one, other)));
         let sockets = of.sockets.listeners.iter().chain(demanded).map(|listener| {
             let spec = &listener.plan().spec;
-            let broken = self.is_beyond_repair(listener);
+            let broken = self.is_beyond_repair(listener) || self.is_shared_dead(listener);
             Socket { name: spec.name.clone(), listen: spec.listen.clone(), broken }
         });
         sockets.collect()

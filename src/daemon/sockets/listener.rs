@@ -5,20 +5,20 @@ use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
-
-use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 use super::error::{Problem, Step};
 use super::plan::{Owner, SocketPlan};
-use crate::core::spec::{SocketAddress, SocketKind, SocketOptions, SocketSpec};
+use super::upkeep::Upkeep;
 use crate::sys::activation::Inherited;
 use crate::sys::backlog::backlog;
-use crate::sys::handover::{HandOver, Luggage, Number, Unpacked, hand_over};
+use crate::sys::folder::{MadeFolders, Place};
+use crate::sys::handover::hand_over;
 use crate::sys::listener::{self as socket, Address, Kind};
+use crate::sys::occupant::{self, Occupant, folder_of, occupant_in};
 use crate::sys::options::{self, SocketOption, Value};
 use crate::sys::path_watch::{PathWatch, WatchedPath};
-use crate::sys::socket_file::{self, MadeFolders, Occupant, Permissions, SocketFile, SocketFileState};
+use crate::sys::socket_file::{Permissions, SocketFile};
 
 /// The mode of a path where the file says nothing (systemd.socket(5), `SocketMode=`).
 const DEFAULT_MODE: u32 = 0o666;
@@ -43,6 +43,7 @@ pub struct Listener {
     pub(super) baseline: RefCell<Baseline>,
     /// The backlog as the kernel had it after our own listen(2); `None` where it cannot be known.
     pub(super) backlog_in_force: Cell<Option<u32>>,
+    pub(super) upkeep: Upkeep,
 }
 
 /// What the socket has where the file says nothing, so that an option can be taken out of the file again.
@@ -64,9 +65,22 @@ hand_over!(Baseline as BaselineState {
 impl Listener {
     /// Binds a socket and listens on it; where that fails, nothing is left of it.
     pub(super) fn bind(plan: &SocketPlan) -> Result<Self, Problem> {
-        let address = plan.address();
+        Self::bind_over(plan, None)
+    }
+
+    /// Does the same where another socket stood, or stands.
+    ///
+    /// `before` is a socket of the same address that is to be replaced, or could not be.
+    pub(super) fn bind_over(plan: &SocketPlan, before: Option<&Self>) -> Result<Self, Problem> {
+        let address = match before.and_then(|before| before.upkeep.local()) {
+            // The port that the kernel chose is known by now.
+            Some(local) => Address::Inet(local),
+            None => plan.address(),
+        };
         let fd = socket::create(&address, plan.kind()).map_err(Step::Creating.failed())?;
-        if plan.is_tcp() {
+        // Over one that is dead, a datagram socket is bound as it is over none, but for this.
+        let is_over = plan.kind() == Kind::Datagram && before.is_some();
+        if plan.is_tcp() || is_over {
             // Connections of a former life in TIME_WAIT must not keep the port.
             let step = Step::Setting(SocketOption::ReuseAddress);
             options::set(&fd, SocketOption::ReuseAddress, &Value::from(true)).map_err(step.failed())?;
@@ -81,18 +95,24 @@ impl Listener {
         }
         let (file, folders, permissions) = match &address {
             Address::Path(path) => {
-                let (folders, file, permissions) = bind_path(&fd, path, plan)?;
+                let place = before.and_then(|before| before.file.as_ref()).map(SocketFile::place);
+                let (folders, file, permissions) = bind_path(&fd, path, plan, place.as_ref())?;
                 (Some(file), Some(folders), Some(permissions))
             }
             Address::Inet(_) | Address::Abstract(_) => {
                 socket::bind(&fd, &address).map_err(Step::Binding.failed())?;
+                if is_over {
+                    options::set(&fd, SocketOption::ReuseAddress, &Value::from(false))
+                        .map_err(Step::Setting(SocketOption::ReuseAddress).failed())?;
+                }
                 (None, None, None)
             }
         };
-        let listener = Self {
+        let mut listener = Self {
             watched: OnceCell::new(),
             file,
             folders,
+            upkeep: Upkeep::of(&fd),
             fd,
             is_inherited: false,
             plan: RefCell::new(plan.clone()),
@@ -100,6 +120,7 @@ impl Listener {
             backlog_in_force: Cell::new(None),
         };
         listener.listen().map_err(Step::Listening.failed())?;
+        listener.upkeep = Upkeep::of(&listener.fd);
         Ok(listener)
     }
 
@@ -127,9 +148,10 @@ impl Listener {
             watched: OnceCell::new(),
             file,
             folders: None,
+            upkeep: Upkeep::of(&fd),
             fd,
             is_inherited: true,
-            plan: RefCell::new(plan_of(name, address, kind)),
+            plan: RefCell::new(SocketPlan::of(name, address, kind)),
             baseline: RefCell::new(baseline),
             backlog_in_force: Cell::new(in_force),
         })
@@ -160,7 +182,10 @@ impl Listener {
     /// nevertheless, so that changing back undoes what was done.
     pub(super) fn change(&self, to: &SocketPlan) -> Result<(), Problem> {
         let from = self.plan.replace(to.clone());
-        self.change_options(&from.options(), &to.options())?;
+        let (old, new) = (from.options(), to.options());
+        if old != new {
+            self.upkeep.change(&self.fd, || self.change_options(&old, &new))?;
+        }
         self.change_permissions(&from)?;
         if to.kind().is_listened_on() {
             let is_listening = socket::is_listening(&self.fd).map_err(Step::Listening.failed())?;
@@ -221,7 +246,15 @@ impl Listener {
     /// # Errors
     /// Those of fcntl(2).
     pub fn set_non_blocking(&self) -> io::Result<()> {
-        options::set(&self.fd, SocketOption::NonBlocking, &Value::from(true))
+        if options::get(&self.fd, SocketOption::NonBlocking)? == Value::from(true) {
+            return Ok(());
+        }
+        self.set_blocking(false)
+    }
+
+    fn set_blocking(&self, blocks: bool) -> io::Result<()> {
+        let set = || options::set(&self.fd, SocketOption::NonBlocking, &Value::from(!blocks));
+        self.upkeep.change(&self.fd, set)
     }
 
     /// Has the queue be as long as whoever uses the socket wants it.
@@ -242,7 +275,7 @@ impl Listener {
     /// the file says nothing it must stay.
     pub(super) fn settle_blocking(&self) -> io::Result<()> {
         let is_non_blocking = self.plan().spec.options.non_blocking;
-        options::set(&self.fd, SocketOption::NonBlocking, &Value::from(is_non_blocking))
+        self.set_blocking(!is_non_blocking)
     }
 
     /// Keeps a spare name of the path and watches it; returns what is not possible, in words. Idempotent.
@@ -266,49 +299,6 @@ impl Listener {
     }
 }
 
-/// A [`Listener`] as plain data.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct ListenerState {
-    file: Option<SocketFileState>,
-    folders: Option<Vec<PathBuf>>,
-    fd: Number,
-    is_inherited: bool,
-    plan: SocketPlan,
-    baseline: BaselineState,
-    backlog_in_force: Option<u32>,
-}
-
-impl HandOver for Listener {
-    type State = ListenerState;
-
-    fn pack(&self, luggage: &mut Luggage) -> ListenerState {
-        // The watch of its path is made anew: see [`Self::guard_path`].
-        let Self { watched: _, file, folders, fd, is_inherited, plan, baseline, backlog_in_force } = self;
-        ListenerState {
-            file: file.pack(luggage),
-            folders: folders.pack(luggage),
-            fd: luggage.put(fd),
-            is_inherited: *is_inherited,
-            plan: plan.borrow().clone(),
-            baseline: baseline.borrow().pack(luggage),
-            backlog_in_force: backlog_in_force.get(),
-        }
-    }
-
-    fn unpack(state: ListenerState, luggage: &mut Unpacked) -> io::Result<Self> {
-        Ok(Self {
-            watched: OnceCell::new(),
-            file: HandOver::unpack(state.file, luggage)?,
-            folders: HandOver::unpack(state.folders, luggage)?,
-            fd: luggage.take(state.fd)?,
-            is_inherited: state.is_inherited,
-            plan: RefCell::new(state.plan),
-            baseline: RefCell::new(HandOver::unpack(state.baseline, luggage)?),
-            backlog_in_force: Cell::new(state.backlog_in_force),
-        })
-    }
-}
-
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -320,20 +310,22 @@ fn bind_path(
     fd: &OwnedFd,
     path: &Path,
     plan: &SocketPlan,
+    place: Option<&Place>,
 ) -> Result<(MadeFolders, SocketFile, Permissions), Problem> {
     let file_options = &plan.spec.options;
     let directory_mode = file_options.directory_mode.unwrap_or(DEFAULT_DIRECTORY_MODE);
-    let folders = MadeFolders::above(path, directory_mode).map_err(Step::MakingFolders.failed())?;
-    match socket_file::occupant(path).map_err(Step::Probing.failed())? {
+    let (folders, folder) =
+        MadeFolders::open(&folder_of(path), directory_mode, place).map_err(Step::MakingFolders.failed())?;
+    match occupant_in(&folder, path).map_err(Step::Probing.failed())? {
         Occupant::Nobody => {}
-        Occupant::Stale => socket_file::remove_stale(path).map_err(Step::RemovingStale.failed())?,
+        Occupant::Stale => occupant::remove_stale(&folder, path).map_err(Step::RemovingStale.failed())?,
         Occupant::Live => return Err(Problem::LivePath),
         Occupant::NotASocket => return Err(Problem::NotASocket),
     }
     let mode = file_options.mode.unwrap_or(DEFAULT_MODE);
     // The group's bits are meant for the group that is yet to be set.
     let first_mode = if plan.owner == Owner::default() { mode } else { mode & 0o700 };
-    let file = SocketFile::bind(fd, path, first_mode).map_err(Step::Binding.failed())?;
+    let file = SocketFile::bind(fd, path, folder, first_mode).map_err(Step::Binding.failed())?;
     let bound = file.permissions().map_err(Step::SettingMode.failed())?;
     let baseline = Permissions { mode: DEFAULT_MODE, ..bound };
     set_permissions(&file, permissions(plan, &baseline))?;
@@ -361,23 +353,6 @@ fn set_permissions(file: &SocketFile, wanted: Permissions) -> Result<(), Problem
         file.set_owner(wanted.uid, wanted.gid).map_err(Step::SettingOwner.failed())?;
     }
     set_mode(wanted.mode)
-}
-
-/// Writes what an inherited socket is as if a file had asked for it.
-fn plan_of(name: String, address: Address, kind: Kind) -> SocketPlan {
-    let listen = address.to_string();
-    let address = match address {
-        Address::Inet(address) => SocketAddress::Inet(address),
-        Address::Path(path) => SocketAddress::Path(path),
-        Address::Abstract(name) => SocketAddress::Abstract(String::from_utf8_lossy(&name).into_owned()),
-    };
-    let kind = match kind {
-        Kind::Stream => SocketKind::Stream,
-        Kind::Datagram => SocketKind::Datagram,
-        Kind::Seqpacket => SocketKind::Seqpacket,
-    };
-    let spec = SocketSpec { name, listen, address, kind, options: SocketOptions::default(), accept: None };
-    SocketPlan { spec, owner: Owner::default() }
 }
 
 /// Returns all options that either has, in the order in which they are to be set.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::spec::{SocketAddress, SocketKind, SocketSpec};
+use crate::core::spec::{SocketAddress, SocketKind, SocketOptions, SocketSpec};
 use crate::sys::listener::{Address, Kind};
 use crate::sys::options::{SocketOption, Value};
 
@@ -29,6 +29,24 @@ pub struct Owner {
 }
 
 impl SocketPlan {
+    /// Writes what an inherited socket is as if a file had asked for it.
+    pub(super) fn of(name: String, address: Address, kind: Kind) -> Self {
+        let listen = address.to_string();
+        let address = match address {
+            Address::Inet(address) => SocketAddress::Inet(address),
+            Address::Path(path) => SocketAddress::Path(path),
+            Address::Abstract(name) => SocketAddress::Abstract(String::from_utf8_lossy(&name).into_owned()),
+        };
+        let kind = match kind {
+            Kind::Stream => SocketKind::Stream,
+            Kind::Datagram => SocketKind::Datagram,
+            Kind::Seqpacket => SocketKind::Seqpacket,
+        };
+        let spec =
+            SocketSpec { name, listen, address, kind, options: SocketOptions::default(), accept: None };
+        Self { spec, owner: Owner::default() }
+    }
+
     /// Returns whether both are the same socket: the address as it is written, and what it carries.
     pub(super) fn is_same_socket(&self, other: &Self) -> bool {
         self.spec.address == other.spec.address && self.spec.kind == other.spec.kind

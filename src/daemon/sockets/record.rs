@@ -1,4 +1,4 @@
-//! Sockets that outlived their manager, taken up by another.
+//! Sockets that go on under another program or another manager.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
@@ -9,11 +9,61 @@ use serde::{Deserialize, Serialize};
 
 use super::listener::{BaselineState, Listener};
 use super::plan::SocketPlan;
+use super::upkeep::{Upkeep, UpkeepState};
 use crate::core::spec::SocketAddress;
 use crate::sys::activation::Inherited;
-use crate::sys::handover::{HandOver, Luggage, Unpacked};
+use crate::sys::folder::Place;
+use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
 use crate::sys::held;
-use crate::sys::socket_file::SocketFile;
+use crate::sys::socket_file::{SocketFile, SocketFileState};
+
+/// A [`Listener`] as plain data.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ListenerState {
+    file: Option<SocketFileState>,
+    folders: Option<Vec<PathBuf>>,
+    fd: Number,
+    is_inherited: bool,
+    plan: SocketPlan,
+    baseline: BaselineState,
+    backlog_in_force: Option<u32>,
+    upkeep: Option<UpkeepState>,
+}
+
+impl HandOver for Listener {
+    type State = ListenerState;
+
+    fn pack(&self, luggage: &mut Luggage) -> ListenerState {
+        // The watch of its path is made anew: see [`Self::guard_path`].
+        let Self { watched: _, file, folders, fd, is_inherited, plan, baseline, backlog_in_force, upkeep } =
+            self;
+        ListenerState {
+            upkeep: Some(upkeep.pack()),
+            file: file.pack(luggage),
+            folders: folders.pack(luggage),
+            fd: luggage.put(fd),
+            is_inherited: *is_inherited,
+            plan: plan.borrow().clone(),
+            baseline: baseline.borrow().pack(luggage),
+            backlog_in_force: backlog_in_force.get(),
+        }
+    }
+
+    fn unpack(state: ListenerState, luggage: &mut Unpacked) -> io::Result<Self> {
+        let fd = luggage.take(state.fd)?;
+        Ok(Self {
+            watched: OnceCell::new(),
+            file: HandOver::unpack(state.file, luggage)?,
+            folders: HandOver::unpack(state.folders, luggage)?,
+            upkeep: Upkeep::unpack(state.upkeep, &fd),
+            fd,
+            is_inherited: state.is_inherited,
+            plan: RefCell::new(state.plan),
+            baseline: RefCell::new(HandOver::unpack(state.baseline, luggage)?),
+            backlog_in_force: Cell::new(state.backlog_in_force),
+        })
+    }
+}
 
 /// What a manager knows of a socket beside its descriptor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,12 +77,14 @@ pub struct ListenerRecord {
     pub plan: SocketPlan,
     baseline: BaselineState,
     backlog_in_force: Option<u32>,
+    upkeep: Option<UpkeepState>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct FileRecord {
     path: PathBuf,
     identity: (u64, u64),
+    place: Option<Place>,
     is_ours_to_remove: bool,
 }
 
@@ -42,10 +94,12 @@ impl Listener {
     /// # Errors
     /// Those of fstat(2).
     pub fn record(&self) -> io::Result<ListenerRecord> {
-        let Self { watched: _, file, folders, fd, is_inherited, plan, baseline, backlog_in_force } = self;
+        let Self { watched: _, file, folders, fd, is_inherited, plan, baseline, backlog_in_force, upkeep } =
+            self;
         let file = file.as_ref().map(|file| {
             let (path, is_ours_to_remove) = (file.path().to_owned(), file.is_ours_to_remove());
-            Ok::<_, io::Error>(FileRecord { path, identity: file.identity()?, is_ours_to_remove })
+            let (identity, place) = (file.identity()?, Some(file.place()));
+            Ok::<_, io::Error>(FileRecord { path, identity, place, is_ours_to_remove })
         });
         let luggage = &mut Luggage::default();
         Ok(ListenerRecord {
@@ -56,6 +110,7 @@ impl Listener {
             plan: plan.borrow().clone(),
             baseline: baseline.borrow().pack(luggage),
             backlog_in_force: backlog_in_force.get(),
+            upkeep: Some(upkeep.pack()),
         })
     }
 
@@ -65,11 +120,19 @@ impl Listener {
     /// # Errors
     /// None that is known.
     pub fn recover(record: ListenerRecord, fd: OwnedFd) -> io::Result<Option<Self>> {
-        let ListenerRecord { inode: _, file, folders, is_inherited, plan, baseline, backlog_in_force } =
-            record;
+        let ListenerRecord {
+            inode: _,
+            file,
+            folders,
+            is_inherited,
+            plan,
+            baseline,
+            backlog_in_force,
+            upkeep,
+        } = record;
         let had_file = file.is_some();
-        let file = file.and_then(|FileRecord { path, identity, is_ours_to_remove }| {
-            SocketFile::recover(&path, identity, is_ours_to_remove)
+        let file = file.and_then(|FileRecord { path, identity, place, is_ours_to_remove }| {
+            SocketFile::recover(&path, place.as_ref(), identity, is_ours_to_remove)
         });
         if had_file && file.is_none() {
             return Ok(None);
@@ -79,6 +142,7 @@ impl Listener {
             watched: OnceCell::new(),
             file,
             folders: HandOver::unpack(folders, luggage)?,
+            upkeep: Upkeep::unpack(upkeep, &fd),
             fd,
             is_inherited,
             plan: RefCell::new(plan),
@@ -99,7 +163,7 @@ impl Listener {
         let path = listener.file.as_ref().map(|file| file.path().to_owned());
         if let (Some(path), Some(file)) = (path, listener.file.take()) {
             let identity = file.identity().ok()?;
-            listener.file = SocketFile::recover(&path, identity, true);
+            listener.file = SocketFile::recover(&path, Some(&file.place()), identity, true);
         }
         Some(listener)
     }

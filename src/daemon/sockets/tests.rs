@@ -23,8 +23,10 @@ use super::*;
 use crate::core::spec::{SocketKind, SocketOptions};
 use crate::sys::backlog::backlog;
 use crate::sys::listener::tests::{eventually, reachable};
-use crate::sys::listener::{Address, listen, local_address};
+use crate::sys::listener::{Address, disconnect, listen, local_address};
 use crate::sys::options::{SocketOption, Value, get, set};
+use crate::sys::shared_options::tests::{as_another_user, attach_filter};
+use crate::sys::tcp_keys::tests::set_key;
 
 fn plan(name: &str, listen: &str, kind: SocketKind, options: SocketOptions) -> SocketPlan {
     let address = match listen.as_bytes()[0] {
@@ -55,6 +57,17 @@ fn own_address() -> String {
     let [_, _, high, low] = std::process::id().to_be_bytes();
     let port = 20_000 + NEXT.fetch_add(1, Ordering::Relaxed);
     SocketAddr::from((Ipv4Addr::new(127, 77, high, low), port)).to_string()
+}
+
+/// Makes a connection of a TCP socket that was one that listens.
+fn connect(socket: impl AsFd, to: SocketAddr) {
+    let to = nix::sys::socket::SockaddrStorage::from(to);
+    nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&socket.as_fd()), &to).unwrap();
+}
+
+fn linger(socket: impl AsFd, seconds: i32) {
+    let linger = libc::linger { l_onoff: 1, l_linger: seconds };
+    nix::sys::socket::setsockopt(&socket.as_fd(), nix::sys::socket::sockopt::Linger, &linger).unwrap();
 }
 
 fn sockets() -> Sockets {

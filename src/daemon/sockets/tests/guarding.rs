@@ -163,17 +163,176 @@ fn a_dead_socket_that_was_inherited_is_left_to_its_activator() {
     assert!(path.exists());
 }
 
+/// What a client of a datagram socket has as an answer from it.
+fn serves_udp(listener: &Listener) {
+    let served = UdpSocket::from(workers_copy(listener));
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.send_to(b"?", inet(listener)).unwrap();
+    served.set_nonblocking(true).unwrap();
+    let (length, from) = served.recv_from(&mut [0; 8]).expect("the datagram has come to it");
+    assert_eq!((length, from), (1, client.local_addr().unwrap()));
+}
+
 #[test]
-fn a_datagram_socket_of_ip_that_was_shut_down_cannot_be_had_twice() {
+fn a_datagram_socket_of_ip_that_was_shut_down_is_bound_anew_while_workers_have_it() {
     let mut sockets = sockets();
-    let address = own_address();
-    let dead = one(&mut sockets, &plan("dns", &address, SocketKind::Datagram, SocketOptions::default()));
-    // The call fails, and yet it does its harm.
-    TcpStream::from(workers_copy(&dead)).shutdown(Shutdown::Read).unwrap_err();
-    assert_eq!(dead.inspect(), [Hurt::ShutDownForGood]);
-    let again = plan("dns", &address, SocketKind::Datagram, SocketOptions::default());
-    for error in [sockets.replace(&dead).unwrap_err(), sockets.prepare(&[again]).unwrap_err()] {
-        assert!(error.to_string().contains("a worker shut it down"), "{error}");
-        assert_eq!(error.hint().unwrap(), "stop the service and start it again");
+    for address in [own_address(), "127.0.0.1:0".to_owned()] {
+        let dead = one(&mut sockets, &plan("dns", &address, SocketKind::Datagram, SocketOptions::default()));
+        let at = inet(&dead);
+        let workers = workers_copy(&dead);
+        serves_udp(&dead);
+        // The call fails, and yet it does its harm.
+        TcpStream::from(workers_copy(&dead)).shutdown(Shutdown::Read).unwrap_err();
+        assert_eq!(dead.inspect(), [Hurt::ShutDownForGood]);
+        let new = sockets.replace(&dead).unwrap().listeners.remove(0);
+        drop(dead);
+        assert_eq!(inet(&new), at);
+        assert!(new.inspect().is_empty());
+        serves_udp(&new);
+        UdpSocket::bind(at).expect_err("nobody else gets the address");
+        drop(workers);
+        serves_udp(&new);
     }
+}
+
+#[test]
+fn a_datagram_socket_that_was_connected_or_has_lost_its_address_hears_everybody_again() {
+    let (_folder, path) = folder();
+    let mut sockets = sockets();
+    for address in reachable(["127.0.0.1:0", "[::1]:0", "0.0.0.0:0", "[::]:0"]) {
+        let listener =
+            one(&mut sockets, &plan("dns", address, SocketKind::Datagram, SocketOptions::default()));
+        let (at, workers) = (inet(&listener), UdpSocket::from(workers_copy(&listener)));
+        let nowhere = SocketAddr::new(at.ip(), 9);
+        for is_disconnected in [true, false] {
+            workers.connect(nowhere).unwrap();
+            assert!(listener.inspect().contains(&Hurt::Connected), "{address}");
+            if is_disconnected {
+                // As a worker that knows better: the port that the kernel chose has gone.
+                disconnect(&workers).unwrap();
+                assert_eq!(listener.inspect(), [Hurt::Moved], "{address}");
+            }
+            for hurt in listener.inspect() {
+                listener.repair(&hurt).unwrap();
+            }
+            assert!(listener.inspect().is_empty(), "{address}");
+            assert_eq!(inet(&listener), at);
+        }
+        if address == "127.0.0.1:0" {
+            serves_udp(&listener);
+        }
+    }
+    let listener = one(&mut sockets, &unix(&path, SocketKind::Datagram));
+    let other = UnixDatagram::bind(path.with_extension("other")).unwrap();
+    UnixDatagram::from(workers_copy(&listener)).connect(path.with_extension("other")).unwrap();
+    assert_eq!(listener.inspect(), [Hurt::Connected]);
+    listener.repair(&Hurt::Connected).unwrap();
+    assert!(listener.inspect().is_empty());
+    other.send_to(b"?", &path).unwrap();
+}
+
+#[test]
+fn a_filter_that_is_locked_costs_the_socket_and_not_the_address() {
+    let (_folder, path) = folder();
+    let plans = [
+        tcp("127.0.0.1:0"),
+        plan("dns", &own_address(), SocketKind::Datagram, SocketOptions::default()),
+        unix(&path, SocketKind::Datagram),
+    ];
+    for plan in plans {
+        let mut sockets = sockets();
+        let mut listener = one(&mut sockets, &plan);
+        let (at, workers) = (local_address(&listener).unwrap(), workers_copy(&listener));
+        for times in 0..3 {
+            attach_filter(&listener.fd, true);
+            let [hurt @ Hurt::Option(_)] = listener.inspect()[..] else { panic!("{:?}", listener.inspect()) };
+            assert_eq!(hurt.to_string(), "a filter was attached to it");
+            assert!(listener.may_repair(&hurt), "{times}");
+            assert_eq!(listener.repair(&hurt).unwrap_err().raw_os_error(), Some(libc::EPERM));
+            listener = sockets.replace(&listener).unwrap().listeners.remove(0);
+            assert!(listener.inspect().is_empty());
+            assert_eq!(local_address(&listener).unwrap(), at);
+        }
+        if plan.spec.kind == SocketKind::Stream {
+            serves_tcp(&listener);
+        }
+        drop(workers);
+    }
+}
+
+#[test]
+fn a_listener_that_became_a_connection_is_bound_anew_and_closing_it_waits_for_nothing() {
+    let mut sockets = sockets();
+    let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = one(&mut sockets, &tcp("127.0.0.1:0"));
+    let at = inet(&taken);
+    let workers = TcpStream::from(workers_copy(&taken));
+    disconnect(&workers).unwrap();
+    connect(&workers, elsewhere.local_addr().unwrap());
+    // What is not taken over there, close(2) would wait for.
+    linger(&workers, 600);
+    workers.set_nonblocking(true).unwrap();
+    while (&workers).write(&[0; 4096]).is_ok() {}
+    assert_eq!(taken.inspect()[0], Hurt::ShutDown);
+    taken.repair(&Hurt::ShutDown).unwrap_err();
+    let new = sockets.replace(&taken).unwrap().listeners.remove(0);
+    assert_eq!(inet(&new), at);
+    serves_tcp(&new);
+    drop(workers);
+    drop(taken);
+}
+
+#[test]
+fn keys_of_tcp_are_removed() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can see the keys");
+        return;
+    }
+    let mut sockets = sockets();
+    let listener = one(&mut sockets, &tcp("127.0.0.1:0"));
+    let (copy, peer) = (workers_copy(&listener), inet(&listener));
+    as_another_user(|| set_key(&copy, peer));
+    assert_eq!(listener.inspect(), [Hurt::Keys]);
+    listener.repair(&Hurt::Keys).unwrap();
+    assert!(listener.inspect().is_empty());
+    serves_tcp(&listener);
+}
+
+#[test]
+fn what_is_done_again_and_again_is_left_alone_until_the_next_upgrade() {
+    let mut sockets = sockets();
+    let listener =
+        one(&mut sockets, &plan("dns", &own_address(), SocketKind::Datagram, SocketOptions::default()));
+    let workers = UdpSocket::from(workers_copy(&listener));
+    let mut repairs = 0;
+    loop {
+        workers.connect("127.0.0.1:9").unwrap();
+        if !listener.may_repair(&Hurt::Connected) {
+            break;
+        }
+        repairs += 1;
+        listener.repair(&Hurt::Connected).unwrap();
+    }
+    assert_eq!(repairs, 3);
+    listener.repair(&Hurt::Connected).unwrap();
+    listener.forget_repairs();
+    assert!(listener.may_repair(&Hurt::Connected));
+    let mut tunings = 0;
+    loop {
+        set(&workers, SocketOption::Broadcast, &Value::from(true)).unwrap();
+        match listener.put_back_tuning()[..] {
+            [("SO_BROADCAST", Ok(()))] => tunings += 1,
+            [] => break,
+            _ => panic!("something else was put back"),
+        }
+    }
+    assert_eq!(tunings, 3);
+    // An option of our own is no quarrel.
+    let own = plan("dns", "127.0.0.1:9", SocketKind::Datagram, SocketOptions::default());
+    listener.accept_tuning();
+    listener.change(&with(own, |o| o.ip_ttl = Some(9))).unwrap();
+    assert_eq!(listener.put_back_tuning().len(), 0);
+    assert!(listener.inspect().is_empty());
+    set(&workers, SocketOption::IpTtl, &Value::Number(1)).unwrap();
+    assert_eq!(listener.inspect().len(), 1, "the file has it otherwise");
 }
