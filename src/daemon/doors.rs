@@ -6,7 +6,6 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use super::token::Token;
 use crate::core::Event;
 use crate::core::spec::{Accept, SocketKind};
 use crate::core::time::Mono;
+use crate::sys::foreign::ForeignFd;
 use crate::sys::wait::Interest;
 use crate::sys::{held, process};
 
@@ -53,7 +53,7 @@ pub struct Doors {
     /// When somebody may come again, where nobody could be let in.
     again_at: Option<Mono>,
     /// Who was accepted and then could not be served for want of something.
-    pub(super) waiting: Option<(Rc<Listener>, Accept, OwnedFd)>,
+    pub(super) waiting: Option<(Rc<Listener>, Accept, ForeignFd)>,
     /// That was said, and is so still.
     is_short: bool,
     /// Whether no process but the manager has the sockets, as far as that can be seen.

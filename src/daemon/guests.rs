@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use nix::unistd::Pid;
@@ -20,6 +20,7 @@ use super::token::Token;
 use crate::core::Event;
 use crate::core::spec::Accept;
 use crate::core::time::Mono;
+use crate::sys::foreign::ForeignFd;
 use crate::sys::process;
 use crate::sys::reaper::Exit;
 use crate::sys::spawn::{Launch, Report, spawn};
@@ -107,7 +108,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn let_in_guest(&mut self, door: Rc<Listener>, limits: Accept, connection: OwnedFd) -> io::Result<()> {
+    fn let_in_guest(&mut self, door: Rc<Listener>, limits: Accept, connection: ForeignFd) -> io::Result<()> {
         let name = door.plan().spec.name.clone();
         // Or it has gone again.
         let Ok(from) = peer(&connection) else { return Ok(()) };
@@ -135,7 +136,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn start_guest(&mut self, from: &Peer, connection: &OwnedFd) -> io::Result<Pid> {
+    fn start_guest(&mut self, from: &Peer, connection: &ForeignFd) -> io::Result<Pid> {
         let generation = self.manager.current();
         let of = self.generations.get(&generation).ok_or_else(|| io::Error::other("no generation"))?;
         // As systemd names them (systemd.exec(5), `$REMOTE_ADDR`).

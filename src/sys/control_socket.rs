@@ -5,7 +5,7 @@
 //! the group, then opened to it. The kernel tells who has connected, and who may speak is decided by that.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -14,6 +14,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::geteuid;
 
 use super::folder::Folder;
+use super::foreign::ForeignFd;
 use super::handover::hand_over;
 use super::listener::{Address, Kind, create, listen};
 use super::occupant::{Occupant, folder_of, occupant_in, remove_stale};
@@ -26,11 +27,12 @@ const BACKLOG: u32 = 128;
 /// The listening socket.
 #[derive(Debug)]
 pub struct ControlSocket {
-    socket: OwnedFd,
+    /// Foreign, as clients that wait to be accepted may have sent descriptors.
+    socket: ForeignFd,
     file: SocketFile,
 }
 
-hand_over!(ControlSocket as ControlSocketState { socket: OwnedFd, file: SocketFile });
+hand_over!(ControlSocket as ControlSocketState { socket: ForeignFd, file: SocketFile });
 
 /// Who is at the other end of a connection, as of its making (unix(7), `SO_PEERCRED` and `SO_PEERGROUPS`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +71,7 @@ impl ControlSocket {
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let file = SocketFile::bind(&socket, path, folder, 0o600)?;
         listen(&socket, BACKLOG)?;
-        Ok(Self { socket, file })
+        Ok(Self { socket: socket.into(), file })
     }
 
     /// Opens the socket to a group, or to the owner alone again.

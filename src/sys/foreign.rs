@@ -24,6 +24,7 @@ use nix::unistd::{Pid, getpid};
 use super::cradle::Stack;
 use super::fork::make_child;
 use super::handover::{HandOver, Luggage, Number, Unpacked};
+use super::listener::{Kind, is_listening, is_unix, kind};
 use super::raw;
 use super::reaper;
 
@@ -46,25 +47,38 @@ const FINISH: Duration = Duration::from_secs(1);
 ///
 /// On drop it goes to the list of what [`Closers`] closes.
 #[derive(Debug)]
-pub struct ForeignFd(Option<OwnedFd>);
+pub struct ForeignFd {
+    /// None once it was taken out.
+    fd: Option<OwnedFd>,
+    /// Its close never waits.
+    is_harmless: bool,
+}
 
 impl From<OwnedFd> for ForeignFd {
     fn from(fd: OwnedFd) -> Self {
-        Self(Some(fd))
+        Self { fd: Some(fd), is_harmless: false }
     }
 }
 
 impl ForeignFd {
+    /// Takes it for a socket that we have bound: on drop one of IPv4 or IPv6 is closed at once, so that its address is free.
+    /// One of UNIX may have descriptors of others in its queue all the same.
+    #[must_use]
+    pub fn bound(mut self) -> Self {
+        self.is_harmless = !is_unix(&self);
+        self
+    }
+
     /// Takes the descriptor out, for an owner that may close it: it was looked at.
     #[must_use]
     pub fn trusted(mut self) -> OwnedFd {
-        self.0.take().unwrap_or_else(|| unreachable!("only this and drop take it"))
+        self.fd.take().unwrap_or_else(|| unreachable!("only this and drop take it"))
     }
 }
 
 impl AsFd for ForeignFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.0 {
+        match &self.fd {
             Some(fd) => fd.as_fd(),
             None => unreachable!("only `trusted` and drop take it"),
         }
@@ -79,12 +93,20 @@ impl AsRawFd for ForeignFd {
 
 impl Drop for ForeignFd {
     fn drop(&mut self) {
-        if let Some(fd) = self.0.take() {
+        if let Some(fd) = self.fd.take() {
+            // A worker may have made a connection of it, which lingers.
+            if self.is_harmless && (is_listening(&fd).unwrap_or(false) || is_datagram(&fd)) {
+                return;
+            }
             let number = fd.into_raw_fd();
             // A thread that ends has no list any more.
             let _ = WAITING.try_with(|waiting| waiting.borrow_mut().push(number));
         }
     }
+}
+
+fn is_datagram(fd: &OwnedFd) -> bool {
+    kind(fd).is_ok_and(|kind| kind == Some(Kind::Datagram))
 }
 
 impl HandOver for ForeignFd {

@@ -59,14 +59,14 @@ pub fn open_files(pid: Pid) -> io::Result<Vec<Held>> {
 /// Its link tells: a file can be given any inode by its file system, and may make fstat(2) wait, but no file has a name that
 /// does not begin with a slash.
 pub fn identity(fd: impl AsFd) -> Option<(Kind, u64)> {
-    parse(fs::read_link(own_path(fd)).ok()?.to_str()?)
+    parse(fs::read_link(own_path(&fd)).ok()?.to_str()?)
 }
 
 /// Whether epoll_ctl(2) may be asked to watch it: what a file system or another epoll instance answers may take for ever.
 pub fn may_be_watched(fd: impl AsFd) -> bool {
     const WATCHED: [&str; 4] =
         ["anon_inode:[eventfd]", "anon_inode:[timerfd]", "anon_inode:[pidfd]", "pidfd:["];
-    let Ok(link) = fs::read_link(own_path(fd)) else { return false };
+    let Ok(link) = fs::read_link(own_path(&fd)) else { return false };
     let Some(link) = link.to_str() else { return false };
     parse(link).is_some() || WATCHED.iter().any(|kind| link.starts_with(kind))
 }
@@ -128,10 +128,10 @@ impl Held {
 /// # Errors
 /// Those of open(2): ENOENT where `/proc` is not mounted, ENXIO for a socket.
 pub fn anew(fd: impl AsFd, flags: OFlag) -> io::Result<OwnedFd> {
-    Ok(open(own_path(fd).as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())?)
+    Ok(open(own_path(&fd).as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
-fn own_path(fd: impl AsFd) -> String {
+fn own_path(fd: &impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 

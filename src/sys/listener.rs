@@ -192,10 +192,14 @@ pub fn kind(fd: impl AsFd) -> io::Result<Option<Kind>> {
     })
 }
 
+/// Returns whether it is a UNIX socket.
+pub fn is_unix(fd: impl AsFd) -> bool {
+    get_number(&fd, libc::SOL_SOCKET, libc::SO_DOMAIN).is_ok_and(|family| family == libc::AF_UNIX)
+}
+
 /// Returns whether it is a UNIX stream socket, of a pair for instance.
 pub fn is_unix_stream(fd: impl AsFd) -> bool {
-    get_number(&fd, libc::SOL_SOCKET, libc::SO_DOMAIN).is_ok_and(|family| family == libc::AF_UNIX)
-        && kind(fd).is_ok_and(|kind| kind == Some(Kind::Stream))
+    is_unix(&fd) && kind(fd).is_ok_and(|kind| kind == Some(Kind::Stream))
 }
 
 /// Returns whether a socket queues connections (`SO_ACCEPTCONN`).

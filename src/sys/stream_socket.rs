@@ -89,11 +89,11 @@ pub fn accept(listener: impl AsFd) -> io::Result<Option<StreamSocket>> {
 /// # Errors
 ///
 /// Those of [`accept`].
-pub fn accept_blocking(listener: impl AsFd) -> io::Result<Option<OwnedFd>> {
+pub fn accept_blocking(listener: impl AsFd) -> io::Result<Option<ForeignFd>> {
     if !is_readable(listener.as_fd())? {
         return Ok(None);
     }
-    accept_as(listener.as_fd(), SockFlag::SOCK_CLOEXEC)
+    Ok(accept_as(listener.as_fd(), SockFlag::SOCK_CLOEXEC)?.map(Into::into))
 }
 
 fn accept_as(listener: BorrowedFd<'_>, flags: SockFlag) -> io::Result<Option<OwnedFd>> {

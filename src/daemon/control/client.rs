@@ -276,6 +276,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::sys::foreign::Closers;
 
     fn pair() -> (Client, UnixStream) {
         pair_of(Trust::Full)
@@ -317,6 +318,7 @@ mod tests {
         assert!(client.listen(Mono::ZERO, None).is_empty(), "nothing more is read of it");
         assert!(client.is_over());
         drop(client);
+        Closers::default().finish();
         writer.join().unwrap();
     }
 

@@ -4,7 +4,7 @@ use std::cell::{Cell, OnceCell, Ref, RefCell};
 use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use super::error::{Problem, Step};
@@ -13,6 +13,7 @@ use super::upkeep::Upkeep;
 use crate::sys::activation::Inherited;
 use crate::sys::backlog::backlog;
 use crate::sys::folder::{MadeFolders, Place};
+use crate::sys::foreign::ForeignFd;
 use crate::sys::handover::hand_over;
 use crate::sys::listener::{self as socket, Address, Kind};
 use crate::sys::occupant::{self, Occupant, folder_of, occupant_in};
@@ -37,7 +38,7 @@ pub struct Listener {
     pub(super) watched: OnceCell<WatchedPath>,
     pub(super) file: Option<SocketFile>,
     pub(super) folders: Option<MadeFolders>,
-    pub(super) fd: OwnedFd,
+    pub(super) fd: ForeignFd,
     pub(super) is_inherited: bool,
     pub(super) plan: RefCell<SocketPlan>,
     pub(super) baseline: RefCell<Baseline>,
@@ -113,7 +114,7 @@ impl Listener {
             file,
             folders,
             upkeep: Upkeep::of(&fd),
-            fd,
+            fd: ForeignFd::from(fd).bound(),
             is_inherited: false,
             plan: RefCell::new(plan.clone()),
             baseline: RefCell::new(Baseline { options: baseline, permissions, backlog: DEFAULT_BACKLOG }),
@@ -149,7 +150,7 @@ impl Listener {
             file,
             folders: None,
             upkeep: Upkeep::of(&fd),
-            fd,
+            fd: ForeignFd::from(fd).bound(),
             is_inherited: true,
             plan: RefCell::new(SocketPlan::of(name, address, kind)),
             baseline: RefCell::new(baseline),
@@ -307,7 +308,7 @@ impl AsFd for Listener {
 
 /// Binds the path itself, never a temporary name that is then renamed: getsockname(2) must tell the final one.
 fn bind_path(
-    fd: &OwnedFd,
+    fd: &impl AsFd,
     path: &Path,
     plan: &SocketPlan,
     place: Option<&Place>,

@@ -13,6 +13,7 @@ use super::upkeep::{Upkeep, UpkeepState};
 use crate::core::spec::SocketAddress;
 use crate::sys::activation::Inherited;
 use crate::sys::folder::Place;
+use crate::sys::foreign::ForeignFd;
 use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
 use crate::sys::held;
 use crate::sys::socket_file::{SocketFile, SocketFileState};
@@ -56,7 +57,7 @@ impl HandOver for Listener {
             file: HandOver::unpack(state.file, luggage)?,
             folders: HandOver::unpack(state.folders, luggage)?,
             upkeep: Upkeep::unpack(state.upkeep, &fd),
-            fd,
+            fd: ForeignFd::from(fd).bound(),
             is_inherited: state.is_inherited,
             plan: RefCell::new(state.plan),
             baseline: RefCell::new(HandOver::unpack(state.baseline, luggage)?),
@@ -143,7 +144,7 @@ impl Listener {
             file,
             folders: HandOver::unpack(folders, luggage)?,
             upkeep: Upkeep::unpack(upkeep, &fd),
-            fd,
+            fd: ForeignFd::from(fd).bound(),
             is_inherited,
             plan: RefCell::new(plan),
             baseline: RefCell::new(HandOver::unpack(baseline, luggage)?),

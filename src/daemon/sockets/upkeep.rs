@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 
 use serde::{Deserialize, Serialize};
 
@@ -44,7 +44,7 @@ pub(super) struct UpkeepState {
 
 impl Upkeep {
     /// Takes a socket as it is now for what it is to be.
-    pub(super) fn of(fd: &OwnedFd) -> Self {
+    pub(super) fn of(fd: &impl AsFd) -> Self {
         Self {
             options: RefCell::new(Values::read(fd)),
             local: local(fd),
@@ -65,14 +65,14 @@ impl Upkeep {
     }
 
     /// Makes it again; a program of before that did not know of it left none.
-    pub(super) fn unpack(state: Option<UpkeepState>, fd: &OwnedFd) -> Self {
+    pub(super) fn unpack(state: Option<UpkeepState>, fd: &impl AsFd) -> Self {
         let Some(UpkeepState { options, local, has_keys, replaced }) = state else { return Self::of(fd) };
         let (options, replaced) = (RefCell::new(options), Cell::new(replaced));
         Self { options, local, has_keys, put_back: RefCell::default(), replaced }
     }
 
     /// Does what is our own to do, and takes over the options that it changes.
-    pub(super) fn change<T>(&self, fd: &OwnedFd, action: impl FnOnce() -> T) -> T {
+    pub(super) fn change<T>(&self, fd: &impl AsFd, action: impl FnOnce() -> T) -> T {
         self.options.borrow_mut().change(fd, action)
     }
 
@@ -90,7 +90,7 @@ impl Upkeep {
     }
 }
 
-fn local(fd: &OwnedFd) -> Option<SocketAddr> {
+fn local(fd: &impl AsFd) -> Option<SocketAddr> {
     match socket::local_address(fd) {
         Ok(Some(Address::Inet(address))) => Some(address),
         _ => None,

@@ -1,6 +1,7 @@
 //! A socket is bound as the file has it, or not at all.
 
 use super::*;
+use crate::sys::foreign::Closers;
 
 fn has_all_its_options(plan: &SocketPlan) {
     let listener = match Listener::bind(plan) {
@@ -160,6 +161,7 @@ fn a_stale_path_is_replaced_and_a_live_one_refused() {
         // Killed: the names stay, the socket does not.
         std::fs::hard_link(&path, folder.path().join("left")).unwrap();
         drop(owner);
+        Closers::default().finish();
         std::fs::rename(folder.path().join("left"), &path).unwrap();
         let plan = unix(&path, SocketKind::Stream);
         let listener = eventually(|| sockets().prepare(std::slice::from_ref(&plan)).ok()).listeners.remove(0);
