@@ -64,6 +64,9 @@ pub struct ProcessSpec {
     /// The code that runs, where it has a name of its own: a path, absolute or relative to `directory`. An upgrade may name
     /// another one.
     pub target: Option<String>,
+    /// The absolute folder that every target must lie below, symbolic links not yet resolved; `None` without `target`.
+    #[serde(default)]
+    pub target_within: Option<PathBuf>,
     /// Absolute, symbolic links not yet resolved.
     pub directory: PathBuf,
     /// How the worker learns of its sockets and speaks of its state.

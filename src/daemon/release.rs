@@ -15,7 +15,7 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::sockets::Owner;
-use super::target::{Target, Wanted, unwritable};
+use super::target::{Bounds, Target, Wanted, unwritable};
 use crate::config::flags::{self, Flags};
 use crate::config::original::{self, Original};
 use crate::config::{self, COMMAND_LINE, Origin};
@@ -159,7 +159,8 @@ impl Release {
         let token = spec.control.token_file.as_deref().map(read_token).transpose();
         let control_token = token.map_err(|why| problems.push(why)).unwrap_or_default();
         let is_to_be_made = yet_to_run && spec.hooks.are_any_before();
-        let target = wanted.find(&spec, is_to_be_made, &mut warnings);
+        let user = credentials.as_ref().map_or_else(|| geteuid().as_raw(), |who| who.uid);
+        let target = wanted.find(&Bounds::of(&spec, is_to_be_made, user), &mut warnings);
         let target = target.map_err(|why| problems.push(why)).unwrap_or_default();
         problems.extend(spec.hooks.head.as_deref().and_then(unwritable));
         let is_node = |module: &Path| config::is_node_program(&module.to_string_lossy()) || module.is_dir();
