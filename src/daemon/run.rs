@@ -75,6 +75,7 @@ pub(super) enum Role {
     Survey,
     Trial,
     Closer,
+    Examination,
 }
 
 /// When the first manager of the service was started, whose work this one goes on with.

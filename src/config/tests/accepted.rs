@@ -212,9 +212,9 @@ fn the_manager_may_be_spoken_to_by_tcp() {
         group: Some("7".into()),
         tcp: "0.0.0.0:3000".parse().ok(),
         token_file: Some("/srv/secret".into()),
+        local_owner: false,
     };
     assert_eq!(all, expected);
-}
     assert!(control("tcp = \"127.0.0.1:3000\"\nlocal_owner = true").local_owner);
 }
 
@@ -224,6 +224,7 @@ fn a_target_may_be_bound_to_a_folder() {
     assert_eq!(within("target = \"a\"\ntarget_within = \"releases\""), Some("/srv/releases".into()));
     assert_eq!(within("target = \"a\"\ntarget_within = \"/a\""), Some("/a".into()));
     assert_eq!(within("target = \"a\""), None);
+}
 
 #[test]
 fn all_socket_options_are_read() {
