@@ -101,6 +101,26 @@ fn what_head_has_recorded_is_bound_too() {
 }
 
 #[test]
+fn a_head_that_a_stranger_has_written_chooses_nothing() {
+    if !is_root("a file of another user") {
+        return;
+    }
+    for (user, mode, why) in
+        [(4711, 0o644, "it belongs to user 4711"), (0, 0o666, "anybody may write to it (mode 0666)")]
+    {
+        let starter = releases();
+        let head = starter.path("head");
+        fs::write(&head, format!("{}\n", starter.path("releases/two").display())).expect("a record");
+        chown(&head, Some(user), None).expect("chown");
+        fs::set_permissions(&head, Permissions::from_mode(mode)).expect("chmod");
+        let mut manager = starter.start(service("releases/one").set("upgrade.head", "'head'"));
+        manager.wait_ready();
+        manager.wait_log(Place::START, [why, "starting releases/one"]);
+        manager.stop();
+    }
+}
+
+#[test]
 fn root_runs_no_target_that_others_may_write() {
     if !is_root("workers of root") {
         return;

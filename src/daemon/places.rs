@@ -9,7 +9,8 @@ use nix::unistd::geteuid;
 
 use super::runtime::{CONTROL, locate, private_folder};
 use crate::sys::control_socket::peer_of;
-use crate::sys::own_folder::{self, Trusted, owner_of};
+use crate::sys::own_folder::owner_of;
+use crate::sys::way::{self, Trusted};
 
 /// A service's runtime directory with a control socket in it, whether anybody listens there or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,8 +68,8 @@ pub fn places(service: Option<&str>) -> Vec<Place> {
     let own = [variable("XDG_RUNTIME_DIR").map(|base| base.join("liveswap")), Some(private_folder())];
     let bases = [Some(PathBuf::from("/run/liveswap"))].into_iter().chain(own).flatten();
     // A folder that somebody else can change could hold anything.
-    let bases = bases.filter_map(|base| folder::find(&base, Trusted::us()).ok());
-    let bases = bases.filter(folder::Found::is_folder).map(|base| base.path);
+    let bases = bases.filter_map(|base| way::find(&base, Trusted::us()).ok());
+    let bases = bases.filter(way::Found::is_folder).map(|base| base.path);
     let mut found: Vec<_> = match service {
         Some(name) => bases.map(|base| Place::of(name.to_owned(), &base)).collect(),
         None => bases.flat_map(|base| folders(&base)).collect(),

@@ -220,13 +220,13 @@ pub fn read_spec(source: &Source, color: bool) -> Result<ServiceSpec, Refusal> {
 }
 
 /// Reads a regular file of bounded size.
-pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let (file, metadata) = open_file(path)?;
     read_open(file, &metadata)
 }
 
 /// Opens a regular file; whatever else stands at the path is refused without waiting for it.
-fn open_file(path: &Path) -> io::Result<(File, Metadata)> {
+pub(super) fn open_file(path: &Path) -> io::Result<(File, Metadata)> {
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
@@ -235,7 +235,7 @@ fn open_file(path: &Path) -> io::Result<(File, Metadata)> {
     Ok((file, metadata))
 }
 
-fn read_open(file: File, metadata: &Metadata) -> io::Result<Vec<u8>> {
+pub(super) fn read_open(file: File, metadata: &Metadata) -> io::Result<Vec<u8>> {
     if metadata.len() > MAX_FILE {
         return Err(io::Error::other(format!(
             "it has {} bytes, more than the {MAX_FILE} allowed",

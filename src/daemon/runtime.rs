@@ -2,7 +2,7 @@
 //!
 //! What lies in it decides what the manager and its workers do: the state for another manager, the token, a module that Node programs
 //! load. So nobody but root and the manager's user may be able to change anything on the way to it or in it
-//! ([`crate::sys::folder`]), and files are opened below it, where no link is followed.
+//! ([`crate::sys::way`]), and files are opened below it, where no link is followed.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -17,9 +17,10 @@ use tracing::warn;
 
 pub use super::places::{Connected, Place, places};
 use super::recovery::STATE;
-use crate::sys::own_folder::{Folder, WayError};
+use crate::sys::own_folder::Folder;
 use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
 use crate::sys::occupant::{Occupant, occupant};
+use crate::sys::way::WayError;
 use crate::sys::{process, random};
 use crate::wire::secret::Secret;
 

@@ -6,22 +6,24 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 use tracing::{error, warn};
 
-use super::release::{Release, read_file};
+use super::release::{Release, open_file, read_open};
 use super::run::{Daemon, Role};
 use crate::core::ids::RequestId;
 use crate::core::notice::Outcome;
 use crate::core::spec::ServiceSpec;
 use crate::core::time::Mono;
 use crate::core::word::one_line;
-use crate::sys::own_folder::{self, Trusted, WayError};
 use crate::sys::fork::{ForkedWork, in_child};
 use crate::sys::process::{kill_tree, may_make_files_in};
 use crate::sys::reaper::Exit;
+use crate::sys::way::{self, Trusted, WayError};
 
 /// How long answers wait for the record of what they are about.
 const RECORD_TAKES: std::time::Duration = std::time::Duration::from_secs(5);
@@ -82,7 +84,7 @@ impl Wanted {
             }
             Self::First => {
                 let recorded = spec.hooks.head.as_deref().and_then(|head| {
-                    let recorded = recorded(head).transpose()?.and_then(|path| at(&path));
+                    let recorded = recorded(head, bounds.user).transpose()?.and_then(|path| at(&path));
                     let warn =
                         |why| warnings.push(format!("head {}: {why}; starting {file}", head.display()));
                     recorded.map_err(warn).ok()
@@ -103,14 +105,14 @@ pub struct Bounds<'a> {
     spec: &'a ServiceSpec,
     /// Hooks are yet to run that may make the target, so that it need not exist.
     yet_to_run: bool,
-    /// The workers are root.
-    is_for_root: bool,
+    /// Who the workers are.
+    user: u32,
 }
 
 impl<'a> Bounds<'a> {
     /// The bounds of a service whose workers are this user.
     pub fn of(spec: &'a ServiceSpec, yet_to_run: bool, user: u32) -> Self {
-        Self { spec, yet_to_run, is_for_root: user == 0 }
+        Self { spec, yet_to_run, user }
     }
 
     fn locate(&self, path: &str) -> Result<Target, String> {
@@ -143,10 +145,10 @@ impl<'a> Bounds<'a> {
                 return Err(format!("it is {resolved}, which is not below `target_within` {bound}"));
             }
         }
-        if !self.is_for_root || !is_there {
+        if self.user != 0 || !is_there {
             return Ok(());
         }
-        match folder::find(resolved, Trusted::user(0)) {
+        match way::find(resolved, Trusted::user(0)) {
             Err(WayError::Unsafe { path, why }) => Err(format!(
                 "workers are root, and {} {why}: give it to root alone, or set `user` in [service]",
                 path.display()
@@ -167,12 +169,21 @@ fn resolved_so_far(path: &Path) -> Option<PathBuf> {
     is_plain.then(|| resolved.join(rest))
 }
 
-/// Reads what was recorded; `None` where nothing was.
-fn recorded(head: &Path) -> Result<Option<String>, String> {
-    let bytes = match read_file(head) {
+/// Reads what was recorded; `None` where nothing was. It chooses what runs, so nobody may have written it but root, the manager's user
+/// and the workers' `user`.
+fn recorded(head: &Path, user: u32) -> Result<Option<String>, String> {
+    let (file, metadata) = match open_file(head) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        bytes => bytes.map_err(|error| error.to_string())?,
+        opened => opened.map_err(|error| error.to_string())?,
     };
+    let owner = metadata.uid();
+    if ![0, user, geteuid().as_raw()].contains(&owner) {
+        return Err(format!("it belongs to user {owner}"));
+    }
+    if metadata.mode() & 0o002 != 0 {
+        return Err(format!("anybody may write to it (mode {:04o})", metadata.mode() & 0o7777));
+    }
+    let bytes = read_open(file, &metadata).map_err(|error| error.to_string())?;
     let path = String::from_utf8(bytes).ok().map(|text| text.strip_suffix('\n').unwrap_or(&text).to_owned());
     let is_path = |path: &String| path.starts_with('/') && !path.contains(char::is_control);
     path.filter(is_path).map(Some).ok_or_else(|| "it does not hold the path of a target".into())

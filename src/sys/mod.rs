@@ -51,3 +51,4 @@ pub mod tcp_keys;
 pub mod tree_watch;
 pub mod usage;
 pub mod wait;
+pub mod way;

@@ -19,8 +19,9 @@ use super::record::{Entry, Envelope, ProcessRecord, Record, snapshot};
 use crate::core::Event;
 use crate::core::ids::WorkerId;
 use crate::core::time::Mono;
-use crate::sys::own_folder::{Folder, WayError};
+use crate::sys::own_folder::Folder;
 use crate::sys::process;
+use crate::sys::way::WayError;
 
 /// How many bytes of events stand behind a snapshot before the next is taken, at least; and how many snapshots' worth.
 const ROOM: usize = 256 * 1024;
