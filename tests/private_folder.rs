@@ -177,6 +177,44 @@ fn a_module_of_the_right_length_with_other_code_is_replaced() {
     assert_eq!(fs::read_to_string(folder.join("first.js")).expect("the module"), module);
 }
 
+/// Without RUNTIME_DIRECTORY, as a user who has no login: its folder is in the world's.
+#[test]
+fn root_speaks_to_a_users_manager_by_its_port_alone_and_no_stranger_draws_that_to_a_service_of_his() {
+    if !is_root("being another user") {
+        return;
+    }
+    let starter = Starter::default();
+    let world = starter.path("world");
+    fs::create_dir(&world).expect("a folder");
+    fs::write(starter.path("one"), "#!/bin/sh\nexec sleep 600\n").expect("a program");
+    set_mode(&starter.path("one"), 0o755);
+    let host = loopback().ip().to_string();
+    let starter = starter.of_a_user().original(&["-s", "./one", "-f", "1", "-a", &host]);
+    let user = starter.user().expect("a user");
+    let starter =
+        ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].iter().fold(starter, |one, name| one.variable(name, ""));
+    let mut manager = starter.variable("TMPDIR", world.display()).start("this file is not read");
+    manager.wait_ready();
+    // As /tmp is.
+    chown(&world, Some(0), Some(0)).expect("chown");
+    set_mode(&world, 0o1777);
+    chown(manager.path(""), Some(0), Some(0)).expect("chown");
+    set_mode(&manager.path(""), 0o755);
+    let flag = |words: [&str; 3]| {
+        let mut command = manager.command(words);
+        command.env_remove("RUNTIME_DIRECTORY").env_remove("XDG_RUNTIME_DIR").env("TMPDIR", &world);
+        String::from_utf8(command.output().expect("the program").stdout).expect("text")
+    };
+    assert_eq!(flag(["-k", "-a", &host]), "{ cmd: 'kill', value: 'OK' }\n");
+    // In a folder that the user has not made itself it would be anybody's.
+    let folder = world.join(format!("liveswap-{user}"));
+    chown(&folder, Some(STRANGER), None).expect("chown");
+    assert!(flag(["-k", "-a", &host]).contains("the first line must have the `token`"));
+    chown(&folder, Some(user), None).expect("chown");
+    assert_eq!(flag(["-d", "-a", &host]), "{ cmd: 'die', value: 'OK' }\n");
+    assert!(manager.wait_exit().success());
+}
+
 /// Whoever can make a folder for a service in the world's could answer in its name.
 #[test]
 fn a_client_does_not_believe_a_strangers_socket_in_another_users_folder() {

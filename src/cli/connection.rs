@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::report::{self, Status};
-use crate::daemon::runtime::{Connected, Place, places};
+use crate::daemon::runtime::{Connected, Place, places, places_of_others};
 use crate::wire::control::{self, Command, MAX_ANSWER, Reply, Request};
 use crate::wire::lines::Lines;
 use crate::wire::printable::printable;
@@ -157,7 +157,10 @@ impl Connection {
     /// Connects to the manager whose control server listens at `server`, by its control socket; `None` where none is found that
     /// lets us speak.
     pub fn at(server: SocketAddr) -> Option<Self> {
-        places(None).iter().find_map(|place| Self::of_server(place, server).ok().flatten())
+        let find = |places: Vec<Place>| {
+            places.iter().find_map(|place| Self::of_server(place, server).ok().flatten())
+        };
+        find(places(None)).or_else(|| find(places_of_others(server)))
     }
 
     fn of_server(place: &Place, server: SocketAddr) -> Result<Option<Self>, ConnectionError> {

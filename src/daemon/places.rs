@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
 
-use super::runtime::{CONTROL, locate, private_folder};
+use super::runtime::{CONTROL, locate, private_folder, private_folder_of};
 use crate::sys::control_socket::peer_of;
 use crate::sys::own_folder::owner_of;
+use crate::sys::sock_diag::makers_of_listeners;
 use crate::sys::way::{self, Trusted};
 
 /// A service's runtime directory with a control socket in it, whether anybody listens there or not.
@@ -76,6 +78,22 @@ pub fn places(service: Option<&str>) -> Vec<Place> {
     };
     found.sort_by(|a, b| a.service.cmp(&b.service));
     given.into_iter().chain(found).filter(|place| place.socket.exists()).collect()
+}
+
+/// Returns for root where the manager of another user may be whose control server listens at `server`: that user made the socket
+/// that listens there, so nobody else can draw root's commands to a service of his own.
+#[must_use]
+pub fn places_of_others(server: SocketAddr) -> Vec<Place> {
+    if !geteuid().is_root() {
+        return Vec::new();
+    }
+    let users = makers_of_listeners(server).unwrap_or_default().into_iter().filter(|user| *user != 0);
+    let bases = users.flat_map(|user| {
+        let bases = [private_folder_of(user), format!("/run/user/{user}/liveswap").into()];
+        bases.into_iter().filter_map(move |base| way::find(&base, Trusted::user(user)).ok())
+    });
+    let bases = bases.filter(way::Found::is_folder).map(|base| base.path);
+    bases.flat_map(|base| folders(&base)).filter(|place| place.socket.exists()).collect()
 }
 
 fn folders(base: &Path) -> impl Iterator<Item = Place> + use<> {

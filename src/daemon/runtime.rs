@@ -15,7 +15,7 @@ use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::unistd::{Pid, geteuid, getpid};
 use tracing::warn;
 
-pub use super::places::{Connected, Place, places};
+pub use super::places::{Connected, Place, places, places_of_others};
 use super::recovery::STATE;
 use crate::sys::own_folder::Folder;
 use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
@@ -311,7 +311,12 @@ pub fn locate(service: &str) -> PathBuf {
 
 /// A folder of our own in the world's; that nobody else can change it is checked on its use.
 pub(super) fn private_folder() -> PathBuf {
-    std::env::temp_dir().join(format!("liveswap-{}", geteuid()))
+    private_folder_of(geteuid().as_raw())
+}
+
+/// The same of another user.
+pub(super) fn private_folder_of(user: u32) -> PathBuf {
+    std::env::temp_dir().join(format!("liveswap-{user}"))
 }
 
 /// Makes a runtime directory, or repairs it, and sees to it that others cannot change what is in it.

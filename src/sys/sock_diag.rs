@@ -58,6 +58,36 @@ pub fn connections(ports: &BTreeSet<u16>) -> io::Result<BTreeSet<u32>> {
     Ok(inodes)
 }
 
+/// Returns the users who made the sockets that listen at a TCP address of this machine, alone or with all others.
+///
+/// # Errors
+///
+/// Those of the netlink socket.
+pub fn makers_of_listeners(address: SocketAddr) -> io::Result<BTreeSet<u32>> {
+    let netlink = open()?;
+    let mut makers = BTreeSet::new();
+    let mut buffer = vec![0; PIECE];
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut request = request(REQUEST_DUMP, family);
+        put(&mut request, HEADER + 4, &LISTENING.to_ne_bytes());
+        put(&mut request, HEADER + 8, &address.port().to_be_bytes());
+        send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
+        loop {
+            let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let is_last = each_message(&buffer[..length], ANSWER, |body| {
+                let ip = self::address(body[0], &body[8..24]);
+                let port = u16::from_be_bytes([body[4], body[5]]);
+                let is_there = ip.is_some_and(|ip| ip.is_unspecified() || ip == address.ip().to_canonical());
+                makers.extend(number(body, 64).filter(|_| is_there && port == address.port()));
+            })?;
+            if is_last || length == 0 {
+                break;
+            }
+        }
+    }
+    Ok(makers)
+}
+
 /// The socket at one end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
@@ -311,6 +341,20 @@ mod tests {
             drop(client);
             eventually(|| end(near, far).unwrap().is_none().then_some(()));
         }
+    }
+
+    #[test]
+    fn the_maker_of_a_listener_is_known_by_its_address() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let own = BTreeSet::from([geteuid().as_raw()]);
+        assert_eq!(makers_of_listeners(address).unwrap(), own);
+        let beside = SocketAddr::new("127.0.0.2".parse().unwrap(), address.port());
+        assert_eq!(makers_of_listeners(beside).unwrap(), BTreeSet::new());
+        drop(listener);
+        let everywhere = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = everywhere.local_addr().unwrap().port();
+        assert_eq!(makers_of_listeners(SocketAddr::new("127.0.0.1".parse().unwrap(), port)).unwrap(), own);
     }
 
     #[test]
