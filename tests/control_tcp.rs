@@ -408,7 +408,8 @@ fn a_thousand_idle_clients_and_half_lines_keep_nobody_out() {
     upgrade.wait_event("upgrade-ended");
     let first = idle.remove(0).try_hear().expect("a reason");
     assert!(reason(&first).contains("idle"), "{first}");
-    assert!(manager.open_descriptors() < before + 64 + 24, "no more than 64 are held");
+    manager
+        .wait_until("no more than 64 held", || (manager.open_descriptors() < before + 64 + 24).then_some(()));
     load.wait_for_more(20);
     drop(idle);
     load.stop().assert_spotless();
@@ -436,8 +437,10 @@ fn a_thousand_who_show_no_token_push_out_nobody_who_may_speak() {
     let mut line = String::new();
     BufReader::new(crowd.stdout.as_mut().expect("its output")).read_line(&mut line).expect("a line");
     assert_eq!(ask_with(TOKEN, control, r#"{"cmd":"ping"}"#)["ok"], true);
-    let held = manager.open_descriptors() - before;
-    assert!(held <= 60 + 16 + 8, "{held} are held");
+    // Those that had to go may still be on their way to be closed.
+    manager.wait_until("no more held than have a place", || {
+        (manager.open_descriptors() <= before + 60 + 16 + 8).then_some(())
+    });
     // One who shows it comes through the crowd.
     let said = told(STRANGER, control, &format!("{{\"cmd\":\"ping\",\"token\":\"{TOKEN}\"}}\n-\n"));
     assert_eq!(said[0]["ok"], true, "{said:?}");
