@@ -1,4 +1,4 @@
-//! The control server on TCP: what it answers, who may speak, and that nobody who may not does any harm.
+//! The control server on TCP: what it answers, who may speak, and that a client which may not does no harm.
 
 #[expect(dead_code, reason = "no single test uses all of the support")]
 mod support;
@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -33,10 +34,22 @@ fn by_tcp(service: Service, control: SocketAddr) -> Service {
     service.set("control.tcp", format!("'{control}'"))
 }
 
-fn ask(control: SocketAddr, line: &str) -> Value {
+/// Asks one thing on a connection of its own, whose first line shows no token.
+fn ask_without(control: SocketAddr, line: &str) -> Value {
     let mut client = Client::by_tcp(control);
     client.say(line);
     client.hear()
+}
+
+/// Asks one thing on a connection of its own, with the token that the manager has made.
+fn ask(manager: &Manager, control: SocketAddr, line: &str) -> Value {
+    ask_with(&manager.token(), control, line)
+}
+
+fn ask_with(token: &str, control: SocketAddr, line: &str) -> Value {
+    let mut line: Value = serde_json::from_str(line).expect("a request");
+    line["token"] = token.into();
+    ask_without(control, &line.to_string())
 }
 
 /// Writes a token file that nobody else can read.
@@ -102,8 +115,8 @@ fn is_free(address: SocketAddr) -> bool {
 fn it_answers_line_by_line_as_the_control_socket_does() {
     let (service, control) = service();
     let manager = Manager::start(service.clone().set("service.messages", "true"));
-    manager.wait_log(Place::START, ["the manager is spoken to at", &control.to_string()]);
-    let mut client = Client::by_tcp(control);
+    manager.wait_log(Place::START, ["control server listening on", &control.to_string()]);
+    let mut client = Client::with_token(control, &manager.token());
     client.say(r#"{"cmd":"upgrade","value":""}"#);
     let answer = client.hear();
     let expected = r#"{"cmd":"upgrade","value":"OK","ok":true,"outcome":"committed","generation":2}"#;
@@ -132,7 +145,7 @@ fn kill_and_die_are_answered_by_their_names_on_either_socket() {
     let (service, control) = service();
     let mut manager = Manager::start(service.args(["--ignore-term"]));
     let first = manager.workers();
-    let mut by_tcp = Client::by_tcp(control);
+    let mut by_tcp = Client::with_token(control, &manager.token());
     by_tcp.say(r#"{"cmd":"kill","id":7}"#);
     let answer = by_tcp.hear();
     assert_eq!((&answer["cmd"], &answer["value"], &answer["id"]), (&"kill".into(), &"OK".into(), &7.into()));
@@ -151,24 +164,146 @@ fn kill_and_die_are_answered_by_their_names_on_either_socket() {
 }
 
 #[test]
-fn a_stranger_is_refused_and_told_who_may_speak() {
-    if !is_root("being another user") {
-        return;
-    }
+fn whoever_shows_no_token_is_refused_the_owner_included() {
     let (service, control) = service();
     let manager = Manager::start(service);
     let workers = manager.workers();
-    let said = told(STRANGER, control, "{\"cmd\":\"die\"}\n");
-    assert_eq!(said.len(), 1, "{said:?}");
-    assert!(
-        reason(&said[0]).contains("user 4711 may not speak to this manager by TCP: only its owner and root")
+    let refused = |said: &Value, why: &str| {
+        assert!(said["ok"] == false && reason(said).contains(why), "{why}: {said}");
+    };
+    refused(&ask_without(control, r#"{"cmd":"die"}"#), "the first line must have the `token`");
+    refused(&ask_with("", control, r#"{"cmd":"die"}"#), "the `token` is not the right one");
+    let other = manager.token().replace(char::is_numeric, "x");
+    refused(&ask_with(&other, control, r#"{"cmd":"die"}"#), "the `token` is not the right one");
+    if is_root("being another user") {
+        let said = told(STRANGER, control, "{\"cmd\":\"die\"}\n");
+        assert_eq!(said.len(), 1, "{said:?}");
+        refused(&said[0], "the first line must have the `token`");
+    }
+    assert_eq!(
+        (ask(&manager, control, r#"{"cmd":"ping"}"#)["ok"].clone(), manager.workers()),
+        (true.into(), workers)
     );
-    assert!(said[0]["hint"].as_str().is_some_and(|hint| hint.contains("token_file")), "{said:?}");
-    assert_eq!(said[0]["ok"], false);
-    // A token that nobody asks for opens nothing.
-    let said = told(STRANGER, control, "{\"cmd\":\"die\",\"token\":\"\"}\n");
-    assert!(reason(&said[0]).contains("user 4711 may not speak"));
-    assert_eq!((ask(control, r#"{"cmd":"ping"}"#)["ok"].clone(), manager.workers()), (true.into(), workers));
+    manager.stop();
+}
+
+#[test]
+fn the_managers_own_token_is_its_users_alone_and_lasts_as_long_as_the_service() {
+    let (service, control) = service();
+    let mut manager = Starter::default().of_a_copy().start(service);
+    manager.wait_ready();
+    let path = manager.path("run/token");
+    let mode = fs::metadata(&path).expect("the token").permissions().mode();
+    assert_eq!((mode & 0o777, manager.token().len()), (0o600, 64));
+    let first = manager.token();
+    manager.reexec();
+    assert_eq!(
+        (manager.token(), &ask(&manager, control, r#"{"cmd":"ping"}"#)["ok"]),
+        (first.clone(), &true.into())
+    );
+    manager.crash();
+    let place = manager.place();
+    manager.restart();
+    manager.wait_log(place, ["are taken over"]);
+    manager.wait_said(place, "READY=1", |message| message.is("READY"));
+    assert_eq!(
+        (manager.token(), &ask(&manager, control, r#"{"cmd":"ping"}"#)["ok"]),
+        (first.clone(), &true.into())
+    );
+    // Removed together with the control socket, it is written again.
+    fs::remove_file(&path).expect("the token");
+    fs::remove_file(manager.control_path()).expect("the control socket");
+    manager.wait_log(place, ["it is bound anew"]);
+    assert_eq!(manager.token(), first);
+    manager.signal(Signal::SIGTERM);
+    assert!(manager.wait_exit().success());
+    assert!(!path.exists(), "it goes with the service");
+    manager.restart();
+    manager.wait_until("another token", || {
+        fs::read_to_string(&path).is_ok_and(|token| !token.is_empty()).then_some(())
+    });
+    assert_ne!(manager.token(), first);
+    manager.stop();
+}
+
+/// A service whose manager asks its user and root for no token.
+fn of_local_owner() -> (Service, SocketAddr) {
+    let (service, control) = service();
+    (service.set("control.local_owner", "true"), control)
+}
+
+#[test]
+fn under_local_owner_the_owner_needs_no_token_and_a_stranger_does() {
+    let (service, control) = of_local_owner();
+    let manager = Manager::start(service.clone());
+    assert_eq!(ask_without(control, r#"{"cmd":"ping"}"#)["ok"], true);
+    assert_eq!(ask(&manager, control, r#"{"cmd":"ping"}"#)["ok"], true, "a token that is shown does no harm");
+    if is_root("being another user") {
+        let said = told(STRANGER, control, "{\"cmd\":\"ping\"}\n");
+        assert!(reason(&said[0]).contains("the first line must have the `token`"), "{said:?}");
+    }
+    manager.upgrade_committed(service.set("control.local_owner", "false"));
+    let refused = ask_without(control, r#"{"cmd":"ping"}"#);
+    assert!(reason(&refused).contains("the first line must have the `token`"), "{refused}");
+    manager.stop();
+}
+
+/// A socket that listens, and is turned into a client of `to`: who made it says nothing of who speaks by it then.
+fn turned(socket: &TcpListener, to: SocketAddr) {
+    use nix::sys::socket::{SockaddrIn, connect};
+    // Shut down, a listener is an unconnected socket again, as it is after connect(2) with AF_UNSPEC.
+    nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Read).expect("shutdown");
+    let SocketAddr::V4(to) = to else { panic!("an IPv4 address") };
+    connect(socket.as_raw_fd(), &SockaddrIn::from(to)).expect("a connection");
+}
+
+#[test]
+fn under_local_owner_a_socket_that_a_stranger_holds_too_does_not_speak_for_its_maker() {
+    if !is_root("being another user") {
+        return;
+    }
+    let (service, control) = of_local_owner();
+    let manager = Manager::start(service);
+    let ask_by = |socket: TcpListener, stranger: Option<Child>| {
+        turned(&socket, control);
+        let mut stream = TcpStream::from(OwnedFd::from(socket));
+        std::io::Write::write_all(&mut stream, b"{\"cmd\":\"ping\"}\n").expect("a request");
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).expect("an answer");
+        if let Some(mut stranger) = stranger {
+            stranger.kill().expect("SIGKILL");
+            stranger.wait().expect("its end");
+        }
+        serde_json::from_str::<Value>(&line).expect("JSON")
+    };
+    let own = TcpListener::bind((control.ip(), 0)).expect("a socket");
+    assert_eq!(ask_by(own, None)["ok"], true, "root alone has it");
+    let shared = TcpListener::bind((control.ip(), 0)).expect("a socket");
+    let mut command = Command::new(STRANGER[0]);
+    // It has become the stranger when it has said so.
+    command.args(&STRANGER[1..]).args(["sh", "-c", "echo; exec sleep 600"]).stdout(Stdio::piped());
+    let mut stranger =
+        command.stdin(OwnedFd::from(shared.try_clone().expect("a copy"))).spawn().expect("setpriv");
+    let mut line = String::new();
+    BufReader::new(stranger.stdout.as_mut().expect("its output")).read_line(&mut line).expect("a line");
+    let refused = ask_by(shared, Some(stranger));
+    assert!(reason(&refused).contains("the first line must have the `token`"), "{refused}");
+    manager.stop();
+}
+
+#[test]
+fn under_local_owner_a_worker_does_not_speak_for_its_manager() {
+    let (service, control) = of_local_owner();
+    let (ip, port) = (control.ip(), control.port());
+    let script = format!(
+        "(exec 3<>/dev/tcp/{ip}/{port}; printf \"{{\\\"cmd\\\":\\\"ping\\\"}}\\n\" >&3; head -n 1 <&3 >said.new; mv said.new said) &"
+    );
+    let service = service.workers(1).after(&format!("bash -c '{script} wait'"));
+    let manager = Manager::start(service);
+    let said =
+        manager.wait_until("what the worker is told", || fs::read_to_string(manager.path("said")).ok());
+    let said: Value = serde_json::from_str(&said).expect("JSON");
+    assert!(reason(&said).contains("the first line must have the `token`"), "{said}");
     manager.stop();
 }
 
@@ -177,7 +312,7 @@ fn a_stranger_who_has_gone_before_it_is_met_does_not_pass_for_root() {
     if !is_root("being another user") {
         return;
     }
-    let (service, control) = service();
+    let (service, control) = of_local_owner();
     let manager = Manager::start(service);
     let workers = manager.workers();
     let script = format!(
@@ -191,7 +326,7 @@ fn a_stranger_who_has_gone_before_it_is_met_does_not_pass_for_root() {
     assert!(status.success());
     eventually("that the kernel forgets whose they are", || (forgotten(control) == 5).then_some(()));
     manager.signal(Signal::SIGCONT);
-    assert_eq!(ask(control, r#"{"cmd":"status"}"#)["status"]["phase"], "serving");
+    assert_eq!(ask(&manager, control, r#"{"cmd":"status"}"#)["status"]["phase"], "serving");
     assert_eq!(manager.workers(), workers);
     manager.stop();
 }
@@ -226,7 +361,7 @@ fn a_browser_cannot_be_made_to_speak_to_it() {
     client.send(format!("{head}{body}").as_bytes());
     assert_eq!(client.try_hear(), None);
     // One that has spoken commands before is no exception.
-    let mut client = Client::by_tcp(control);
+    let mut client = Client::with_token(control, &manager.token());
     client.send(format!("{{\"cmd\":\"ping\"}}\nnonsense\n{body}").as_bytes());
     assert_eq!((client.hear()["ok"].clone(), client.hear()["ok"].clone()), (true.into(), false.into()));
     assert_eq!(client.try_hear(), None);
@@ -238,14 +373,14 @@ fn a_browser_cannot_be_made_to_speak_to_it() {
 fn a_long_line_is_refused_and_the_service_unharmed() {
     let (service, control) = service();
     let manager = Manager::start(service);
-    let mut client = Client::by_tcp(control);
+    let mut client = Client::with_token(control, &manager.token());
     client.send(&vec![b'x'; 10 << 20]);
     let refusal = client.try_hear();
     assert!(refusal.is_none_or(|refusal| refusal["value"] == "a line has at most 65536 bytes"));
     assert_eq!(client.try_hear(), None);
     let resident = manager.resident();
     assert!(resident < 64 * 1024, "{resident} KiB");
-    assert_eq!(ask(control, r#"{"cmd":"ping"}"#)["ok"], true);
+    assert_eq!(ask(&manager, control, r#"{"cmd":"ping"}"#)["ok"], true);
     manager.stop();
 }
 
@@ -255,24 +390,26 @@ fn a_thousand_idle_clients_and_half_lines_keep_nobody_out() {
     let manager = Manager::start(service);
     let before = manager.open_descriptors();
     let load = Load::start(&[Target::Tcp(SocketAddr::new(control.ip(), 8080))], &MODES);
-    let mut upgrade = Client::by_tcp(control);
+    let token = manager.token();
+    let mut upgrade = Client::with_token(control, &token);
     upgrade.say(r#"{"cmd":"events"}"#);
     assert_eq!(upgrade.hear()["ok"], true);
     let mut idle: Vec<Client> = Vec::new();
     for number in 0..1000 {
-        let mut client = Client::by_tcp(control);
+        let mut client = Client::with_token(control, &token);
         if number % 2 == 0 {
             client.send(b"{\"cmd\":");
         }
         idle.push(client);
     }
-    assert_eq!(ask(control, r#"{"cmd":"status"}"#)["ok"], true);
+    assert_eq!(ask(&manager, control, r#"{"cmd":"status"}"#)["ok"], true);
     assert_eq!(manager.ask(r#"{"cmd":"status"}"#)["ok"], true, "the control socket has the same places");
     upgrade.say(r#"{"cmd":"upgrade"}"#);
     upgrade.wait_event("upgrade-ended");
     let first = idle.remove(0).try_hear().expect("a reason");
     assert!(reason(&first).contains("idle"), "{first}");
-    assert!(manager.open_descriptors() < before + 64 + 24, "no more than 64 are held");
+    manager
+        .wait_until("no more than 64 held", || (manager.open_descriptors() < before + 64 + 24).then_some(()));
     load.wait_for_more(20);
     drop(idle);
     load.stop().assert_spotless();
@@ -288,8 +425,8 @@ fn a_thousand_who_show_no_token_push_out_nobody_who_may_speak() {
     let manager = start_with_token(service);
     let before = manager.open_descriptors();
     // Idle, and there before all of them.
-    let mut idle: Vec<Client> = (0..60).map(|_| Client::by_tcp(control)).collect();
-    assert_eq!(ask(control, r#"{"cmd":"ping"}"#)["ok"], true, "all are let in");
+    let mut idle: Vec<Client> = (0..60).map(|_| Client::with_token(control, TOKEN)).collect();
+    assert_eq!(ask_with(TOKEN, control, r#"{"cmd":"ping"}"#)["ok"], true, "all are let in");
     let script = format!(
         "ulimit -n 2048; for i in {{1..1000}}; do exec {{fd}}<>/dev/tcp/{}/{}; printf '{{\"cmd\":' >&$fd; done; \
          echo; read",
@@ -299,9 +436,11 @@ fn a_thousand_who_show_no_token_push_out_nobody_who_may_speak() {
     let mut crowd = shell(STRANGER, &script);
     let mut line = String::new();
     BufReader::new(crowd.stdout.as_mut().expect("its output")).read_line(&mut line).expect("a line");
-    assert_eq!(ask(control, r#"{"cmd":"ping"}"#)["ok"], true);
-    let held = manager.open_descriptors() - before;
-    assert!(held <= 60 + 16 + 8, "{held} are held");
+    assert_eq!(ask_with(TOKEN, control, r#"{"cmd":"ping"}"#)["ok"], true);
+    // Those that had to go may still be on their way to be closed.
+    manager.wait_until("no more held than have a place", || {
+        (manager.open_descriptors() <= before + 60 + 16 + 8).then_some(())
+    });
     // One who shows it comes through the crowd.
     let said = told(STRANGER, control, &format!("{{\"cmd\":\"ping\",\"token\":\"{TOKEN}\"}}\n-\n"));
     assert_eq!(said[0]["ok"], true, "{said:?}");
@@ -314,14 +453,46 @@ fn a_thousand_who_show_no_token_push_out_nobody_who_may_speak() {
     manager.stop();
 }
 
+/// A flood of newcomers costs the owner of the token a place now and then, and never the service.
 #[test]
-fn on_loopback_a_token_lets_a_stranger_in_who_may_not_speak_by_itself() {
+fn a_flood_of_strangers_does_not_keep_the_owner_of_the_token_out() {
+    if !is_root("being another user") {
+        return;
+    }
+    let (service, control) = service();
+    let manager = Manager::start(service);
+    let token = manager.token();
+    let script = format!(
+        "ulimit -n 64; echo; while :; do for fd in {{10..40}}; do eval \"exec $fd<>/dev/tcp/{}/{}; printf x >&$fd\"; done; done",
+        control.ip(),
+        control.port()
+    );
+    let mut flood = shell(STRANGER, &script);
+    let mut line = String::new();
+    BufReader::new(flood.stdout.as_mut().expect("its output")).read_line(&mut line).expect("a line");
+    let served = (0..100).filter(|_| {
+        let mut client = Client::by_tcp(control);
+        client.say(&format!("{{\"cmd\":\"ping\",\"token\":\"{token}\"}}"));
+        client.try_hear().is_some_and(|answer| answer["ok"] == true)
+    });
+    let served = served.count();
+    assert!(flood.try_wait().expect("wait").is_none(), "the flood goes on");
+    flood.kill().expect("SIGKILL");
+    flood.wait().expect("its end");
+    assert!(served >= 80, "{served} of 100 were served");
+    manager.stop();
+}
+
+#[test]
+fn a_token_file_is_what_everybody_shows() {
     if !is_root("being another user") {
         return;
     }
     let (service, control) = service();
     let manager = start_with_token(service);
-    assert_eq!(ask(control, r#"{"cmd":"ping"}"#)["ok"], true, "the owner needs none");
+    assert_eq!(ask_with(TOKEN, control, r#"{"cmd":"ping"}"#)["ok"], true);
+    let refused = ask(&manager, control, r#"{"cmd":"ping"}"#);
+    assert!(reason(&refused).contains("not the right one"), "the manager's own does not count beside it");
     // Shown once, it holds for the connection.
     let right = format!("{{\"cmd\":\"ping\",\"token\":\"{TOKEN}\"}}\n{{\"cmd\":\"ping\"}}\nthe end\n");
     let said = told(STRANGER, control, &right);
@@ -366,7 +537,7 @@ fn elsewhere_the_token_alone_decides() {
         told(inside, to, &format!("{{\"cmd\":\"ping\"{token}}}\nthe end\n")).remove(0)
     };
     let shown = |token: &str| format!(",\"token\":\"{token}\"");
-    assert_eq!(say(here, "")["ok"], true, "the kernel knows who it is");
+    assert!(reason(&say(here, "")).contains("the first line must have the `token`"));
     assert!(reason(&say(elsewhere, "")).contains("the first line must have the `token`"), "root or not");
     assert!(reason(&say(elsewhere, &shown("wrong-horse-battery-staple-"))).contains("not the right one"));
     assert_eq!(say(elsewhere, &shown(TOKEN))["ok"], true);
@@ -435,7 +606,7 @@ fn an_upgrade_moves_the_control_server_when_it_is_committed_and_not_before() {
     let new = SocketAddr::new(old.ip(), 3001);
     let manager = Manager::start(service.clone());
     let before = manager.open_descriptors();
-    let mut held = Client::by_tcp(old);
+    let mut held = Client::with_token(old, &manager.token());
 
     let taken = TcpListener::bind(new).expect("the address");
     let refused = manager.upgrade(by_tcp(service.clone(), new));
@@ -450,15 +621,15 @@ fn an_upgrade_moves_the_control_server_when_it_is_committed_and_not_before() {
     let failed = manager.upgrade(by_tcp(service.clone(), new).args(["--exit", "1"]));
     assert_eq!(failed.verdict, Verdict::RolledBack);
     manager.wait_until("the new address free again", || is_free(new).then_some(()));
-    assert_eq!(ask(old, r#"{"cmd":"ping"}"#)["ok"], true);
+    assert_eq!(ask(&manager, old, r#"{"cmd":"ping"}"#)["ok"], true);
 
     manager.upgrade_committed(by_tcp(service.clone(), new));
-    assert_eq!(ask(new, r#"{"cmd":"ping"}"#)["ok"], true);
+    assert_eq!(ask(&manager, new, r#"{"cmd":"ping"}"#)["ok"], true);
     assert!(TcpStream::connect(old).is_err());
     held.say(r#"{"cmd":"ping"}"#);
     assert_eq!(held.hear()["ok"], true, "a connection that is there stays");
-    assert_eq!(ask(new, r#"{"cmd":"rollback"}"#)["outcome"], "committed");
-    assert_eq!(ask(old, r#"{"cmd":"ping"}"#)["ok"], true);
+    assert_eq!(ask(&manager, new, r#"{"cmd":"rollback"}"#)["outcome"], "committed");
+    assert_eq!(ask(&manager, old, r#"{"cmd":"ping"}"#)["ok"], true);
     assert!(is_free(new));
 
     manager.upgrade_committed(Service::worker().workers(2).set("upgrade.probation", "'0s'"));
@@ -478,9 +649,10 @@ fn a_reexec_keeps_the_listener_and_whoever_waits() {
     let mut manager = starter.start(service.clone());
     manager.wait_ready();
     manager.rewrite(by_tcp(service, moved).set("upgrade.probation", "'1h'"));
-    let mut watcher = Client::by_tcp(control);
+    let token = manager.token();
+    let mut watcher = Client::with_token(control, &token);
     watcher.say(r#"{"cmd":"events"}"#);
-    let mut upgrade = Client::by_tcp(control);
+    let mut upgrade = Client::with_token(control, &token);
     upgrade.say(r#"{"cmd":"upgrade"}"#);
     watcher.wait_event("probation");
     // One has come to the listener that is not yet listened to; half of a line is said.
@@ -490,17 +662,17 @@ fn a_reexec_keeps_the_listener_and_whoever_waits() {
     for _ in 0..2 {
         let place = manager.place();
         copy_program(&manager.path("liveswap"));
-        assert_eq!(ask(control, r#"{"cmd":"reexec"}"#)["value"], "OK");
+        assert_eq!(ask(&manager, control, r#"{"cmd":"reexec"}"#)["value"], "OK");
         manager.wait_log(place, ["goes on as the manager"]);
     }
     upgrade.send(b"\"ping\"}\n");
     assert_eq!(upgrade.hear()["cmd"], "ping");
-    assert_eq!(ask(control, r#"{"cmd":"rollback"}"#)["ok"], true);
+    assert_eq!(ask(&manager, control, r#"{"cmd":"rollback"}"#)["ok"], true);
     let answer = upgrade.hear();
     assert_eq!((&answer["cmd"], &answer["outcome"]), (&"upgrade".into(), &"rolled-back".into()));
     watcher.wait_event("upgrade-ended");
     assert_eq!(early.try_hear(), None, "the new listener has gone with its generation");
-    assert_eq!(ask(control, r#"{"cmd":"die"}"#)["value"], "OK");
+    assert_eq!(ask(&manager, control, r#"{"cmd":"die"}"#)["value"], "OK");
     assert!(is_free(control) && is_free(moved));
     assert!(manager.wait_exit().success());
 }
@@ -511,14 +683,15 @@ fn it_is_there_until_the_last_worker_has_gone() {
     let mut manager = Manager::start(service);
     let mut held = TcpStream::connect(SocketAddr::new(control.ip(), 8080)).expect("the service");
     let place = manager.place();
-    let mut stop = Client::by_tcp(control);
+    let token = manager.token();
+    let mut stop = Client::with_token(control, &token);
     std::io::Write::write_all(&mut held, b"GET / HTTP/1.1\r\nHost: a\r\n").expect("half a request");
     manager.signal(Signal::SIGTERM);
     manager.wait_log(place, ["stopping"]);
     stop.say(r#"{"cmd":"stop"}"#);
     stop.say(r#"{"cmd":"ping"}"#);
     assert_eq!(stop.hear()["cmd"], "ping");
-    assert_eq!(ask(control, r#"{"cmd":"die"}"#)["value"], "OK");
+    assert_eq!(ask(&manager, control, r#"{"cmd":"die"}"#)["value"], "OK");
     assert_eq!(stop.hear()["cmd"], "stop");
     assert!(is_free(control));
     assert!(manager.wait_exit().success());

@@ -5,11 +5,12 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 
 use nix::sys::signal::Signal;
 use support::client::{Connection, Target};
@@ -189,7 +190,7 @@ fn sigterm_frees_both_ports_before_the_end() {
 #[test]
 fn the_control_server_speaks_the_lines_of_always() {
     let Some(old) = Old::start(|_| (), []) else { return };
-    let mut client = Client::by_tcp(old.control());
+    let mut client = Client::with_token(old.control(), &old.manager.token());
     let path = old.manager.path("app2.js");
     client.say(&format!(r#"{{"cmd":"upgrade","value":"{}"}}"#, path.display()));
     let answer = client.hear();
@@ -197,10 +198,50 @@ fn the_control_server_speaks_the_lines_of_always() {
     assert_eq!(old.says(), "2");
 }
 
+/// The clients of old cannot show a token.
+#[test]
+fn under_local_owner_a_client_needs_no_token() {
+    let Some(old) = Old::start(|_| (), ["--local-owner"]) else { return };
+    let mut client = Client::by_tcp(old.control());
+    client.say(r#"{"cmd":"message","value":"of old"}"#);
+    assert_eq!(client.hear()["value"], "OK");
+    let Some(old) = Old::start(|_| (), []) else { return };
+    let mut client = Client::by_tcp(old.control());
+    client.say(r#"{"cmd":"message","value":"of old"}"#);
+    assert!(
+        client.hear()["value"]
+            .as_str()
+            .is_some_and(|why| why.contains("the first line must have the `token`"))
+    );
+}
+
+#[test]
+fn a_program_that_has_got_the_port_is_not_shown_the_token() {
+    let Some(mut old) = Old::start(|_| (), []) else { return };
+    old.manager.crash();
+    let token = old.manager.token();
+    let thief = TcpListener::bind(old.control()).expect("the port");
+    let listens = thread::spawn(move || {
+        let (mut stream, _) = thief.accept().expect("a client");
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).expect("a request");
+        stream.write_all(b"{\"cmd\":\"kill\",\"value\":\"OK\",\"ok\":true}\n").expect("an answer");
+        line
+    });
+    assert_eq!(old.flags(["-k"]), ok("kill"));
+    let heard = listens.join().expect("the thief");
+    assert!(heard.contains("kill") && !heard.contains("token") && !heard.contains(&token), "{heard}");
+    // The one manager that is meant is found among others, and no stranger's port is asked where it is there.
+    let place = old.manager.place();
+    old.manager.restart();
+    old.manager.wait_log(place, ["are taken over"]);
+    assert_eq!(old.flags(["-m", "still there"]), ok("message"));
+}
+
 #[test]
 fn of_three_upgrades_at_once_each_hears_its_own_truth() {
     let Some(old) = Old::start(|_| (), []) else { return };
-    let mut client = Client::by_tcp(old.control());
+    let mut client = Client::with_token(old.control(), &old.manager.token());
     let line = |id: u32, path: &str| {
         format!("{{\"id\":{id},\"cmd\":\"upgrade\",\"value\":\"{}\"}}", old.manager.path(path).display())
     };

@@ -1,6 +1,8 @@
 //! The way to a manager: finding it by its service's name, and speaking with it line by line.
 
+use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -9,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::report::{self, Status};
-use crate::daemon::runtime::{Place, places};
+use crate::daemon::runtime::{Connected, Place, places, places_of_others};
 use crate::wire::control::{self, Command, MAX_ANSWER, Reply, Request};
 use crate::wire::lines::Lines;
 use crate::wire::printable::printable;
@@ -152,8 +154,33 @@ impl Connection {
         }
     }
 
+    /// Connects to the manager whose control server listens at `server`, by its control socket; `None` where none is found that
+    /// lets us speak.
+    pub fn at(server: SocketAddr) -> Option<Self> {
+        let find = |places: Vec<Place>| {
+            places.iter().find_map(|place| Self::of_server(place, server).ok().flatten())
+        };
+        find(places(None)).or_else(|| find(places_of_others(server)))
+    }
+
+    fn of_server(place: &Place, server: SocketAddr) -> Result<Option<Self>, ConnectionError> {
+        let Connected { stream, pid } = place.connect()?;
+        if !is_of_our_network(pid) {
+            return Ok(None);
+        }
+        let mut connection = Self { service: String::new(), stream, lines: Lines::new(MAX_ANSWER) };
+        // One that does not answer in time may be another one's manager.
+        let reply = connection.ask_once(Command::Ping)?;
+        let listens_there = reply.tcp.is_some_and(|at| {
+            let is_any = at.ip().is_unspecified() && server.ip().is_loopback();
+            at.port() == server.port() && (is_any || at.ip().to_canonical() == server.ip().to_canonical())
+        });
+        let Some(service) = reply.service.filter(|_| listens_there) else { return Ok(None) };
+        Ok(Some(Self { service, ..connection }))
+    }
+
     fn to(place: &Place) -> io::Result<Self> {
-        let stream = UnixStream::connect(&place.socket)?;
+        let Connected { stream, .. } = place.connect()?;
         let mut connection = Self { service: String::new(), stream, lines: Lines::new(MAX_ANSWER) };
         let reply = connection.ask_once(Command::Ping).map_err(|error| match error {
             ConnectionError::Lost(error)
@@ -307,6 +334,13 @@ impl Read for Patient<'_> {
             _ => error,
         })
     }
+}
+
+/// Whether a process has the same network as we have, as far as we may look: addresses of two networks are not the same.
+fn is_of_our_network(pid: i32) -> bool {
+    let network = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    let theirs = network(&pid.to_string());
+    theirs.is_none() || theirs == network("self")
 }
 
 /// Whether there is no manager behind the socket.

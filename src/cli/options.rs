@@ -56,6 +56,7 @@ pub struct Options {
     pre_upgrade: Option<PathBuf>,
     zero_downtime: bool,
     token_file: Option<PathBuf>,
+    local_owner: bool,
 }
 
 impl Options {
@@ -70,6 +71,7 @@ impl Options {
             pre_upgrade: None,
             zero_downtime: true,
             token_file: None,
+            local_owner: false,
         }
     }
 
@@ -78,7 +80,7 @@ impl Options {
         Self { port, ..self }
     }
 
-    /// Sets the IP address of the control server; one that is not of this machine alone needs a token.
+    /// Sets the IP address of the control server; one that other machines can reach needs a token file.
     pub fn address(self, address: impl Into<String>) -> Self {
         Self { address: address.into(), ..self }
     }
@@ -103,9 +105,16 @@ impl Options {
         Self { zero_downtime, ..self }
     }
 
-    /// Sets the file of the token by which others than the owner and root may speak to the control server.
+    /// Sets the file of the token that the control server asks for. Without one the manager makes a token, in the file `token` of
+    /// its runtime directory.
     pub fn token_file(self, token_file: impl Into<PathBuf>) -> Self {
         Self { token_file: Some(token_file.into()), ..self }
+    }
+
+    /// Sets whether the manager's user and root need no token on a loopback address, as the clients of the liveswap that was
+    /// written in Node cannot show one.
+    pub fn local_owner(self, local_owner: bool) -> Self {
+        Self { local_owner, ..self }
     }
 
     /// Runs the service until it has ended.
@@ -133,6 +142,7 @@ impl Options {
             address: if self.address == "localhost" { DEFAULT_ADDRESS.into() } else { self.address },
             port: self.port,
             token_file: self.token_file.map(absolute),
+            local_owner: self.local_owner,
             head: self.head.map(absolute),
             pre_upgrade: self
                 .pre_upgrade

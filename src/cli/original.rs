@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{ArgGroup, CommandFactory, Parser};
 
-use super::connection::next_line;
+use super::connection::{Connection, ConnectionError, next_line};
 use super::options::{DEFAULT_ADDRESS, DEFAULT_PORT, Options, found};
 use super::output;
 use super::report::Status;
@@ -59,9 +59,13 @@ pub struct Original {
     /// The IP address of the control server
     #[arg(short, long, default_value = DEFAULT_ADDRESS)]
     address: String,
-    /// The file with the token that opens a control server to others than its owner and root
+    /// The file with the token that the control server asks for; without it the manager makes one, which its user and root
+    /// need not name
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// With -s: let root and this user speak to the control server without a token, for clients that cannot show one
+    #[arg(long)]
+    local_owner: bool,
     /// With -s: how many workers; as many as there are CPUs unless given
     #[arg(short, long, value_name = "WORKERS")]
     forks: Option<u32>,
@@ -144,7 +148,7 @@ impl Original {
         if let Some(token) = &self.token_file {
             options = options.token_file(token);
         }
-        options
+        options.local_owner(self.local_owner)
     }
 
     /// Asks the control server, and waits for its answer.
@@ -153,6 +157,15 @@ impl Original {
         let ip: IpAddr =
             address.parse().map_err(|_| io::Error::other(format!("{address} is not an IP address")))?;
         let server = SocketAddr::new(ip, self.port);
+        // By its control socket nobody else can take the manager's place, as another program can that has got its port.
+        if let Some(mut connection) = Connection::at(server) {
+            return connection.ask_once(command).map_err(|error| match error {
+                ConnectionError::Lost(error) if error.kind() == io::ErrorKind::UnexpectedEof => unanswered(),
+                ConnectionError::Lost(error) => error,
+                other => io::Error::other(other),
+            });
+        }
+        // Without a token file nothing secret is sent: whoever listens there may be anybody.
         let token = self.token_file.as_deref().map(read_token).transpose()?;
         let mut stream = TcpStream::connect(server).map_err(|error| match error.kind() {
             io::ErrorKind::ConnectionRefused => io::Error::other(format!("connect ECONNREFUSED {server}")),
@@ -163,12 +176,14 @@ impl Original {
         let line = next_line(&mut stream, &mut Lines::new(MAX_ANSWER))?.unwrap_or_default();
         match Line::parse(&line) {
             Ok(Line::Reply(reply)) => Ok(*reply),
-            Ok(Line::Event(_)) | Err(_) if line.is_empty() => {
-                Err(io::Error::other("the connection was closed without an answer"))
-            }
+            Ok(Line::Event(_)) | Err(_) if line.is_empty() => Err(unanswered()),
             Ok(Line::Event(_)) | Err(_) => Err(io::Error::other(format!("{server} is no control server"))),
         }
     }
+}
+
+fn unanswered() -> io::Error {
+    io::Error::other("the connection was closed without an answer")
 }
 
 fn read_token(file: &Path) -> io::Result<Secret> {

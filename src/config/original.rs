@@ -9,7 +9,7 @@ use super::draft::{Draft, in_a_shell, quoted};
 use crate::core::spec::ServiceSpec;
 
 /// What keys are called on the command line.
-const FLAG_OF_KEY: [(&str, &str); 7] = [
+const FLAG_OF_KEY: [(&str, &str); 8] = [
     ("`target`", "`-s`"),
     ("`workers`", "`-f`"),
     ("`tcp` in [control]", "`-a` and `-p`"),
@@ -17,6 +17,7 @@ const FLAG_OF_KEY: [(&str, &str); 7] = [
     ("`head`", "`-H`"),
     ("`pre_upgrade`", "`--pre-upgrade`"),
     ("`token_file`", "`--token-file`"),
+    ("`local_owner`", "`--local-owner`"),
 ];
 
 /// The longest part of a service's name that comes from its target.
@@ -35,8 +36,11 @@ pub struct Original {
     pub address: String,
     /// Its port.
     pub port: u16,
-    /// Whose token lets others than the owner and root speak to it.
+    /// The file of the token that it asks for, where that is not the manager's own.
     pub token_file: Option<PathBuf>,
+    /// Whether the manager's user and root need no token.
+    #[serde(default)]
+    pub local_owner: bool,
     /// Where the target that serves is recorded.
     pub head: Option<PathBuf>,
     /// What runs before an upgrade.
@@ -86,6 +90,10 @@ impl Original {
             draft.file.push_str("\ntoken_file = ");
             draft.word("--token-file", &path(token), &quoted(&path(token)));
         }
+        if self.local_owner {
+            draft.line.push_str(" --local-owner");
+            draft.file.push_str("\nlocal_owner = true");
+        }
         draft.file.push_str("\n[upgrade]\n");
         for (key, flag, value) in
             [("head", "-H", &self.head), ("pre_upgrade", "--pre-upgrade", &self.pre_upgrade)]
@@ -127,6 +135,7 @@ mod tests {
             address: "127.0.0.1".into(),
             port: 3000,
             token_file: None,
+            local_owner: false,
             head: Some("/srv/HEAD".into()),
             pre_upgrade: Some("./pull.js".into()),
             recreate: true,

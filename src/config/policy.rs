@@ -264,13 +264,14 @@ pub(super) fn control(mut table: Table<'_>, origin: &Origin, problems: &Problems
     let group = table.read("group", values::principal);
     let tcp = table.read("tcp", address::tcp);
     let token_file = table.read("token_file", values::nonempty);
+    let local_owner = table.read("local_owner", values::boolean);
     if let Some(at) = &tcp
         && !at.value.ip().to_canonical().is_loopback()
         && !table.has("token_file")
     {
         let message = "`tcp` needs the key `token_file`, as its address is not a loopback one";
-        let help = "the kernel tells who speaks on this machine alone: take 127.0.0.1 or [::1], or set token_file = \"…\" to a \
-                    file of mode 0600 with a secret of 16 characters at least";
+        let help = "who comes from elsewhere cannot read the manager's own token: take 127.0.0.1 or [::1], or set \
+                    token_file = \"…\" to a file of mode 0600 with a secret of 16 characters at least";
         problems.conclude(at.span.clone(), Flaw::new(message, "other machines may reach it").help(help));
     }
     if let Some(at) = token_file.as_ref().filter(|_| !table.has("tcp")) {
@@ -278,8 +279,14 @@ pub(super) fn control(mut table: Table<'_>, origin: &Origin, problems: &Problems
         let help = "remove it, or set tcp = \"127.0.0.1:3000\" in [control]";
         problems.conclude(at.key.clone(), flaw.help(help));
     }
+    if let Some(at) = local_owner.as_ref().filter(|_| !table.has("tcp")) {
+        let flaw = Flaw::new("`local_owner` is ignored unless `tcp` is set", "here `tcp` is not set");
+        let help = "remove it, or set tcp = \"127.0.0.1:3000\" in [control]";
+        problems.conclude(at.key.clone(), flaw.help(help));
+    }
     table.finish();
     ControlSpec {
+        local_owner: local_owner.is_some_and(At::value),
         group: group.map(At::value),
         tcp: tcp.map(At::value),
         token_file: token_file.map(|at| origin.absolute(&at.value)),

@@ -68,6 +68,11 @@ pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> 
     let name = name(&mut table, origin);
     let command = argv(&mut table, "command");
     let target = table.read("target", values::nonempty).map(At::value);
+    let target_within = table.read("target_within", values::nonempty);
+    if let Some(at) = target_within.as_ref().filter(|_| !table.has("target")) {
+        let flaw = Flaw::new("`target_within` is ignored unless `target` is set", "here `target` is not set");
+        table.problems().conclude(at.key.clone(), flaw.help("remove it, or set target = \"…\" in [service]"));
+    }
     let directory = table.read("directory", values::nonempty);
     let workers = table.read_or("workers", 1, |value| workers(value, origin));
     let usual =
@@ -106,6 +111,7 @@ pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> 
     let process = ProcessSpec {
         command: command.unwrap_or_else(|| usual_command(protocol)),
         target,
+        target_within: target_within.map(|at| origin.absolute(&at.value)),
         directory: origin.absolute(directory.as_ref().map_or(".", |path| &path.value)),
         protocol: protocol.unwrap_or(Protocol::Notify),
         clear_environment: clear_environment.is_some_and(At::value),

@@ -64,6 +64,9 @@ pub struct ProcessSpec {
     /// The code that runs, where it has a name of its own: a path, absolute or relative to `directory`. An upgrade may name
     /// another one.
     pub target: Option<String>,
+    /// The absolute folder that every target must lie below, symbolic links not yet resolved; `None` without `target`.
+    #[serde(default)]
+    pub target_within: Option<PathBuf>,
     /// Absolute, symbolic links not yet resolved.
     pub directory: PathBuf,
     /// How the worker learns of its sockets and speaks of its state.
@@ -194,8 +197,11 @@ pub struct ControlSpec {
     pub group: Option<String>,
     /// Where it is spoken to by TCP; the port is not 0, and there is a token file where the address is not a loopback one.
     pub tcp: Option<SocketAddr>,
-    /// Where the token stands that lets anybody speak by TCP; absolute. `None` without `tcp`.
+    /// Where the token stands that lets anybody speak by TCP; absolute. `None` without `tcp`, and where the manager makes one.
     pub token_file: Option<PathBuf>,
+    /// Whether the manager's user and root need no token on a loopback address.
+    #[serde(default)]
+    pub local_owner: bool,
 }
 
 /// A socket that the manager binds and the workers inherit.

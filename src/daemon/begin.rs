@@ -37,7 +37,7 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
     for path in watched {
         path.metadata().map_err(|source| ManagerError::Watch { path: path.clone(), source })?;
     }
-    let runtime = RuntimeDirectory::take(&service)?;
+    let mut runtime = RuntimeDirectory::take(&service)?;
     runtime.wait_for_children();
     let nofile = raise_descriptor_limit().map_err(io("raising the limit of open descriptors"))?;
     let heritage = Heritage::take(nofile).with_runtime(runtime.path());
@@ -50,6 +50,7 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
         (Before::Left(_), Ok(_)) => runtime.clear()?,
         (Before::Left(_), Err(refusal)) => return Err(ManagerError::BadFile(refusal.clone().into())),
     }
+    runtime.make_token(matches!(before, Before::Taken(_)))?;
     let control = Control::bind(&runtime.control(), None).map_err(io("binding the control socket"))?;
     let post = Post { runtime, heritage, upward, control, cgroups };
     let mut daemon = match (before, release) {
@@ -178,7 +179,7 @@ fn anew(
     let kept = kept.and(stored);
     let mut sockets = Sockets::with_kept(&kept.listeners, inherited);
     post.control.open_to(release.control_group);
-    post.control.listen_by_tcp(&release)?;
+    post.control.listen_by_tcp(&release, post.runtime.token())?;
     let prepared = prepare::prepare_sockets(&mut sockets, &release)?;
     for warning in &release.warnings {
         warn!("{warning}");

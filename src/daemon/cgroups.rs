@@ -57,6 +57,12 @@ impl Cgroups {
         self.delegated.as_ref().map(|delegated| delegated.name.as_str()).map_err(String::as_str)
     }
 
+    /// How the names of the groups of this service begin in /proc/PID/cgroup, where there are any.
+    pub fn prefix(&self) -> Option<String> {
+        let delegated = self.delegated.as_ref().ok()?;
+        Some(format!("{}/{}", delegated.name.trim_end_matches('/'), self.prefix))
+    }
+
     /// The group of a generation.
     pub fn of(&self, generation: GenerationId) -> Option<PathBuf> {
         Some(self.delegated.as_ref().ok()?.path.join(format!("{}{generation}", self.prefix)))

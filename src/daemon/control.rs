@@ -9,12 +9,14 @@
 //! client   one connection: lines in, lines out             command   a request into an event, an outcome into a reply
 //! status   how things stand                                survey    the child that looks at the workers for it
 //! history  what happened when                              message   lines for the workers
+//! local    who needs no token, under `local_owner`
 //! ```
 
 mod client;
 mod command;
 mod door;
 mod history;
+mod local;
 mod message;
 mod status;
 mod survey;
@@ -34,6 +36,7 @@ pub(super) use self::client::{Standing, Trust};
 pub(super) use self::door::Door;
 use self::door::full;
 pub(super) use self::history::History;
+use self::local::Examinations;
 use self::survey::Survey;
 pub use self::tcp::TcpError;
 use super::handover::Reexec;
@@ -58,8 +61,11 @@ pub struct Control {
     /// Who may come to it, beside the owner and root.
     group: Option<u32>,
     tcp: Option<ControlTcp>,
-    /// What lets anybody speak who comes by TCP.
-    token: Option<Secret>,
+    /// What lets anybody speak who comes by TCP; `None` where nothing does.
+    pub(super) token: Option<Secret>,
+    /// Whether the manager's user and root need no token on a loopback address.
+    local_owner: bool,
+    examinations: Examinations,
     clients: BTreeMap<ClientId, Client>,
     last_client: u64,
     /// Whom the core's answers go to.
@@ -97,6 +103,8 @@ hand_over!(Control as ControlState {
     group: Option<u32>,
     tcp: Option<ControlTcp>,
     token: Option<Secret>,
+    local_owner: bool,
+    examinations: Examinations,
     clients: BTreeMap<ClientId, Client>,
     last_client: u64,
     askers: BTreeMap<RequestId, Asker>,
@@ -119,6 +127,8 @@ impl Control {
             group: None,
             tcp: None,
             token: None,
+            local_owner: false,
+            examinations: Examinations::default(),
             clients: BTreeMap::new(),
             last_client: 0,
             askers: BTreeMap::new(),
@@ -160,6 +170,7 @@ impl Control {
     /// Returns when [`Daemon::end_late_clients`] is due; `None` where nobody is there that could be late.
     pub(super) fn next_deadline(&self) -> Option<Mono> {
         let clients = self.clients.values().filter_map(Client::deadline);
+        let clients = clients.chain(self.examinations.deadline());
         clients.chain(self.admits_at).chain(self.survey.as_ref().map(Survey::deadline)).min()
     }
 
@@ -225,9 +236,9 @@ impl Daemon {
             self.control.drop_client(id, &self.poller);
             return;
         }
-        let was_unproven = client.trust == Trust::Unproven;
+        let was_unproven = client.trust.is_unproven();
         let requests = client.listen(now, self.control.token.as_ref());
-        let has_proven = was_unproven && client.trust != Trust::Unproven;
+        let has_proven = was_unproven && !client.trust.is_unproven();
         if has_proven && !self.make_room(Some(id)) {
             self.let_client_go(id, &full());
             return;
@@ -279,6 +290,7 @@ impl Daemon {
             }
         }
         self.end_late_survey(now);
+        self.end_late_examination(now);
     }
 
     /// Ends the manager's part: lets go of all that it held, and then tells those who wait that it is over.

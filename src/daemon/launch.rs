@@ -149,7 +149,8 @@ pub struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn fill_in<'t>(&self, text: &'t str) -> Cow<'t, str> {
+    /// Returns a text with its placeholders replaced.
+    pub fn fill_in<'t>(&self, text: &'t str) -> Cow<'t, str> {
         fill_in(text, self.generation, self.slot, self.release)
     }
 

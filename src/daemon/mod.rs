@@ -11,7 +11,7 @@
 //! launch    release + place -> how a process is started    process   a worker's process
 //! sockets   the listeners, shared by generations           repair    mending what workers do to them
 //! upward    what we tell systemd                            system_store  our sockets in its store
-//! runtime   the runtime directory
+//! runtime   the runtime directory                       places    where managers are looked for
 //! node      Node programs as workers, and the sockets they ask for
 //! sender    whom a worker's notify socket believes
 //! store     what workers leave for those after them
@@ -44,6 +44,7 @@ mod loose_ends;
 mod node;
 mod obey;
 mod outlet;
+mod places;
 mod pre_upgrade;
 mod prepare;
 mod process;
@@ -135,6 +136,11 @@ impl ManagerError {
             Self::Runtime(RuntimeError::TooLong(_)) => {
                 Some("set RUNTIME_DIRECTORY to a shorter path, or give the service a shorter `name`".into())
             }
+            Self::Runtime(RuntimeError::Unsafe { .. }) => Some(
+                "set XDG_RUNTIME_DIR or RUNTIME_DIRECTORY to a folder of this user's own, below folders that only root and this \
+                 user may write to"
+                    .into(),
+            ),
             Self::Runtime(_) => Some("set RUNTIME_DIRECTORY to a folder that this user may write to".into()),
             Self::BadFile(_) | Self::Activation(_) | Self::Watch { .. } | Self::Io { .. } => None,
         }

@@ -161,15 +161,13 @@ impl Daemon {
             },
             Place::Everywhere { port, backlog } => {
                 let either = [true, false].map(|is_ipv6| Place::everywhere(is_ipv6, *port, *backlog));
-                match may_have(&either[0], &of.release) {
-                    Ok(()) => match self.demand(&by, &either[0], query) {
-                        // There is no IPv6 here.
-                        Err(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EINVAL) => {
-                            self.demand(&by, &either[1], query)
-                        }
-                        found => found,
-                    },
-                    Err(errno) => Err(errno),
+                let may_have = either.each_ref().map(|spec| may_have(spec, &of.release));
+                match may_have[0].and_then(|()| self.demand(&by, &either[0], query)) {
+                    // There is no IPv6 here.
+                    Err(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EINVAL) => {
+                        may_have[1].and_then(|()| self.demand(&by, &either[1], query))
+                    }
+                    found => found,
                 }
             }
         };
@@ -256,8 +254,7 @@ impl Daemon {
 /// itself is for the service file alone to grant.
 fn may_have(spec: &SocketSpec, release: &Release) -> Result<(), i32> {
     let is_other = release.credentials.as_ref().is_some_and(|who| who.uid != geteuid().as_raw());
-    let is_granted = release.spec.sockets.iter().any(|granted| granted.address == spec.address);
-    if !is_other || is_granted {
+    if !is_other || release.spec.sockets.iter().any(|granted| grants(granted, spec)) {
         return Ok(());
     }
     match &spec.address {
@@ -265,6 +262,12 @@ fn may_have(spec: &SocketSpec, release: &Release) -> Result<(), i32> {
         SocketAddress::Inet(_) | SocketAddress::Path(_) => Err(libc::EACCES),
         SocketAddress::Abstract(_) => Ok(()),
     }
+}
+
+/// Whether a socket of the service file is the one that is asked for. A port number is granted for one kind alone: a TCP port
+/// says nothing of the UDP port of that number.
+fn grants(granted: &SocketSpec, asked: &SocketSpec) -> bool {
+    granted.address == asked.address && granted.kind == asked.kind
 }
 
 /// The first port that needs no privilege (ip(7), `ip_unprivileged_port_start`).

@@ -54,6 +54,7 @@ impl Daemon {
                             | Role::Survey
                             | Role::Trial
                             | Role::Closer
+                            | Role::Examination
                             | Role::Guest,
                         ) => {
                             kill_group(pid);
@@ -230,6 +231,7 @@ impl Daemon {
             }
             Role::Survey => self.surveyed(exit),
             Role::Trial => self.tried(done, &how),
+            Role::Examination => self.examined(exit),
         }
     }
 

@@ -15,7 +15,7 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::sockets::Owner;
-use super::target::{Target, Wanted, unwritable};
+use super::target::{Bounds, Target, Wanted, unwritable};
 use crate::config::flags::{self, Flags};
 use crate::config::original::{self, Original};
 use crate::config::{self, COMMAND_LINE, Origin};
@@ -159,7 +159,8 @@ impl Release {
         let token = spec.control.token_file.as_deref().map(read_token).transpose();
         let control_token = token.map_err(|why| problems.push(why)).unwrap_or_default();
         let is_to_be_made = yet_to_run && spec.hooks.are_any_before();
-        let target = wanted.find(&spec, is_to_be_made, &mut warnings);
+        let user = credentials.as_ref().map_or_else(|| geteuid().as_raw(), |who| who.uid);
+        let target = wanted.find(&Bounds::of(&spec, is_to_be_made, user), &mut warnings);
         let target = target.map_err(|why| problems.push(why)).unwrap_or_default();
         problems.extend(spec.hooks.head.as_deref().and_then(unwritable));
         let is_node = |module: &Path| config::is_node_program(&module.to_string_lossy()) || module.is_dir();
@@ -219,13 +220,13 @@ pub fn read_spec(source: &Source, color: bool) -> Result<ServiceSpec, Refusal> {
 }
 
 /// Reads a regular file of bounded size.
-pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let (file, metadata) = open_file(path)?;
     read_open(file, &metadata)
 }
 
 /// Opens a regular file; whatever else stands at the path is refused without waiting for it.
-fn open_file(path: &Path) -> io::Result<(File, Metadata)> {
+pub(super) fn open_file(path: &Path) -> io::Result<(File, Metadata)> {
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
@@ -234,7 +235,7 @@ fn open_file(path: &Path) -> io::Result<(File, Metadata)> {
     Ok((file, metadata))
 }
 
-fn read_open(file: File, metadata: &Metadata) -> io::Result<Vec<u8>> {
+pub(super) fn read_open(file: File, metadata: &Metadata) -> io::Result<Vec<u8>> {
     if metadata.len() > MAX_FILE {
         return Err(io::Error::other(format!(
             "it has {} bytes, more than the {MAX_FILE} allowed",

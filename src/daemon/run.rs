@@ -75,6 +75,7 @@ pub(super) enum Role {
     Survey,
     Trial,
     Closer,
+    Examination,
 }
 
 /// When the first manager of the service was started, whose work this one goes on with.
@@ -353,9 +354,11 @@ impl Daemon {
             Ok(Report::NotYet) => {}
             Ok(Report::Executed) => self.inbox.push_back(Event::Executed(worker)),
             Ok(Report::Failed(failure)) => {
-                let step = match self.generations.get(&process.generation).map(|of| &of.release) {
-                    Some(release) => {
-                        failure.step.describe(&release.directory, &release.spec.process.command[0])
+                let step = match self.generations.get(&process.generation) {
+                    Some(of) => {
+                        let place = of.place(process.generation, Some(process.slot));
+                        let program = place.fill_in(&of.release.spec.process.command[0]);
+                        failure.step.describe(&of.release.directory, &program)
                     }
                     None => failure.step.to_string(),
                 };

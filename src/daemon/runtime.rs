@@ -1,20 +1,28 @@
 //! The runtime directory of a service, held by one manager at a time.
+//!
+//! What lies in it decides what the manager and its workers do: the state for another manager, the token, a module that Node programs
+//! load. So nobody but root and the manager's user may be able to change anything on the way to it or in it
+//! ([`crate::sys::way`]), and files are opened below it, where no link is followed.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
-use nix::unistd::{Pid, Uid, geteuid, getpid};
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::unistd::{Pid, geteuid, getpid};
+use tracing::warn;
 
+pub use super::places::{Connected, Place, places, places_of_others};
 use super::recovery::STATE;
+use crate::sys::own_folder::Folder;
 use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
 use crate::sys::occupant::{Occupant, occupant};
-use crate::sys::process;
+use crate::sys::way::WayError;
+use crate::sys::{process, random};
+use crate::wire::secret::Secret;
 
 /// The longest path of a runtime directory: of the 107 bytes of a socket's path, `/notify/` and a name take 40.
 const MAX_PATH: usize = 107 - 40;
@@ -33,12 +41,27 @@ const EXECUTE_TAKES: Duration = Duration::from_millis(20);
 /// The name of the control socket in the runtime directory.
 pub const CONTROL: &str = "control.sock";
 
+/// The names of the file of the token and of the lock.
+const TOKEN: &str = "token";
+const LOCK: &str = "lock";
+
+/// The mode of the folders that we make: workers under another user must reach their notify sockets.
+const MODE: u32 = 0o711;
+
+/// The mode of our own folder in the world's.
+const PRIVATE: u32 = 0o700;
+
+/// The longest token that is read, in bytes, with what may stand around it.
+const MAX_TOKEN: u64 = 4096;
+
 /// The directory for sockets and state; what we made in it is removed at the end.
 #[derive(Debug)]
 pub struct RuntimeDirectory {
     path: PathBuf,
     /// Who holds the lock is the service's manager.
     lock: Flock<File>,
+    /// What `[control] tcp` asks for where the service file names no token.
+    token: Option<Secret>,
 }
 
 /// Why there is no runtime directory to be had.
@@ -54,9 +77,14 @@ pub enum RuntimeError {
         /// The runtime directory.
         path: PathBuf,
     },
-    /// Somebody else's directory stands where ours should be.
-    #[error("{} belongs to somebody else", .0.display())]
-    Foreign(PathBuf),
+    /// Somebody else could change what is in it.
+    #[error("cannot use {} as the runtime directory: {reason}", path.display())]
+    Unsafe {
+        /// The runtime directory.
+        path: PathBuf,
+        /// What is wrong, with the folder on the way to it.
+        reason: String,
+    },
     /// The notify sockets in it would have names longer than a socket's address can be (unix(7)).
     #[error("{} is too long for a runtime directory: it may have {MAX_PATH} bytes", .0.display())]
     TooLong(PathBuf),
@@ -81,26 +109,65 @@ impl RuntimeDirectory {
         if path.as_os_str().len() > MAX_PATH {
             return Err(RuntimeError::TooLong(path));
         }
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |source| RuntimeError::Io { path, source }
-        };
-        // Workers under another user must reach their notify sockets, whose names cannot be guessed.
-        DirBuilder::new().recursive(true).mode(0o711).create(&path).map_err(io(&path))?;
-        // Links are followed where the path is given to us; a folder in the world's may not be one.
-        let path = if std::env::var_os("RUNTIME_DIRECTORY").is_some() {
-            path.canonicalize().map_err(io(&path))?
-        } else {
-            path
-        };
-        let owner = fs::symlink_metadata(&path).map_err(io(&path))?;
-        if !owner.is_dir() || owner.uid() != geteuid().as_raw() {
-            return Err(RuntimeError::Foreign(path));
-        }
-        let lock = lock(&path, service)?;
-        let directory = Self { path, lock };
-        directory.restore().map_err(io(&directory.notify()))?;
+        let folder = prepare(&path)?;
+        let path = folder.path().to_owned();
+        let lock = lock(&folder, service)?;
+        let directory = Self { path, lock, token: None };
+        directory.restore().map_err(|source| RuntimeError::Io { path: directory.notify(), source })?;
         Ok(directory)
+    }
+
+    /// Opens it. The way is looked at again each time: somebody may have removed it, and it be made again.
+    fn folder(&self) -> io::Result<Folder> {
+        Folder::open(&self.path, None).map_err(io_error)
+    }
+
+    /// Makes the token for this run of the manager, or takes that of a manager that was killed where `is_taken_over`.
+    ///
+    /// # Errors
+    ///
+    /// Those of getrandom(2), open(2) and write(2).
+    pub fn make_token(&mut self, is_taken_over: bool) -> Result<(), RuntimeError> {
+        let kept = is_taken_over.then(|| self.read_token().ok()).flatten();
+        let made = kept.map_or_else(|| self.write_token(None), Ok);
+        let token = made.map_err(|source| RuntimeError::Io { path: self.path.join(TOKEN), source })?;
+        self.token = Some(token);
+        Ok(())
+    }
+
+    /// Goes on after a re-exec with the token in use, or with that of the file where another one is in use.
+    pub fn lay_out_token(&mut self, in_use: Option<&Secret>) {
+        let there = self.read_token().ok().filter(|there| in_use.is_none_or(|token| token == there));
+        let token = there.map_or_else(|| self.write_token(in_use), Ok);
+        match token {
+            Ok(token) => self.token = Some(token),
+            Err(error) => {
+                warn!("{}: cannot be written: {error}", self.path.join(TOKEN).display());
+                self.token = in_use.cloned();
+            }
+        }
+    }
+
+    /// Returns what `[control] tcp` asks for where the service file names no token.
+    #[must_use]
+    pub fn token(&self) -> Option<&Secret> {
+        self.token.as_ref()
+    }
+
+    fn read_token(&self) -> io::Result<Secret> {
+        let file = self.folder()?.file(TOKEN, OFlag::O_RDONLY, 0)?;
+        let mut text = Vec::new();
+        file.take(MAX_TOKEN).read_to_end(&mut text)?;
+        Secret::read(&text).map_err(io::Error::other)
+    }
+
+    fn write_token(&self, token: Option<&Secret>) -> io::Result<Secret> {
+        let token = match token {
+            Some(token) => token.clone(),
+            None => Secret::from(random::hexadecimal::<32>()?.as_str()),
+        };
+        self.folder()?.replace(TOKEN, token.to_file().as_bytes(), 0o600)?;
+        Ok(token)
     }
 
     /// Whether the manager before us was killed: one that ends in order removes its control socket.
@@ -138,14 +205,20 @@ impl RuntimeDirectory {
         }
     }
 
-    /// Makes the folder of the notify sockets again where somebody has removed it.
+    /// Makes the folder of the notify sockets again where somebody has removed it, and the token's file.
     ///
     /// # Errors
     ///
-    /// Those of mkdir(2) and chmod(2).
+    /// Those of mkdir(2) and chmod(2), and where others could change what is in it.
     pub fn restore(&self) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o711).create(self.notify())?;
-        fs::set_permissions(self.notify(), Permissions::from_mode(0o711))
+        let notify = Folder::open(&self.notify(), Some(MODE)).map_err(io_error)?;
+        if notify.mode() != MODE {
+            notify.set_mode(MODE)?;
+        }
+        if let Some(token) = self.token.as_ref().filter(|_| !self.path.join(TOKEN).exists()) {
+            self.write_token(Some(token))?;
+        }
+        Ok(())
     }
 
     /// Returns its path.
@@ -178,14 +251,11 @@ impl RuntimeDirectory {
     ///
     /// Those of open(2), write(2), chmod(2) and rename(2).
     pub fn lay_out_node_module(&self) -> io::Result<()> {
-        let (path, new) = (self.node_module(), self.path.join("first.js.new"));
-        if fs::symlink_metadata(&path).is_ok_and(|file| file.len() == NODE_PROGRAM.len() as u64) {
+        let folder = Folder::open(&self.path, Some(MODE)).map_err(io_error)?;
+        if is_module(&folder).unwrap_or(false) {
             return Ok(());
         }
-        DirBuilder::new().recursive(true).mode(0o711).create(&self.path)?;
-        fs::write(&new, NODE_PROGRAM)?;
-        fs::set_permissions(&new, Permissions::from_mode(0o644))?;
-        fs::rename(&new, &path)
+        folder.replace(NODE_MODULE, NODE_PROGRAM.as_bytes(), 0o644)
     }
 
     /// Returns the folder of the notify sockets.
@@ -205,7 +275,7 @@ impl HandOver for RuntimeDirectory {
     fn unpack((path, lock): Self::State, luggage: &mut Unpacked) -> io::Result<Self> {
         // The lock belongs to the open file description (flock(2)), so it is held already, and this confirms it.
         let lock = Flock::lock(luggage.take(lock)?.into(), FlockArg::LockExclusiveNonblock);
-        Ok(Self { path, lock: lock.map_err(|(_, error)| error)? })
+        Ok(Self { path, lock: lock.map_err(|(_, error)| error)?, token: None })
     }
 }
 
@@ -213,7 +283,10 @@ impl Drop for RuntimeDirectory {
     fn drop(&mut self) {
         // The lock file stays: removed, two managers could hold two locks of one name.
         let _ = fs::remove_dir_all(self.notify());
-        let _ = fs::remove_file(self.node_module());
+        if let Ok(folder) = self.folder() {
+            let _ = folder.remove(NODE_MODULE);
+            let _ = folder.remove(TOKEN);
+        }
     }
 }
 
@@ -230,66 +303,62 @@ pub fn locate(service: &str) -> PathBuf {
     if user.is_root() {
         return Path::new("/run/liveswap").join(service);
     }
-    variable("XDG_RUNTIME_DIR")
-        .map_or_else(|| private_folder(user), |base| base.join("liveswap"))
-        .join(service)
-}
-
-/// A service's runtime directory with a control socket in it, whether anybody listens there or not.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The service's name, as the directory has it; `None` for a directory that was given to us.
-    pub service: Option<String>,
-    /// The path of its control socket.
-    pub socket: PathBuf,
-}
-
-impl Place {
-    fn of(service: String, base: &Path) -> Self {
-        let socket = base.join(&service).join(CONTROL);
-        Self { service: Some(service), socket }
+    match variable("XDG_RUNTIME_DIR") {
+        Some(base) => base.join("liveswap").join(service),
+        None => private_folder().join(service),
     }
 }
 
-/// Returns where the manager of `service` may be, or any manager, that this user can speak to; most likely first.
-///
-/// A named one is found in a folder that may be entered but not listed, as /run/liveswap is for all but root.
-#[must_use]
-pub fn places(service: Option<&str>) -> Vec<Place> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let given = variable("RUNTIME_DIRECTORY").map(|_| locate(""));
-    let given = given.map(|folder| Place { service: None, socket: folder.join(CONTROL) });
-    let own = [variable("XDG_RUNTIME_DIR").map(|base| base.join("liveswap")), Some(shared_folder(geteuid()))];
-    let bases = [Some(PathBuf::from("/run/liveswap"))].into_iter().chain(own).flatten();
-    // A stranger's folder in the world's could hold anything.
-    let bases = bases.filter(|base| {
-        let trusted = |uid: u32| uid == 0 || uid == geteuid().as_raw();
-        fs::symlink_metadata(base).is_ok_and(|base| base.is_dir() && trusted(base.uid()))
-    });
-    let mut found: Vec<_> = match service {
-        Some(name) => bases.map(|base| Place::of(name.to_owned(), &base)).collect(),
-        None => bases.flat_map(|base| folders(&base)).collect(),
-    };
-    found.sort_by(|a, b| a.service.cmp(&b.service));
-    given.into_iter().chain(found).filter(|place| place.socket.exists()).collect()
+/// A folder of our own in the world's; that nobody else can change it is checked on its use.
+pub(super) fn private_folder() -> PathBuf {
+    private_folder_of(geteuid().as_raw())
 }
 
-fn folders(base: &Path) -> impl Iterator<Item = Place> + use<> {
-    let entries = fs::read_dir(base).into_iter().flatten().flatten();
-    let base = base.to_owned();
-    entries.filter_map(move |entry| Some(Place::of(entry.file_name().into_string().ok()?, &base)))
-}
-
-fn shared_folder(user: Uid) -> PathBuf {
+/// The same of another user.
+pub(super) fn private_folder_of(user: u32) -> PathBuf {
     std::env::temp_dir().join(format!("liveswap-{user}"))
 }
 
-/// A folder of our own in the world's; that it is not somebody else's is checked on its use.
-fn private_folder(user: Uid) -> PathBuf {
-    let folder = shared_folder(user);
-    // Where it exists with another mode or owner, the folder in it cannot be made or is found to be foreign.
-    let _ = DirBuilder::new().mode(0o700).create(&folder);
-    folder
+/// Makes a runtime directory, or repairs it, and sees to it that others cannot change what is in it.
+fn prepare(path: &Path) -> Result<Folder, RuntimeError> {
+    let refuse = |error: WayError| match error {
+        WayError::Unsafe { .. } => RuntimeError::Unsafe { path: path.to_owned(), reason: error.to_string() },
+        WayError::Io { path, source } => RuntimeError::Io { path, source },
+    };
+    let io = |source| RuntimeError::Io { path: path.to_owned(), source };
+    // It may come from the environment, and is relative to where we are.
+    let path = std::path::absolute(path).map_err(io)?;
+    let own = private_folder();
+    if path.starts_with(&own) {
+        let own = Folder::open(&own, Some(PRIVATE)).map_err(refuse)?;
+        if own.mode() != PRIVATE {
+            own.set_mode(PRIVATE).map_err(io)?;
+        }
+    }
+    let folder = Folder::open(&path, Some(MODE)).map_err(refuse)?;
+    // Whoever gave us one has chosen its mode.
+    let is_given = std::env::var_os("RUNTIME_DIRECTORY").is_some_and(|given| !given.is_empty());
+    if !is_given && folder.mode() != MODE {
+        folder.set_mode(MODE).map_err(io)?;
+    }
+    Ok(folder)
+}
+
+fn io_error(error: WayError) -> io::Error {
+    match error {
+        WayError::Io { source, .. } => source,
+        WayError::Unsafe { .. } => io::Error::other(error.to_string()),
+    }
+}
+
+/// Whether the module is there, byte by byte, and for any user to read.
+fn is_module(folder: &Folder) -> io::Result<bool> {
+    use std::os::unix::fs::PermissionsExt;
+    let file = folder.file(NODE_MODULE, OFlag::O_RDONLY, 0)?;
+    let mode = file.metadata()?.permissions().mode();
+    let mut text = Vec::new();
+    file.take(NODE_PROGRAM.len() as u64 + 1).read_to_end(&mut text)?;
+    Ok(text == NODE_PROGRAM.as_bytes() && mode & 0o777 == 0o644)
 }
 
 /// Returns the pid of whoever holds the lock, as he wrote it.
@@ -300,11 +369,11 @@ fn holder(lock: &mut File) -> String {
 }
 
 /// Takes the lock. Children of a manager that was killed hold it until they have become their programs, and are waited for.
-fn lock(directory: &Path, service: &str) -> Result<Flock<File>, RuntimeError> {
-    let path = directory.join("lock");
-    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+fn lock(folder: &Folder, service: &str) -> Result<Flock<File>, RuntimeError> {
+    let directory = folder.path();
+    let path = directory.join(LOCK);
     let io = |source| RuntimeError::Io { path: path.clone(), source };
-    let mut file = open.map_err(io)?;
+    let mut file = folder.file(LOCK, OFlag::O_RDWR | OFlag::O_CREAT, 0o600).map_err(io)?;
     let begun = Instant::now();
     let mut lock = loop {
         let holder = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

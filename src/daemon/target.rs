@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
 
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 use tracing::{error, warn};
 
-use super::release::{Release, read_file};
+use super::release::{Release, open_file, read_open};
 use super::run::{Daemon, Role};
 use crate::core::ids::RequestId;
 use crate::core::notice::Outcome;
@@ -21,6 +23,7 @@ use crate::core::word::one_line;
 use crate::sys::fork::{ForkedWork, in_child};
 use crate::sys::process::{kill_tree, may_make_files_in};
 use crate::sys::reaper::Exit;
+use crate::sys::way::{self, Trusted, WayError};
 
 /// How long answers wait for the record of what they are about.
 const RECORD_TAKES: std::time::Duration = std::time::Duration::from_secs(5);
@@ -57,17 +60,13 @@ impl Wanted {
         Self::Standing { file: release.spec.process.target.clone(), given }
     }
 
-    /// Returns the target of a service, where it has one; where hooks are `yet_to_run` that may make it, it need not exist.
+    /// Returns the target of a service, where it has one.
     ///
     /// # Errors
     ///
     /// Why there is none.
-    pub fn find(
-        &self,
-        spec: &ServiceSpec,
-        yet_to_run: bool,
-        warnings: &mut Vec<String>,
-    ) -> Result<Option<Target>, String> {
+    pub fn find(&self, bounds: &Bounds<'_>, warnings: &mut Vec<String>) -> Result<Option<Target>, String> {
+        let spec = bounds.spec;
         let Some(file) = &spec.process.target else {
             return match self {
                 Self::Named(path) => Err(format!(
@@ -77,7 +76,7 @@ impl Wanted {
                 Self::First | Self::Standing { .. } => Ok(None),
             };
         };
-        let at = |path: &str| locate(&spec.process.directory, path, yet_to_run);
+        let at = |path: &str| bounds.locate(path);
         match self {
             Self::Named(path) => at(path).map(Some),
             Self::Standing { file: before, given: Some(given) } if before.as_ref() == Some(file) => {
@@ -85,7 +84,7 @@ impl Wanted {
             }
             Self::First => {
                 let recorded = spec.hooks.head.as_deref().and_then(|head| {
-                    let recorded = recorded(head).transpose()?.and_then(|path| at(&path));
+                    let recorded = recorded(head, bounds.user).transpose()?.and_then(|path| at(&path));
                     let warn =
                         |why| warnings.push(format!("head {}: {why}; starting {file}", head.display()));
                     recorded.map_err(warn).ok()
@@ -97,28 +96,94 @@ impl Wanted {
     }
 }
 
-fn locate(directory: &Path, path: &str, yet_to_run: bool) -> Result<Target, String> {
-    if path.contains(char::is_control) {
-        return Err(format!("target {}: its path has a control character", one_line(path)));
+/// What a target may be.
+///
+/// Whoever may speak to the manager may name one, and it runs as the workers' user. All that is decided here is decided of the
+/// resolved path, which is what workers are started with.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds<'a> {
+    spec: &'a ServiceSpec,
+    /// Hooks are yet to run that may make the target, so that it need not exist.
+    yet_to_run: bool,
+    /// Who the workers are.
+    user: u32,
+}
+
+impl<'a> Bounds<'a> {
+    /// The bounds of a service whose workers are this user.
+    pub fn of(spec: &'a ServiceSpec, yet_to_run: bool, user: u32) -> Self {
+        Self { spec, yet_to_run, user }
     }
-    let given = directory.join(path);
-    let resolved = match given.canonicalize() {
-        Err(error) if yet_to_run && error.kind() == ErrorKind::NotFound => Ok(given.clone()),
-        resolved => resolved.map_err(|error| format!("target {}: {error}", one_line(path))),
-    };
-    let text = |path: PathBuf| path.into_os_string().into_string();
-    match (text(given), text(resolved?)) {
-        (Ok(given), Ok(resolved)) => Ok(Target { given, resolved }),
-        _ => Err(format!("target {}: its path is not UTF-8", one_line(path))),
+
+    fn locate(&self, path: &str) -> Result<Target, String> {
+        if path.contains(char::is_control) {
+            return Err(format!("target {}: its path has a control character", one_line(path)));
+        }
+        let refuse = |why: &dyn std::fmt::Display| format!("target {}: {why}", one_line(path));
+        let given = self.spec.process.directory.join(path);
+        let (resolved, is_there) = match given.canonicalize() {
+            Err(error) if self.yet_to_run && error.kind() == ErrorKind::NotFound => (given.clone(), false),
+            resolved => (resolved.map_err(|error| refuse(&error))?, true),
+        };
+        self.check(&resolved, is_there).map_err(|why| refuse(&why))?;
+        let text = |path: PathBuf| path.into_os_string().into_string();
+        match (text(given), text(resolved)) {
+            (Ok(given), Ok(resolved)) => Ok(Target { given, resolved }),
+            _ => Err(refuse(&"its path is not UTF-8")),
+        }
+    }
+
+    /// Refuses a resolved path that is out of bounds; where it `is_there` not yet, as far as that can be told.
+    fn check(&self, resolved: &Path, is_there: bool) -> Result<(), String> {
+        if let Some(within) = &self.spec.process.target_within {
+            let bound = within
+                .canonicalize()
+                .map_err(|error| format!("cannot resolve `target_within` {}: {error}", within.display()))?;
+            let reached = if is_there { Some(resolved.to_owned()) } else { resolved_so_far(resolved) };
+            if !reached.is_some_and(|reached| reached != bound && reached.starts_with(&bound)) {
+                let (resolved, bound) = (resolved.display(), bound.display());
+                return Err(format!("it is {resolved}, which is not below `target_within` {bound}"));
+            }
+        }
+        if self.user != 0 || !is_there {
+            return Ok(());
+        }
+        match way::find(resolved, Trusted::user(0)) {
+            Err(WayError::Unsafe { path, why }) => Err(format!(
+                "workers are root, and {} {why}: give it to root alone, or set `user` in [service]",
+                path.display()
+            )),
+            Err(error @ WayError::Io { .. }) => Err(error.to_string()),
+            Ok(found) if found.path != resolved => Err("it was moved meanwhile".into()),
+            Ok(_) => Ok(()),
+        }
     }
 }
 
-/// Reads what was recorded; `None` where nothing was.
-fn recorded(head: &Path) -> Result<Option<String>, String> {
-    let bytes = match read_file(head) {
+/// Resolves as much of a path as is there, and adds the rest; `None` where that would lead upwards.
+fn resolved_so_far(path: &Path) -> Option<PathBuf> {
+    let (above, resolved) =
+        path.ancestors().skip(1).find_map(|above| Some((above, above.canonicalize().ok()?)))?;
+    let rest = path.strip_prefix(above).ok()?;
+    let is_plain = rest.components().all(|part| matches!(part, Component::Normal(_)));
+    is_plain.then(|| resolved.join(rest))
+}
+
+/// Reads what was recorded; `None` where nothing was. It chooses what runs, so nobody may have written it but root, the manager's user
+/// and the workers' `user`.
+fn recorded(head: &Path, user: u32) -> Result<Option<String>, String> {
+    let (file, metadata) = match open_file(head) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        bytes => bytes.map_err(|error| error.to_string())?,
+        opened => opened.map_err(|error| error.to_string())?,
     };
+    let owner = metadata.uid();
+    if ![0, user, geteuid().as_raw()].contains(&owner) {
+        return Err(format!("it belongs to user {owner}"));
+    }
+    if metadata.mode() & 0o002 != 0 {
+        return Err(format!("anybody may write to it (mode {:04o})", metadata.mode() & 0o7777));
+    }
+    let bytes = read_open(file, &metadata).map_err(|error| error.to_string())?;
     let path = String::from_utf8(bytes).ok().map(|text| text.strip_suffix('\n').unwrap_or(&text).to_owned());
     let is_path = |path: &String| path.starts_with('/') && !path.contains(char::is_control);
     path.filter(is_path).map(Some).ok_or_else(|| "it does not hold the path of a target".into())

@@ -117,6 +117,16 @@ impl AsFd for ControlSocket {
     }
 }
 
+/// Returns the process and the user at the other end of a connection to a listener: who called listen(2).
+///
+/// # Errors
+///
+/// Those of getsockopt(2).
+pub fn peer_of(stream: &impl AsFd) -> io::Result<(i32, u32)> {
+    let credentials = getsockopt(stream, sockopt::PeerCredentials)?;
+    Ok((credentials.pid(), credentials.uid()))
+}
+
 /// Returns who is at the other end.
 ///
 /// # Errors

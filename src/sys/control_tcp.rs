@@ -1,7 +1,7 @@
-//! A TCP socket by which people and programs speak to the manager, and who it is that speaks, as far as the kernel knows.
+//! A TCP socket by which people and programs speak to the manager, and what the kernel knows of the other end.
 //!
-//! It knows of this machine's own users alone, and a machine's own user can be met on a loopback address alone: who has
-//! come to another address may be anybody.
+//! On a loopback address it knows who *made* the socket at the other end. That says nothing of who speaks by it: a socket is
+//! inherited, sent, and turned from a listener into a client (connect(2), `AF_UNSPEC`) by whoever has it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,11 +10,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockaddrStorage, getpeername, setsockopt, sockopt};
-use nix::unistd::geteuid;
 
 use super::handover::hand_over;
 use super::listener::{Address, Kind, bind, create, inet, listen, local_address};
-use super::sock_diag;
+use super::sock_diag::{self, End};
 use super::stream_socket::{StreamSocket, accept};
 
 /// How many connections may wait to be accepted.
@@ -32,22 +31,6 @@ pub struct ControlTcp {
 }
 
 hand_over!(ControlTcp as ControlTcpState { socket: OwnedFd, address: SocketAddr });
-
-/// Who is at the other end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Caller {
-    /// Somebody on this machine: the user who made the other end, or `None` where nobody holds that any more.
-    Local(Option<u32>),
-    /// Somebody who has come to an address that others than this machine may reach.
-    Remote,
-}
-
-impl Caller {
-    /// Whether the kernel's word is enough for it to speak: root and our own user.
-    pub fn may_speak(self) -> bool {
-        matches!(self, Self::Local(Some(uid)) if uid == 0 || uid == geteuid().as_raw())
-    }
-}
 
 impl ControlTcp {
     /// Binds the address and listens.
@@ -102,19 +85,20 @@ fn tune(stream: &StreamSocket) -> io::Result<()> {
     Ok(setsockopt(stream, sockopt::TcpUserTimeout, &(KEEP_ALIVE * 2 * 1000))?)
 }
 
-/// Finds out who is at the other end of a connection that was accepted just now.
+/// Returns the socket at the other end of a connection that came to a loopback address of this machine, where some process
+/// holds it; `None` where it came to another address, or nobody holds the socket any more.
 ///
 /// # Errors
 ///
-/// It has ended already (ENOTCONN), or the kernel has no sock_diag(7) for us.
-pub fn caller(stream: &StreamSocket) -> io::Result<Caller> {
+/// The connection has ended already (ENOTCONN), or the kernel has no sock_diag(7) for us.
+pub fn local_end(stream: &StreamSocket) -> io::Result<Option<End>> {
     let Some(Address::Inet(ours)) = local_address(stream)? else { return Err(Errno::EAFNOSUPPORT.into()) };
     if !ours.ip().to_canonical().is_loopback() {
-        return Ok(Caller::Remote);
+        return Ok(None);
     }
     let theirs: SockaddrStorage = getpeername(stream.as_fd().as_raw_fd())?;
     let theirs = inet(&theirs).ok_or(Errno::EAFNOSUPPORT)?;
-    Ok(Caller::Local(sock_diag::owner(theirs, ours)?))
+    sock_diag::end(theirs, ours)
 }
 
 #[cfg(test)]
@@ -122,7 +106,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
 
-    use nix::unistd::{Uid, seteuid};
+    use nix::unistd::{Uid, geteuid, seteuid};
 
     use super::super::fork::tests::isolated;
     use super::super::listener::tests::{eventually, reachable};
@@ -141,17 +125,19 @@ mod tests {
         eventually(|| socket.accept().unwrap())
     }
 
+    fn maker(stream: &StreamSocket) -> Option<u32> {
+        local_end(stream).unwrap().map(|end| end.maker)
+    }
+
     #[test]
-    fn our_own_user_may_speak_on_any_loopback_address() {
+    fn the_maker_of_the_other_end_is_known_on_any_loopback_address() {
         for ip in reachable(["127.0.0.1", "[::1]", "[::]"]) {
             let socket = listening(ip);
             assert!(socket.accept().unwrap().is_none(), "nobody has come, and nobody waits");
             let to = if ip == "[::]" { "127.0.0.1" } else { ip };
             let mut client = TcpStream::connect(format!("{to}:{}", socket.address().port())).unwrap();
             let mut served = served(&socket);
-            let caller = caller(&served).unwrap();
-            assert_eq!(caller, Caller::Local(Some(geteuid().as_raw())), "{ip}");
-            assert!(caller.may_speak());
+            assert_eq!(maker(&served), Some(geteuid().as_raw()), "{ip}");
             client.write_all(b"x").unwrap();
             let mut byte = [0; 2];
             assert_eq!(eventually(|| served.read(&mut byte).ok()), 1);
@@ -159,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_may_not_speak_and_is_nobody_once_it_has_gone() {
+    fn a_stranger_is_known_and_an_end_that_was_closed_is_nobody() {
         if !Uid::effective().is_root() {
             eprintln!("SKIPPED: only root can be somebody else");
             return;
@@ -172,25 +158,12 @@ mod tests {
             let gone = TcpStream::connect(socket.address()).unwrap();
             seteuid(Uid::from_raw(0)).unwrap();
             let (stays, leaves) = (served(&socket), served(&socket));
-            assert_eq!(caller(&stays).unwrap(), Caller::Local(Some(4711)));
-            assert!(!caller(&stays).unwrap().may_speak());
+            assert_eq!(maker(&stays), Some(4711));
             (&gone).write_all(b"{\"cmd\":\"die\"}\n").unwrap();
             drop(gone);
-            assert_eq!(
-                caller(&leaves).unwrap(),
-                Caller::Local(None),
-                "the kernel says root, and means nobody"
-            );
-            assert!(!Caller::Local(None).may_speak());
+            assert_eq!(maker(&leaves), None, "the kernel says root, and means nobody");
             drop(client);
         });
-    }
-
-    #[test]
-    fn the_user_of_another_machine_is_not_known() {
-        assert!(!Caller::Remote.may_speak());
-        assert!(!Caller::Local(Some(4_000_000)).may_speak());
-        assert!(Caller::Local(Some(0)).may_speak());
     }
 
     #[test]

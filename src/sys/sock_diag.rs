@@ -58,17 +58,54 @@ pub fn connections(ports: &BTreeSet<u16>) -> io::Result<BTreeSet<u32>> {
     Ok(inodes)
 }
 
-/// Returns the user of the socket of this machine that is bound to `near` and connected to `far`; `None` where no process
-/// holds one.
+/// Returns the users who made the sockets that listen at a TCP address of this machine, alone or with all others.
+///
+/// # Errors
+///
+/// Those of the netlink socket.
+pub fn makers_of_listeners(address: SocketAddr) -> io::Result<BTreeSet<u32>> {
+    let netlink = open()?;
+    let mut makers = BTreeSet::new();
+    let mut buffer = vec![0; PIECE];
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut request = request(REQUEST_DUMP, family);
+        put(&mut request, HEADER + 4, &LISTENING.to_ne_bytes());
+        put(&mut request, HEADER + 8, &address.port().to_be_bytes());
+        send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
+        loop {
+            let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let is_last = each_message(&buffer[..length], ANSWER, |body| {
+                let ip = self::address(body[0], &body[8..24]);
+                let port = u16::from_be_bytes([body[4], body[5]]);
+                let is_there = ip.is_some_and(|ip| ip.is_unspecified() || ip == address.ip().to_canonical());
+                makers.extend(number(body, 64).filter(|_| is_there && port == address.port()));
+            })?;
+            if is_last || length == 0 {
+                break;
+            }
+        }
+    }
+    Ok(makers)
+}
+
+/// The socket at one end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// The user who made the socket, in the view of our user namespace. Whoever speaks by it may be another one.
+    pub maker: u32,
+    /// What tells it from every other socket.
+    pub inode: u32,
+}
+
+/// Returns the socket of this machine that is bound to `near` and connected to `far`; `None` where no process holds one.
 ///
 /// Of an end that its process has closed the kernel says sooner or later that it is root's, and that it has no inode: who
-/// writes and closes at once would pass for root, so that only an end with an inode is believed. It is the user who made the socket, in the
-/// view of our user namespace. It waits for nothing.
+/// writes and closes at once would pass for root, so that only an end with an inode is believed. It waits for nothing.
 ///
 /// # Errors
 ///
 /// Those of the netlink socket, but for ENOENT: there is none.
-pub fn owner(near: SocketAddr, far: SocketAddr) -> io::Result<Option<u32>> {
+pub fn end(near: SocketAddr, far: SocketAddr) -> io::Result<Option<End>> {
     // An end that speaks IPv4 by an IPv6 socket stands among those of IPv4.
     let (near, far) = (canonical(near), canonical(far));
     let family = if near.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
@@ -145,19 +182,20 @@ pub(super) fn address(family: u8, bytes: &[u8]) -> Option<IpAddr> {
 ///
 /// Where that connection is no more, the kernel may show another socket: one that listens where it was bound, or a new one
 /// that is still trying. Neither is believed.
-fn read_one(answer: &[u8], near: SocketAddr, far: SocketAddr) -> io::Result<Option<u32>> {
-    let mut owner = None;
+fn read_one(answer: &[u8], near: SocketAddr, far: SocketAddr) -> io::Result<Option<End>> {
+    let mut found = None;
     each_message(answer, ANSWER, |body| {
         let end = |at: usize, port: usize| {
             let ip = address(body[0], &body[at..at + 16])?;
             Some(SocketAddr::new(ip, u16::from_be_bytes([body[port], body[port + 1]])))
         };
         let is_connected = CONNECTED >> u32::from(body[1].min(31)) & 1 == 1;
-        if is_connected && end(8, 4) == Some(near) && end(24, 6) == Some(far) && number(body, 68) != Some(0) {
-            owner = number(body, 64);
+        let inode = number(body, 68).filter(|inode| *inode != 0);
+        if is_connected && end(8, 4) == Some(near) && end(24, 6) == Some(far) {
+            found = number(body, 64).zip(inode).map(|(maker, inode)| End { maker, inode });
         }
     })?;
-    Ok(owner)
+    Ok(found)
 }
 
 pub(super) fn open() -> io::Result<OwnedFd> {
@@ -292,21 +330,39 @@ mod tests {
             ("[::]:0", "127.0.0.1"),
         ] {
             let Some((client, served)) = connected(listen, to) else { continue };
+            assert_eq!(
+                end(served.peer_addr().unwrap(), served.local_addr().unwrap()).unwrap().map(|end| end.inode),
+                Some(inode(&client))
+            );
             let (near, far) = (served.peer_addr().unwrap(), served.local_addr().unwrap());
-            assert_eq!(owner(near, far).unwrap(), own, "{listen} {to}");
+            assert_eq!(end(near, far).unwrap().map(|end| end.maker), own, "{listen} {to}");
             client.shutdown(std::net::Shutdown::Write).unwrap();
-            assert_eq!(owner(near, far).unwrap(), own, "it still listens");
+            assert_eq!(end(near, far).unwrap().map(|end| end.maker), own, "it still listens");
             drop(client);
-            eventually(|| owner(near, far).unwrap().is_none().then_some(()));
+            eventually(|| end(near, far).unwrap().is_none().then_some(()));
         }
+    }
+
+    #[test]
+    fn the_maker_of_a_listener_is_known_by_its_address() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let own = BTreeSet::from([geteuid().as_raw()]);
+        assert_eq!(makers_of_listeners(address).unwrap(), own);
+        let beside = SocketAddr::new("127.0.0.2".parse().unwrap(), address.port());
+        assert_eq!(makers_of_listeners(beside).unwrap(), BTreeSet::new());
+        drop(listener);
+        let everywhere = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = everywhere.local_addr().unwrap().port();
+        assert_eq!(makers_of_listeners(SocketAddr::new("127.0.0.1".parse().unwrap(), port)).unwrap(), own);
     }
 
     #[test]
     fn nobody_holds_what_does_not_exist_or_only_listens() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let near = listener.local_addr().unwrap();
-        assert_eq!(owner(near, "127.0.0.1:9".parse().unwrap()).unwrap(), None, "it listens there");
-        assert_eq!(owner("127.0.0.1:9".parse().unwrap(), near).unwrap(), None);
+        assert_eq!(end(near, "127.0.0.1:9".parse().unwrap()).unwrap(), None, "it listens there");
+        assert_eq!(end("127.0.0.1:9".parse().unwrap(), near).unwrap(), None);
     }
 
     #[test]
@@ -326,7 +382,7 @@ mod tests {
             put(&mut message, HEADER + 68, &inode.to_ne_bytes());
             read_one(&message, near, far).unwrap()
         };
-        assert_eq!(answer(1, 77, 40000), Some(0));
+        assert_eq!(answer(1, 77, 40000), Some(End { maker: 0, inode: 77 }));
         assert_eq!(answer(1, 0, 40000), None, "closed: what is said of root means nothing");
         assert_eq!(answer(6, 0, 40000), None, "TIME-WAIT");
         assert_eq!(answer(2, 77, 40000), None, "SYN-SENT: another connection to be");

@@ -60,7 +60,7 @@ pub fn sockets(pid: Pid) -> io::Result<Vec<u32>> {
     Ok(sockets)
 }
 
-fn socket_inode(link: &str) -> Option<u32> {
+pub(super) fn socket_inode(link: &str) -> Option<u32> {
     link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 

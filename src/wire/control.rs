@@ -3,6 +3,8 @@
 //! A request is answered by exactly one [`Reply`], which echoes its `cmd` and, where it has one, its `id`. After `events`
 //! there are also lines with `event` instead of `cmd`. Unknown fields are ignored by either side.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -291,6 +293,9 @@ pub struct Reply {
     /// The manager's process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
+    /// Where the manager's control server listens, in the answers to `ping`, `status` and `events`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<SocketAddr>,
     /// How things stand: a `wire::status::Status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Box<RawValue>>,

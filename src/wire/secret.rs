@@ -31,6 +31,12 @@ impl Secret {
         Ok(Self(String::from_utf8_lossy(text).into_owned()))
     }
 
+    /// The text as it stands in a file, which [`Secret::read`] reads.
+    #[must_use]
+    pub fn to_file(&self) -> String {
+        format!("{}\n", self.0)
+    }
+
     /// The text, to be said on the wire.
     pub(super) fn expose(&self) -> &str {
         &self.0

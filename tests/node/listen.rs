@@ -401,6 +401,49 @@ listen(PORT, HOST)
     manager.stop();
 }
 
+/// A port of the service file is granted for TCP or for UDP, not for both.
+#[test]
+fn another_user_gets_a_port_below_1024_for_the_kind_alone_that_the_file_grants() {
+    if !is_installed("node") || !is_root("another user") {
+        return;
+    }
+    let address = loopback();
+    let (granted, beside) = (SocketAddr::new(address.ip(), 80), loopback().ip());
+    let text = format!(
+        "
+const said = (what) => console.error(`${{release}}: ${{what}}`)
+const failed = (what) => (error) => said(`${{what}}: ${{error.code}}`)
+const dgram = require('dgram')
+const datagrams = (port, host, what) => dgram.createSocket('udp4')
+  .on('error', failed(what)).bind(port, host, () => said(`${{what}}: bound`))
+const listen = (port, host, what) => server().on('error', failed(what)).listen(port, host, () => said(`${{what}}: listens`))
+datagrams(80, HOST, 'udp 80')
+datagrams(0, HOST, 'udp 0')
+listen(80, HOST, 'tcp 80')
+listen(80, '{beside}', 'tcp 80 elsewhere')
+listen(80, '::ffff:' + HOST, 'tcp 80 mapped')
+server().on('error', failed('fd 4')).listen({{ fd: 4 }}, () => said('fd 4: listens'))
+listen(PORT, HOST, 'tcp')
+"
+    );
+    let starter = Starter::default().programs(&text);
+    fs::set_permissions(starter.path(""), fs::Permissions::from_mode(0o755)).expect("a folder for all");
+    let service = service("one.js", address).listen(granted).set("service.user", "'nobody'");
+    let manager = starter.start_ready(&service);
+    for words in [
+        "udp 80: EACCES",
+        "udp 0: bound",
+        "tcp 80: listens",
+        "tcp 80 elsewhere: EACCES",
+        "tcp 80 mapped: EACCES",
+        "fd 4: EBADF",
+        "tcp: listens",
+    ] {
+        manager.wait_log(Place::START, [&format!("one: {words}")]);
+    }
+    manager.stop();
+}
+
 /// A datagram that a program sends at its start has it bind a socket; that is no sign that it serves.
 #[test]
 fn a_socket_that_only_sends_is_no_readiness() {

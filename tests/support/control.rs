@@ -47,6 +47,11 @@ impl Manager {
         self.path("run/control.sock")
     }
 
+    /// The token that the manager has made, from its runtime directory.
+    pub fn token(&self) -> String {
+        fs::read_to_string(self.path("run/token")).expect("the manager's token").trim().to_owned()
+    }
+
     /// Connects to the control socket.
     pub fn client(&self) -> Client {
         let stream = UnixStream::connect(self.control_path()).expect("the control socket");
@@ -118,6 +123,14 @@ impl Client {
         let stream = TcpStream::connect(address).expect("the control server on TCP");
         stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
         Self { stream: BufReader::new(Box::new(stream)) }
+    }
+
+    /// Connects to `[control] tcp` and shows a token.
+    pub fn with_token(address: SocketAddr, token: &str) -> Self {
+        let mut client = Self::by_tcp(address);
+        client.say(&format!("{{\"cmd\":\"ping\",\"token\":\"{token}\"}}"));
+        assert_eq!(client.hear()["ok"], true, "the token is the right one");
+        client
     }
 
     pub fn say(&mut self, line: &str) {

@@ -158,6 +158,11 @@ impl Starter {
         self
     }
 
+    /// Who the manager is, where that is not who the test is.
+    pub fn user(&self) -> Option<u32> {
+        self.user
+    }
+
     /// Starts a copy of the program in the test's folder, where it may be replaced.
     #[must_use]
     pub fn of_a_copy(mut self) -> Self {

@@ -32,6 +32,7 @@ fn every_default_is_the_documented_one() {
         process: ProcessSpec {
             command: vec!["a".into()],
             target: None,
+            target_within: None,
             directory: "/srv".into(),
             protocol: Protocol::Notify,
             clear_environment: false,
@@ -83,6 +84,7 @@ fn the_example_of_a_web_service_means_what_it_says() {
         process: ProcessSpec {
             command: vec!["./server".into(), "--quiet".into()],
             target: None,
+            target_within: None,
             directory: "/srv/web/current".into(),
             protocol: Protocol::Notify,
             clear_environment: false,
@@ -210,8 +212,18 @@ fn the_manager_may_be_spoken_to_by_tcp() {
         group: Some("7".into()),
         tcp: "0.0.0.0:3000".parse().ok(),
         token_file: Some("/srv/secret".into()),
+        local_owner: false,
     };
     assert_eq!(all, expected);
+    assert!(control("tcp = \"127.0.0.1:3000\"\nlocal_owner = true").local_owner);
+}
+
+#[test]
+fn a_target_may_be_bound_to_a_folder() {
+    let within = |keys: &str| accept(&format!("[service]\nname = \"web\"\n{keys}")).process.target_within;
+    assert_eq!(within("target = \"a\"\ntarget_within = \"releases\""), Some("/srv/releases".into()));
+    assert_eq!(within("target = \"a\"\ntarget_within = \"/a\""), Some("/a".into()));
+    assert_eq!(within("target = \"a\""), None);
 }
 
 #[test]

@@ -279,6 +279,7 @@ fn ways_to_the_manager_that_cannot_be() {
         ("[control]\ntcp = \"[::ffff:1.2.3.4]:3000\"", TOKEN, "\"[::ffff:1.2.3.4]:3000\""),
         ("[control]\ntcp = \"127.0.0.1:1\"\ntoken_file = \"\"", "`token_file` must not be empty", "\"\""),
         ("[control]\ntoken_file = \"a\"", "`token_file` is ignored unless `tcp` is set", "token_file"),
+        ("[control]\nlocal_owner = true", "`local_owner` is ignored unless `tcp` is set", "local_owner"),
     ]);
     // What is wrong is not made worse by what follows from it.
     each_is_refused(&[

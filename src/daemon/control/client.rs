@@ -24,7 +24,8 @@ const TIME_TO_PROVE: Duration = Duration::from_secs(10);
 const MAX_FIRST_LINE: usize = 4 * 1024;
 
 /// What is said to a client that must show the token, and has not.
-const NO_TOKEN: &str = "the first line must have the `token` that is in the manager's `[control] token_file`";
+const NO_TOKEN: &str = "the first line must have the `token`: what stands in `[control] token_file`, or without one in the file \
+                        `token` of the manager's runtime directory";
 
 /// How much is read of a client in a turn, in bytes.
 const READ_SIZE: usize = 16 * 1024;
@@ -87,11 +88,20 @@ pub enum Trust {
     Wary,
     /// It came by TCP, and its first line must show the token.
     Unproven,
+    /// It came by TCP, and a child looks who holds its end of the connection. It is not heard before that is known.
+    Examined,
+}
+
+impl Trust {
+    /// Whether it is not known yet that it may speak.
+    pub(super) fn is_unproven(self) -> bool {
+        matches!(self, Self::Unproven | Self::Examined)
+    }
 }
 
 impl Client {
     pub(super) fn new(stream: StreamSocket, trust: Trust, now: Mono) -> Self {
-        let limit = if trust == Trust::Unproven { MAX_FIRST_LINE } else { MAX_LINE };
+        let limit = if trust.is_unproven() { MAX_FIRST_LINE } else { MAX_LINE };
         Self {
             stream,
             lines: Lines::new(limit),
@@ -102,7 +112,16 @@ impl Client {
             room: MAX_EVENTS,
             standing: Standing::Open,
             trust,
-            watched: Interest::Read,
+            watched: if trust == Trust::Examined { Interest::Nothing } else { Interest::Read },
+        }
+    }
+
+    /// Takes what the look at its end of the connection has shown: it may speak, or it must show the token.
+    pub(super) fn examined(&mut self, may_speak: bool, now: Mono) {
+        self.heard_at = now;
+        self.trust = if may_speak { Trust::Wary } else { Trust::Unproven };
+        if may_speak {
+            self.lines.raise_limit(MAX_LINE);
         }
     }
 
@@ -121,7 +140,7 @@ impl Client {
         }
         let mut buffer = [0; READ_SIZE];
         // One byte more tells a line that just fits from one that is too long.
-        let most = if self.trust == Trust::Unproven { MAX_FIRST_LINE + 1 } else { READ_SIZE };
+        let most = if self.trust.is_unproven() { MAX_FIRST_LINE + 1 } else { READ_SIZE };
         match self.stream.read(&mut buffer[..most]) {
             Ok(0) => self.standing = Standing::Silent,
             Ok(count) => self.lines.push(&buffer[..count]),
@@ -132,7 +151,7 @@ impl Client {
             && let Some(line) = self.lines.next_line()
         {
             if !line.ended {
-                let most = if self.trust == Trust::Unproven { MAX_FIRST_LINE } else { MAX_LINE };
+                let most = if self.trust.is_unproven() { MAX_FIRST_LINE } else { MAX_LINE };
                 let reason = format!("a line has at most {most} bytes");
                 requests.push(Err(BadRequest { id: None, cmd: String::new(), reason }));
                 self.standing = Standing::Parting;
@@ -158,6 +177,11 @@ impl Client {
             // A command that is wrong is a command all the same.
             (Trust::Wary, Err(bad)) if bad.cmd.is_empty() => self.let_down(bad),
             (Trust::Wary, request) => request,
+            // Not heard before it is known.
+            (Trust::Examined, Ok(Request { id, command, .. })) => {
+                let cmd = command.name().into();
+                self.let_down(BadRequest { id, cmd, reason: NO_TOKEN.into() })
+            }
             (Trust::Unproven, Ok(request)) if token.is_some() && request.token.as_ref() == token => {
                 self.trust = Trust::Wary;
                 self.lines.raise_limit(MAX_LINE);
@@ -167,7 +191,7 @@ impl Client {
                 let what = if token.is_some() { "the `token` is not the right one" } else { NO_TOKEN };
                 self.let_down(BadRequest { id, cmd: command.name().into(), reason: what.into() })
             }
-            (Trust::Unproven, Err(bad)) => self.let_down(bad),
+            (Trust::Unproven | Trust::Examined, Err(bad)) => self.let_down(bad),
         }
     }
 
@@ -221,7 +245,7 @@ impl Client {
     pub(super) fn watch(&mut self) -> Option<Interest> {
         let wanted = if !self.output.is_empty() {
             Interest::Write
-        } else if self.standing == Standing::Silent {
+        } else if self.standing == Standing::Silent || self.trust == Trust::Examined {
             Interest::Nothing
         } else {
             Interest::Read
@@ -255,14 +279,14 @@ impl Client {
 
     /// Returns when it has been silent, or has read nothing, for too long.
     pub(super) fn deadline(&self) -> Option<Mono> {
-        let patience = if self.trust == Trust::Unproven { TIME_TO_PROVE } else { IDLE };
+        let patience = if self.trust.is_unproven() { TIME_TO_PROVE } else { IDLE };
         (self.is_idle() || !self.output.is_empty()).then(|| self.heard_at + patience)
     }
 
     /// Says what it did not do in time.
     pub(super) fn why_late(&self) -> &'static str {
         match (self.trust, self.output.is_empty()) {
-            (Trust::Unproven, _) => "the token was not shown within 10 s",
+            (Trust::Unproven | Trust::Examined, _) => "the token was not shown within 10 s",
             (_, true) => "idle for a minute",
             (_, false) => "what waits was not read for a minute",
         }

@@ -125,6 +125,7 @@ impl Daemon {
             program: Some(env!("CARGO_PKG_VERSION").into()),
             pid: Some(std::process::id()),
             service,
+            tcp: self.control.tcp_address(),
             ..reply
         }
     }

@@ -48,15 +48,16 @@ impl From<String> for Refused {
 impl Control {
     /// The client that has been idle for longest, where any is; `newcomer` is none.
     fn idlest(&self, newcomer: Option<ClientId>) -> Option<ClientId> {
-        let idle = self.clients.iter().filter(|(id, client)| {
-            client.is_idle() && client.trust != Trust::Unproven && newcomer != Some(**id)
-        });
+        let idle = self
+            .clients
+            .iter()
+            .filter(|(id, client)| client.is_idle() && !client.trust.is_unproven() && newcomer != Some(**id));
         idle.min_by_key(|(_, client)| client.heard_at).map(|(id, _)| *id)
     }
 
     /// How many there are who may speak, or else who have yet to show the token.
     fn count(&self, unproven: bool) -> usize {
-        self.clients.values().filter(|client| (client.trust == Trust::Unproven) == unproven).count()
+        self.clients.values().filter(|client| client.trust.is_unproven() == unproven).count()
     }
 
     /// Decides about somebody who has come.
@@ -71,7 +72,7 @@ impl Control {
                 Ok(peer) => Err(refusal(&peer).into()),
                 Err(error) => Err(unknown(&error)),
             },
-            Door::Tcp => self.judge_by_tcp(stream),
+            Door::Tcp => Ok(Trust::Unproven),
         }
     }
 
@@ -116,11 +117,14 @@ impl Daemon {
 
     fn receive(&mut self, door: Door, stream: StreamSocket) {
         let judged = self.control.judge(door, &stream);
+        // The kernel does not know who speaks by TCP.
+        let end = (door == Door::Tcp).then(|| self.control.may_be_owner(&stream)).flatten();
+        let judged = if end.is_some() { Ok(Trust::Examined) } else { judged };
         let trust = judged.as_ref().copied().unwrap_or(Trust::Unproven);
         let mut client = Client::new(stream, trust, self.now());
         let refusal = match judged {
             Err(refused) => Some(refused),
-            Ok(Trust::Unproven) => {
+            Ok(Trust::Unproven | Trust::Examined) => {
                 self.make_room_for_unproven();
                 None
             }
@@ -135,8 +139,11 @@ impl Daemon {
         }
         self.control.last_client += 1;
         let id = ClientId(self.control.last_client);
-        if self.poller.add(&client.stream, Token::Client(id).pack(), Interest::Read).is_ok() {
+        if self.poller.add(&client.stream, Token::Client(id).pack(), client.watched()).is_ok() {
             self.control.clients.insert(id, client);
+            if let Some(end) = end {
+                self.examine(id, end);
+            }
         }
     }
 
@@ -153,7 +160,7 @@ impl Daemon {
     }
 
     fn make_room_for_unproven(&mut self) {
-        let mut unproven = self.control.clients.iter().filter(|(_, client)| client.trust == Trust::Unproven);
+        let mut unproven = self.control.clients.iter().filter(|(_, client)| client.trust.is_unproven());
         let oldest = unproven.next().map(|(id, _)| *id);
         if let Some(oldest) = oldest.filter(|_| self.control.count(true) >= MAX_UNPROVEN) {
             self.let_client_go(oldest, "others need the room, and this one has not shown the token");

@@ -1,7 +1,6 @@
-//! The way in by TCP: where it is, and who may come by it.
+//! The control server on TCP: where it listens, and what a client must show.
 //!
-//! On a loopback address the kernel's word decides, and elsewhere the token; where there is one, it opens the door to a
-//! user of this machine too. Nothing changes but by a commit: the socket of a generation to be is bound before anything is
+//! The token decides, on a loopback address too: the kernel knows who made a socket, not who speaks by it. Nothing changes but by a commit: the socket of a generation to be is bound before anything is
 //! touched, and nobody is let in by it until that generation serves.
 
 use std::io;
@@ -13,12 +12,10 @@ use tracing::{info, warn};
 
 use super::super::release::Release;
 use super::super::run::Daemon;
-use super::client::Trust;
-use super::door::{Refused, unknown};
 use super::{Control, NO_ROOM_PAUSE};
 use crate::core::notice::Outcome;
-use crate::sys::control_tcp::{Caller, ControlTcp, caller};
-use crate::sys::stream_socket::StreamSocket;
+use crate::sys::control_tcp::ControlTcp;
+use crate::wire::secret::Secret;
 
 /// Why the address of `[control] tcp` cannot be had; nothing has changed.
 #[derive(Debug, Error)]
@@ -58,16 +55,27 @@ impl TcpError {
 }
 
 impl Control {
-    /// Listens where the first generation wants it.
+    /// Listens where the first generation wants it; `own` is the token where the service file names none.
     ///
     /// # Errors
     ///
     /// The address cannot be had.
-    pub fn listen_by_tcp(&mut self, release: &Release) -> Result<(), TcpError> {
+    pub fn listen_by_tcp(&mut self, release: &Release, own: Option<&Secret>) -> Result<(), TcpError> {
         self.tcp = self.prepare_tcp(release.spec.control.tcp)?;
-        self.token.clone_from(&release.control_token);
+        self.ask_for(release, own);
         self.tell_where();
         Ok(())
+    }
+
+    /// Asks for the token of this release from now on, and believes the kernel or not as its file has it.
+    fn ask_for(&mut self, release: &Release, own: Option<&Secret>) {
+        self.token = release.control_token.as_ref().or(own).cloned();
+        self.local_owner = release.spec.control.local_owner;
+    }
+
+    /// Where it listens by TCP.
+    pub(super) fn tcp_address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref().map(ControlTcp::address)
     }
 
     /// Binds the address of a generation to be; `None` where none is wanted, or it is the present one.
@@ -90,36 +98,9 @@ impl Control {
         })
     }
 
-    /// Decides about somebody who has come by TCP.
-    ///
-    /// # Errors
-    ///
-    /// What he is told.
-    pub(super) fn judge_by_tcp(&self, stream: &StreamSocket) -> Result<Trust, Refused> {
-        let found = caller(stream);
-        if found.as_ref().is_ok_and(|caller| caller.may_speak()) {
-            return Ok(Trust::Wary);
-        }
-        if self.token.is_some() {
-            return Ok(Trust::Unproven);
-        }
-        let who = match found {
-            Ok(Caller::Local(Some(uid))) => format!("user {uid}"),
-            Ok(Caller::Local(None)) => "who has closed this connection already".into(),
-            Ok(Caller::Remote) => "another machine".into(),
-            Err(error) => return Err(unknown(&error)),
-        };
-        let why = format!(
-            "{who} may not speak to this manager by TCP: only its owner and root may, from this machine"
-        );
-        let hint = "the control socket lets in members of the `[control] group`, and `[control] token_file` names a token \
-                    that lets in whoever shows it";
-        Err(Refused { why, hint: Some(hint) })
-    }
-
     fn tell_where(&self) {
         if let Some(tcp) = &self.tcp {
-            info!("the manager is spoken to at {} too", tcp.address());
+            info!("control server listening on {}", tcp.address());
         }
     }
 }
@@ -131,7 +112,7 @@ impl Daemon {
         let committed = *outcome == Outcome::Committed;
         if let Some(of) = self.generations.get_mut(&current).filter(|_| committed) {
             self.control.open_to(of.release.control_group);
-            self.control.token.clone_from(&of.release.control_token);
+            self.control.ask_for(&of.release, self.runtime.token());
             let (wanted, bound) = (of.release.spec.control.tcp, of.control_tcp.take());
             if self.control.tcp.as_ref().map(ControlTcp::address) != wanted {
                 self.move_to(bound);

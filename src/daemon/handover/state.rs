@@ -31,6 +31,7 @@ use super::Successor;
 use crate::core::ids::{GenerationId, RequestId, WorkerId};
 use crate::core::time::Mono;
 use crate::core::{Event, Manager};
+use crate::sys::clock::monotonic_micros;
 use crate::sys::control_tcp::ControlTcp;
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::limits::Limit;
@@ -179,7 +180,7 @@ impl State {
         let [output, error] = self.unread;
         OUTPUT.resume(output);
         ERROR.resume(error);
-        let runtime = RuntimeDirectory::unpack(self.runtime, luggage)?;
+        let mut runtime = RuntimeDirectory::unpack(self.runtime, luggage)?;
         let heritage = Heritage::take(self.nofile).with_runtime(runtime.path());
         heritage.streams().put_helpers(HandOver::unpack(self.helper_outputs, luggage)?);
         let listeners: Vec<Rc<Listener>> = self
@@ -199,6 +200,12 @@ impl State {
         let service = service.unwrap_or_default();
         let demanded = self.demanded.into_iter().filter_map(|one| Demanded::unpack(one, &listeners));
         let helpers: Vec<Spawned> = HandOver::unpack(self.helpers, luggage)?;
+        let mut control: Control = HandOver::unpack(self.control, luggage)?;
+        // The child that looked is of no use any more.
+        control.end_examinations(Mono(monotonic_micros()?.saturating_sub(self.epoch)));
+        let own =
+            generations.get(&self.manager.current()).is_none_or(|of| of.release.control_token.is_none());
+        runtime.lay_out_token(control.token.as_ref().filter(|_| own));
         let daemon = Daemon {
             manager: self.manager,
             poller: Poller::new()?,
@@ -223,7 +230,7 @@ impl State {
             helpers: helpers.into_iter().map(|helper| (helper.pid, helper)).collect(),
             found_at_start: HandOver::unpack(self.found_at_start, luggage)?,
             upward: HandOver::unpack(self.upward, luggage)?,
-            control: HandOver::unpack(self.control, luggage)?,
+            control,
             history: HandOver::unpack(self.history, luggage)?,
             inbox: VecDeque::from([Event::Tick]),
             loose_ends: LooseEnds::default(),

@@ -5,11 +5,10 @@
 //! most, and an idle manager writes nothing. What no event tells (a generation's release, a socket) is in the snapshot
 //! alone, which is taken anew when such a thing changes, or when the events behind it have become many.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Seek, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, ErrorKind, Seek, Write};
 use std::mem;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tracing::{error, info};
@@ -20,11 +19,16 @@ use super::record::{Entry, Envelope, ProcessRecord, Record, snapshot};
 use crate::core::Event;
 use crate::core::ids::WorkerId;
 use crate::core::time::Mono;
+use crate::sys::own_folder::Folder;
 use crate::sys::process;
+use crate::sys::way::WayError;
 
 /// How many bytes of events stand behind a snapshot before the next is taken, at least; and how many snapshots' worth.
 const ROOM: usize = 256 * 1024;
 const SNAPSHOTS: usize = 4;
+
+/// What the state is called until it is whole.
+const DRAFT: &str = "state.new";
 
 /// How soon it is tried again where the file could not be written.
 const RETRY: Duration = Duration::from_secs(5);
@@ -33,6 +37,8 @@ const RETRY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
+    /// Its folder, which only we can change; `None` before it is needed.
+    folder: Option<Folder>,
     /// None where there is no whole snapshot.
     file: Option<File>,
     waiting: Vec<u8>,
@@ -48,7 +54,16 @@ pub struct Journal {
 impl Journal {
     /// Makes one that has yet to take its first snapshot; until then the file is what whoever was before us left there.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, file: None, waiting: Vec::new(), length: 0, room: 0, is_stale: true, retry_at: None }
+        Self {
+            path,
+            folder: None,
+            file: None,
+            waiting: Vec::new(),
+            length: 0,
+            room: 0,
+            is_stale: true,
+            retry_at: None,
+        }
     }
 
     /// Something has changed that only a snapshot tells.
@@ -87,15 +102,25 @@ impl Journal {
 
     /// Begins anew with a snapshot: whoever looks finds the file of before, or this one.
     fn begin(&mut self, snapshot: &Envelope<Record>) -> io::Result<()> {
-        let draft = self.path.with_extension("new");
-        let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&draft)?;
+        match self.begin_in_folder(snapshot) {
+            // It was removed, and may have been made again.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.folder = None;
+                self.begin_in_folder(snapshot)
+            }
+            begun => begun,
+        }
+    }
+
+    fn begin_in_folder(&mut self, snapshot: &Envelope<Record>) -> io::Result<()> {
+        let file = self.folder()?.make_file(DRAFT, 0o600)?;
         // Piece by piece: a text of hundreds of workers would leave its mark on our memory.
         let mut pieces = BufWriter::new(file);
         serde_json::to_writer(&mut pieces, snapshot)?;
         pieces.write_all(b"\n")?;
         let mut file = pieces.into_inner()?;
         let length = usize::try_from(file.stream_position()?).unwrap_or(usize::MAX);
-        fs::rename(&draft, &self.path)?;
+        self.folder()?.rename(DRAFT, STATE)?;
         self.file = Some(file);
         self.waiting.clear();
         (self.length, self.room) = (0, ROOM.max(length.saturating_mul(SNAPSHOTS)));
@@ -103,11 +128,25 @@ impl Journal {
         Ok(())
     }
 
+    /// The folder that it is in, which only we can change.
+    fn folder(&mut self) -> io::Result<&Folder> {
+        let open = || match Folder::open(self.path.parent().unwrap_or(Path::new("/")), None) {
+            Err(WayError::Io { source, .. }) => Err(source),
+            opened => opened.map_err(io::Error::other),
+        };
+        match &mut self.folder {
+            Some(folder) => Ok(folder),
+            none => Ok(none.insert(open()?)),
+        }
+    }
+
     /// Removes the file: nobody is to take over from what it says.
     pub fn remove(&mut self) {
         self.file = None;
-        let _ = fs::remove_file(&self.path);
-        let _ = fs::remove_file(self.path.with_extension("new"));
+        if let Ok(folder) = self.folder() {
+            let _ = folder.remove(STATE);
+            let _ = folder.remove(DRAFT);
+        }
     }
 }
 

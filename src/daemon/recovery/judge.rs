@@ -1,9 +1,8 @@
 //! Reads what a manager that is no more has left, in a child: it may be anything.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::ffi::OsStr;
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,8 +14,10 @@ use super::VERSION;
 use super::record::{Entry, Envelope, ProcessRecord, Record};
 use crate::core::Action;
 use crate::core::ids::WorkerId;
+use crate::sys::own_folder::Folder;
 use crate::sys::fork::in_child;
 use crate::sys::process;
+use crate::sys::way::WayError;
 
 /// How long that may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -84,7 +85,12 @@ fn judge(path: &Path, service: Option<&str>) -> Judged {
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    let (folder, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().and_then(OsStr::to_str));
+    let file = match Folder::open(folder, None) {
+        Ok(folder) => folder.file(name.unwrap_or_default(), OFlag::O_RDONLY, 0)?,
+        Err(WayError::Io { source, .. }) => return Err(source),
+        Err(error) => return Err(io::Error::other(error)),
+    };
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > MAX_STATE {
         return Err(io::Error::other("it is no file that a manager wrote"));

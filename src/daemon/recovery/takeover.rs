@@ -154,7 +154,7 @@ impl Daemon {
     fn let_in(&mut self) {
         let Some(of) = self.generations.get(&self.manager.current()) else { return };
         self.control.open_to(of.release.control_group);
-        if let Err(error) = self.control.listen_by_tcp(&of.release) {
+        if let Err(error) = self.control.listen_by_tcp(&of.release, self.runtime.token()) {
             warn!("{}", in_words(&error));
         }
     }

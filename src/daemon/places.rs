@@ -1,0 +1,103 @@
+//! Where managers are looked for, and how a client comes to one without mistaking a stranger for it.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::geteuid;
+
+use super::runtime::{CONTROL, locate, private_folder, private_folder_of};
+use crate::sys::control_socket::peer_of;
+use crate::sys::own_folder::owner_of;
+use crate::sys::sock_diag::makers_of_listeners;
+use crate::sys::way::{self, Trusted};
+
+/// A service's runtime directory with a control socket in it, whether anybody listens there or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The service's name, as the directory has it; `None` for a directory that was given to us.
+    pub service: Option<String>,
+    /// The path of its control socket.
+    pub socket: PathBuf,
+}
+
+/// A connection to a manager, and its process.
+#[derive(Debug)]
+pub struct Connected {
+    /// The connection.
+    pub stream: UnixStream,
+    /// The process that listens; 0 where it is in another pid namespace.
+    pub pid: i32,
+}
+
+impl Place {
+    fn of(service: String, base: &Path) -> Self {
+        let socket = base.join(&service).join(CONTROL);
+        Self { service: Some(service), socket }
+    }
+
+    /// Connects to the control socket, and makes sure who listens there: root, our own user, or the owner of the folder, whose
+    /// service it is.
+    ///
+    /// # Errors
+    ///
+    /// Those of connect(2); `PermissionDenied` where somebody else listens.
+    pub fn connect(&self) -> io::Result<Connected> {
+        let stream = UnixStream::connect(&self.socket)?;
+        let (pid, user) = peer_of(&stream)?;
+        let is_owner = || {
+            let folder = self.socket.parent().unwrap_or(Path::new("/"));
+            owner_of(folder).is_ok_and(|owner| owner == user)
+        };
+        if user == 0 || user == geteuid().as_raw() || is_owner() {
+            return Ok(Connected { stream, pid });
+        }
+        let why = format!("user {user} listens at {}, in another user's folder", self.socket.display());
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+    }
+}
+
+/// Returns where the manager of `service` may be, or any manager, that this user can speak to; most likely first.
+///
+/// A named one is found in a folder that may be entered but not listed, as /run/liveswap is for all but root.
+#[must_use]
+pub fn places(service: Option<&str>) -> Vec<Place> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let given = variable("RUNTIME_DIRECTORY").map(|_| locate(""));
+    let given = given.map(|folder| Place { service: None, socket: folder.join(CONTROL) });
+    let own = [variable("XDG_RUNTIME_DIR").map(|base| base.join("liveswap")), Some(private_folder())];
+    let bases = [Some(PathBuf::from("/run/liveswap"))].into_iter().chain(own).flatten();
+    // A folder that somebody else can change could hold anything.
+    let bases = bases.filter_map(|base| way::find(&base, Trusted::us()).ok());
+    let bases = bases.filter(way::Found::is_folder).map(|base| base.path);
+    let mut found: Vec<_> = match service {
+        Some(name) => bases.map(|base| Place::of(name.to_owned(), &base)).collect(),
+        None => bases.flat_map(|base| folders(&base)).collect(),
+    };
+    found.sort_by(|a, b| a.service.cmp(&b.service));
+    given.into_iter().chain(found).filter(|place| place.socket.exists()).collect()
+}
+
+/// Returns for root where the manager of another user may be whose control server listens at `server`: that user made the socket
+/// that listens there, so nobody else can draw root's commands to a service of his own.
+#[must_use]
+pub fn places_of_others(server: SocketAddr) -> Vec<Place> {
+    if !geteuid().is_root() {
+        return Vec::new();
+    }
+    let users = makers_of_listeners(server).unwrap_or_default().into_iter().filter(|user| *user != 0);
+    let bases = users.flat_map(|user| {
+        let bases = [private_folder_of(user), format!("/run/user/{user}/liveswap").into()];
+        bases.into_iter().filter_map(move |base| way::find(&base, Trusted::user(user)).ok())
+    });
+    let bases = bases.filter(way::Found::is_folder).map(|base| base.path);
+    bases.flat_map(|base| folders(&base)).filter(|place| place.socket.exists()).collect()
+}
+
+fn folders(base: &Path) -> impl Iterator<Item = Place> + use<> {
+    let entries = fs::read_dir(base).into_iter().flatten().flatten();
+    let base = base.to_owned();
+    entries.filter_map(move |entry| Some(Place::of(entry.file_name().into_string().ok()?, &base)))
+}
