@@ -202,7 +202,7 @@ impl State {
         let helpers: Vec<Spawned> = HandOver::unpack(self.helpers, luggage)?;
         let mut control: Control = HandOver::unpack(self.control, luggage)?;
         // The child that looked is of no use any more.
-        control.end_examinations(Mono(monotonic_micros()?.saturating_sub(self.epoch)));
+        control.end_examinations(Mono(monotonic_micros()?.saturating_sub(self.origin.epoch)));
         let own =
             generations.get(&self.manager.current()).is_none_or(|of| of.release.control_token.is_none());
         runtime.lay_out_token(control.token.as_ref().filter(|_| own));
