@@ -3,6 +3,7 @@
 use tracing::{debug, warn};
 
 use super::run::{Daemon, Role};
+use crate::core::time::Mono;
 use crate::sys::foreign::{Closers, ForeignFd};
 use crate::sys::stall::LIMIT;
 
@@ -15,6 +16,8 @@ pub(super) struct LooseEnds {
     pub(super) closers: Closers,
     /// More children have ended than were reaped in the last turn.
     pub(super) reaps_again: bool,
+    /// When to look for what has outlived its worker.
+    pub(super) look_for_orphans_at: Option<Mono>,
 }
 
 impl Daemon {

@@ -89,7 +89,7 @@ impl Daemon {
 
     /// Has [`Daemon::kill_orphans`] called in a moment, when what goes on now is over.
     pub(super) fn tidy_up_soon(&mut self) {
-        self.look_for_orphans_at.get_or_insert(self.now() + ORPHANS_SETTLE);
+        self.loose_ends.look_for_orphans_at.get_or_insert(self.now() + ORPHANS_SETTLE);
     }
 
     /// Kills what daemonised out of its worker's process group and has outlived the worker. It was left to us as a
@@ -99,18 +99,18 @@ impl Daemon {
     /// Once for all that ended in the same moment: it takes a look at every child. Then it is quiet, so what memory that
     /// moment took is given back.
     pub(super) fn kill_orphans(&mut self) {
-        if self.look_for_orphans_at.is_none_or(|at| at > self.now()) {
+        if self.loose_ends.look_for_orphans_at.is_none_or(|at| at > self.now()) {
             return;
         }
         let children = match process::own_children() {
             Ok(children) => children,
             Err(error) => {
                 warn!("cannot look for what has outlived its worker: {error}; looking again in a second");
-                self.look_for_orphans_at = Some(self.now() + ORPHANS_RETRY);
+                self.loose_ends.look_for_orphans_at = Some(self.now() + ORPHANS_RETRY);
                 return;
             }
         };
-        self.look_for_orphans_at = None;
+        self.loose_ends.look_for_orphans_at = None;
         for pid in children.into_iter().filter(|pid| !self.roles.contains_key(pid)) {
             let worker = process::variable(pid, WORKER_VARIABLE).and_then(|id| WorkerId::parse(&id));
             let whose = match worker {

@@ -141,8 +141,6 @@ pub struct Daemon {
     pub(super) ended: bool,
     /// When hooks `after` that still run are killed.
     pub(super) hooks_end: BTreeMap<Pid, Mono>,
-    /// When to look for what has outlived its worker.
-    pub(super) look_for_orphans_at: Option<Mono>,
     pub(super) care: Care,
     pub(super) outputs: Outputs,
     pub(super) on_demand: OnDemand,
@@ -258,7 +256,7 @@ impl Daemon {
         let deadlines = deadlines.chain(self.upward.next_deadline());
         deadlines
             .chain(self.hooks_end.values().copied())
-            .chain(self.look_for_orphans_at)
+            .chain(self.loose_ends.look_for_orphans_at)
             .chain(self.control.next_deadline())
             .chain(self.processes.values().filter_map(|process| process.lingers_until))
             .chain(self.processes.values().filter_map(|process| process.tries_again_at))

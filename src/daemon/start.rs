@@ -126,7 +126,6 @@ impl Daemon {
             loose_ends: LooseEnds::default(),
             ended: false,
             hooks_end: BTreeMap::new(),
-            look_for_orphans_at: None,
             care: Care::default(),
             outputs: Outputs::open()?,
             on_demand: OnDemand::default(),
