@@ -99,18 +99,21 @@ impl Cgroups {
     }
 
     /// Removes the groups in which nobody is any more, but those of workers that are `there`: one may be about to join.
-    pub fn tidy(&self, there: impl Fn(WorkerId) -> bool) {
-        let Ok(delegated) = &self.delegated else { return };
+    ///
+    /// Returns whether all of these are gone: the kernel keeps one for as long as a process in it takes to die.
+    pub fn tidy(&self, there: impl Fn(WorkerId) -> bool) -> bool {
+        let Ok(delegated) = &self.delegated else { return true };
+        let mut are_gone = true;
         for (_, generation) in numbered(&delegated.path, &self.prefix) {
-            for (worker, path) in numbered(&generation, WORKER) {
-                if !there(WorkerId(worker)) {
-                    // One in which somebody is stays by itself.
-                    let _ = cgroup::remove(&path);
-                }
+            let workers = numbered(&generation, WORKER).into_iter();
+            let (needed, others): (Vec<_>, Vec<_>) =
+                workers.partition(|(worker, _)| there(WorkerId(*worker)));
+            for (_, path) in others {
+                are_gone &= cgroup::remove(&path).is_ok();
             }
-            // As does one in which there is one.
-            let _ = fs::remove_dir(&generation);
+            are_gone &= !needed.is_empty() || fs::remove_dir(&generation).is_ok();
         }
+        are_gone
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) struct LooseEnds {
     pub(super) reaps_again: bool,
     /// When to look for what has outlived its worker.
     pub(super) look_for_orphans_at: Option<Mono>,
+    /// How often in a row cgroups could not be removed.
+    pub(super) tidied: u8,
 }
 
 impl Daemon {

@@ -26,6 +26,9 @@ const ORPHANS_SETTLE: Duration = Duration::from_millis(20);
 /// How long after a look that failed, for lack of descriptors for instance, the next one is taken.
 const ORPHANS_RETRY: Duration = Duration::from_secs(1);
 
+/// How often it is tried in a row to remove cgroups whose processes do not end.
+const TIDIES: u8 = 5;
+
 /// How many children are reaped before others get their turn.
 const REAPED_A_TURN: usize = 256;
 
@@ -124,8 +127,18 @@ impl Daemon {
                 warn!("cannot kill process {pid}: {error}");
             }
         }
-        self.cgroups.tidy(|worker| self.processes.contains_key(&worker));
+        self.tidy_cgroups();
         rest::give_back();
+    }
+
+    /// Removes cgroups that are not needed; those of processes that are still dying are tried again, a few times.
+    fn tidy_cgroups(&mut self) {
+        if self.cgroups.tidy(|worker| self.processes.contains_key(&worker)) {
+            self.loose_ends.tidied = 0;
+        } else if self.loose_ends.tidied < TIDIES {
+            self.loose_ends.tidied += 1;
+            self.loose_ends.look_for_orphans_at = Some(self.now() + ORPHANS_RETRY);
+        }
     }
 
     /// Whether a process that no worker's name stands in may belong to something that runs: nobody is younger than his
