@@ -17,9 +17,9 @@ use tracing::warn;
 
 pub use super::places::{Connected, Place, places, places_of_others};
 use super::recovery::STATE;
-use crate::sys::own_folder::Folder;
 use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
 use crate::sys::occupant::{Occupant, occupant};
+use crate::sys::own_folder::Folder;
 use crate::sys::way::WayError;
 use crate::sys::{process, random};
 use crate::wire::secret::Secret;

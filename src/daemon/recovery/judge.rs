@@ -14,8 +14,8 @@ use super::VERSION;
 use super::record::{Entry, Envelope, ProcessRecord, Record};
 use crate::core::Action;
 use crate::core::ids::WorkerId;
-use crate::sys::own_folder::Folder;
 use crate::sys::fork::in_child;
+use crate::sys::own_folder::Folder;
 use crate::sys::process;
 use crate::sys::way::WayError;
 
