@@ -50,13 +50,23 @@ const FINISH: Duration = Duration::from_secs(1);
 pub struct ForeignFd {
     /// None once it was taken out.
     fd: Option<OwnedFd>,
-    /// Its close never waits.
-    is_harmless: bool,
+    close: Close,
+}
+
+/// Where a descriptor is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Close {
+    /// In a child, as it may wait.
+    InChild,
+    /// Here, if it is still the socket that we have bound: a worker may have made a connection of it, which lingers.
+    HereIfBound,
+    /// Here, as nobody else has ever had it.
+    Here,
 }
 
 impl From<OwnedFd> for ForeignFd {
     fn from(fd: OwnedFd) -> Self {
-        Self { fd: Some(fd), is_harmless: false }
+        Self { fd: Some(fd), close: Close::InChild }
     }
 }
 
@@ -65,8 +75,27 @@ impl ForeignFd {
     /// One of UNIX may have descriptors of others in its queue all the same.
     #[must_use]
     pub fn bound(mut self) -> Self {
-        self.is_harmless = !is_unix(&self);
+        if !is_unix(&self) {
+            self.close = Close::HereIfBound;
+        }
         self
+    }
+
+    /// Takes it for a connection that no other process of this machine shares: on drop one of IPv4 or IPv6 is closed at once.
+    #[must_use]
+    pub fn unshared(mut self) -> Self {
+        if !is_unix(&self) {
+            self.close = Close::Here;
+        }
+        self
+    }
+
+    fn closes_here(&self) -> bool {
+        match self.close {
+            Close::InChild => false,
+            Close::HereIfBound => is_listening(self).unwrap_or(false) || is_datagram(self),
+            Close::Here => true,
+        }
     }
 
     /// Takes the descriptor out, for an owner that may close it: it was looked at.
@@ -93,11 +122,10 @@ impl AsRawFd for ForeignFd {
 
 impl Drop for ForeignFd {
     fn drop(&mut self) {
+        if self.fd.is_none() || self.closes_here() {
+            return;
+        }
         if let Some(fd) = self.fd.take() {
-            // A worker may have made a connection of it, which lingers.
-            if self.is_harmless && (is_listening(&fd).unwrap_or(false) || is_datagram(&fd)) {
-                return;
-            }
             let number = fd.into_raw_fd();
             // A thread that ends has no list any more.
             let _ = WAITING.try_with(|waiting| waiting.borrow_mut().push(number));
@@ -105,7 +133,7 @@ impl Drop for ForeignFd {
     }
 }
 
-fn is_datagram(fd: &OwnedFd) -> bool {
+fn is_datagram(fd: &ForeignFd) -> bool {
     kind(fd).is_ok_and(|kind| kind == Some(Kind::Datagram))
 }
 

@@ -30,7 +30,7 @@ hand_over!(StreamSocket as StreamSocketState { socket: ForeignFd });
 
 impl From<OwnedFd> for StreamSocket {
     fn from(socket: OwnedFd) -> Self {
-        Self { socket: socket.into() }
+        Self { socket: ForeignFd::from(socket).unshared() }
     }
 }
 
