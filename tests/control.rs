@@ -142,6 +142,27 @@ fn a_long_line_is_refused_and_the_service_unharmed() {
 }
 
 #[test]
+fn the_edges_of_json_and_of_a_line_are_answered_and_harm_nothing() {
+    let manager = Manager::start(service());
+    let nested = format!(r#"{{"cmd":"ping","value":{}"#, "[".repeat(60_000));
+    let surrogate = r#"{"cmd":"message","value":"\ud800"}"#.to_owned();
+    let key = r#"{"\udc00":1,"cmd":"\ud800\ud800"}"#.to_owned();
+    for bad in [nested, surrogate, key, "[".repeat(60_000), format!("{}1", "-".repeat(60_000))] {
+        let mut client = manager.client();
+        client.say(&bad);
+        assert_ne!(client.hear()["ok"], true, "{bad:.40}");
+        assert_eq!(manager.ask(r#"{"cmd":"ping"}"#)["ok"], true, "{bad:.40}");
+    }
+    let ping = r#"{"cmd":"ping"}"#;
+    for (length, is_taken) in [(65_535, true), (65_536, true), (65_537, false)] {
+        let mut client = manager.client();
+        client.say(&format!("{}{ping}", " ".repeat(length - ping.len())));
+        assert_eq!(client.hear()["ok"] == true, is_taken, "{length} bytes");
+    }
+    manager.stop();
+}
+
+#[test]
 fn a_thousand_idle_clients_and_half_lines_keep_nobody_out() {
     let address = loopback();
     let manager = Manager::start(service().listen(address));

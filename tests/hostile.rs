@@ -6,11 +6,12 @@
 mod support;
 
 use std::fs::{self, File};
-use std::io::{self, IoSlice, Read};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -18,9 +19,11 @@ use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use support::ground::{Ground, WORKERS};
+use support::is_installed;
 use support::log::Verdict;
-use support::manager::{Starter, liveswap};
+use support::manager::{Manager, Starter, liveswap};
 use support::process::Process;
+use support::service::Service;
 
 /// Longer than any refusal may take, on a machine that does many other things.
 const PROMPTLY: Duration = Duration::from_secs(10);
@@ -174,4 +177,49 @@ fn a_hundred_thousand_hostile_datagrams_with_descriptors_are_not_noticed() {
     let steers = |line: &String| line.contains('\u{1b}');
     assert!(!manager.log.since(0).iter().any(steers), "a control character in the log");
     ground.assert_unharmed(2);
+}
+
+/// Says that it is ready, and leaves a process that is another one at every moment: each forks and exits.
+const COMET: &str = "\
+import os, signal, socket
+n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); n.connect(os.environ['NOTIFY_SOCKET'])
+if os.fork() == 0:
+    os.setsid()
+    while True:
+        if os.fork(): os._exit(0)
+n.send(b'READY=1')
+signal.pause()
+";
+
+#[test]
+fn a_process_that_is_another_one_at_every_moment_holds_nothing_up_and_goes_with_the_service() {
+    if !is_installed("python3") {
+        return;
+    }
+    let manager = Manager::start(Service::command(["python3", "-c", COMET]));
+    for _ in 0..50 {
+        assert_eq!(manager.ask(r#"{"cmd":"ping"}"#)["ok"], true);
+    }
+    // It sees to it that no process of the service is left.
+    manager.stop();
+}
+
+#[test]
+fn what_is_no_state_is_refused_by_the_program_that_is_to_go_on() {
+    let (reader, mut writer) = io::pipe().expect("a pipe");
+    writer
+        .write_all(b"{\"version\":5,\"program\":\"x\",\"descriptors\":[0,1,2,-1,4711],\"state\":[]}")
+        .expect("room");
+    drop(writer);
+    for mut state in [Stdio::from(reader), Stdio::null()] {
+        let mut command = Command::new("sh");
+        let script = "exec 3<&0 </dev/null; exec \"$0\" try-handover run web.toml";
+        command
+            .args(["-c", script, env!("CARGO_BIN_EXE_liveswap")])
+            .stdin(std::mem::replace(&mut state, Stdio::null()));
+        let ended = command.output().expect("a shell");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{said}");
+        assert!(said.starts_with("Error: ") && !said.contains("bug"), "{said}");
+    }
 }

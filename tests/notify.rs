@@ -1,7 +1,7 @@
 //! What workers say to the manager, and what anyone may throw at it.
 //!
-//! The notify socket of a worker tells by its address who speaks, so the tests speak for the worker where that is
-//! simpler.
+//! The notify socket of a worker tells by its address which worker a message is about, and believes the user of the manager, who
+//! the tests are. So they speak for the worker where that is simpler; `tests/trust.rs` tries to as somebody else.
 
 #[expect(dead_code, reason = "no single test uses all of the support")]
 mod support;

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use support::client::{Target, ask};
 use support::control::lines_of;
 use support::log::{Step, Verdict};
-use support::manager::{Manager, Starter, Worker, wait_gone};
+use support::manager::{Manager, Place, Starter, Worker, wait_gone};
 use support::process::{self, Process};
 use support::service::Service;
 use support::stranger::{
@@ -393,5 +393,44 @@ fn what_a_worker_puts_at_a_number_is_not_opened_in_recovery() {
         manager.ask(r#"{"cmd":"message","value":"owned"}"#);
         assert_eq!(lines_of(&secret), ["untouched"], "root has written into a file for a worker");
     }
+    manager.stop();
+}
+
+/// Leaves a process whose environment is as long as its memory, 2 GiB of zeroes, which takes no privilege; and ends.
+const ENDLESS: &str = "\
+import ctypes, mmap, os, socket, struct, time
+n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); n.connect(os.environ['NOTIFY_SOCKET'])
+if os.fork() == 0:
+    os.setsid()
+    if os.fork(): os._exit(0)
+    libc = ctypes.CDLL(None, use_errno=True); libc.sbrk.restype = ctypes.c_void_p
+    size = 2 << 30
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    stat = open('/proc/self/stat').read().rsplit(') ', 1)[1].split()
+    code, stack, data, arguments = stat[23:25], stat[25], stat[42:44], stat[45:47]
+    numbers = [*code, *data, stat[44], libc.sbrk(0), stack, *arguments, start, start + size]
+    layout = struct.pack('11QPIi', *map(int, numbers), 0, 0, -1)
+    done = libc.prctl(35, 14, layout, len(layout), 0)
+    open('endless', 'w').write(f'{os.getpid()} {done} {ctypes.get_errno()}')
+    time.sleep(1000)
+while not os.path.exists('endless'): time.sleep(0.01)
+n.send(b'READY=1')
+";
+
+#[test]
+fn an_environment_without_end_costs_the_manager_nothing() {
+    if !is_installed("python3") {
+        return;
+    }
+    let manager = start(&Service::command(["python3", "-c", ENDLESS]).set("restart.initial_delay", "'10s'"));
+    let said = std::fs::read_to_string(manager.path("endless")).expect("what the process says");
+    let words: Vec<i32> = said.split(' ').map(|word| word.parse().expect("a number")).collect();
+    assert_eq!(words[1], 0, "PR_SET_MM_MAP: errno {}", words[2]);
+    manager.wait_log(Place::START, [&format!("process {} has outlived", words[0]), "SIGKILL"]);
+    wait_gone(words[0]);
+    let most = process::status(manager.pid(), "VmHWM");
+    let most: u64 = most.trim_end_matches(" kB").trim().parse().expect("a size");
+    assert!(most < 100_000, "{most} KiB were used to read it");
     manager.stop();
 }

@@ -16,9 +16,10 @@ use super::token::Token;
 use crate::core::Event;
 use crate::core::ids::WorkerId;
 use crate::core::notice::Exit;
+use crate::sys::process::{self, Environment};
 use crate::sys::spawn::{Report, Spawned};
 use crate::sys::wait::Interest;
-use crate::sys::{process, reaper, rest};
+use crate::sys::{reaper, rest};
 
 /// How long after an end it is looked for what outlived it: what the kernel hands on to us has arrived by then.
 const ORPHANS_SETTLE: Duration = Duration::from_millis(20);
@@ -115,11 +116,12 @@ impl Daemon {
         };
         self.loose_ends.look_for_orphans_at = None;
         for pid in children.into_iter().filter(|pid| !self.roles.contains_key(pid)) {
-            let worker = process::variable(pid, WORKER_VARIABLE).and_then(|id| WorkerId::parse(&id));
+            let environment = Environment::of(pid);
+            let worker = environment.value(WORKER_VARIABLE).and_then(WorkerId::parse);
             let whose = match worker {
                 Some(worker) if self.is_running(worker) => continue,
                 Some(worker) => format!("worker {worker}, which started it"),
-                None if self.may_be_needed(pid) => continue,
+                None if self.may_be_needed(pid, &environment) => continue,
                 None => "all workers that may have started it".to_owned(),
             };
             warn!("process {pid} has outlived {whose}; SIGKILL");
@@ -143,11 +145,11 @@ impl Daemon {
 
     /// Whether a process that no worker's name stands in may belong to something that runs: nobody is younger than his
     /// descendants.
-    fn may_be_needed(&self, stranger: Pid) -> bool {
+    fn may_be_needed(&self, stranger: Pid, environment: &Environment) -> bool {
         // A hook may leave behind what it likes, and so may who came with a connection: a session that is to go on.
         let is_exempt = self.has_guests()
             || self.found_at_start.contains(&stranger)
-            || process::variable(stranger, SERVICE_VARIABLE).is_some();
+            || environment.value(SERVICE_VARIABLE).is_some();
         let Some(born) = process::started(stranger).filter(|_| !is_exempt) else { return true };
         self.roles.keys().any(|of| process::started(*of).is_none_or(|started| started <= born))
     }

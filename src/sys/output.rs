@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
@@ -220,8 +220,16 @@ pub fn is_readable(fd: impl AsFd) -> io::Result<bool> {
 ///
 /// Those of poll(2).
 pub fn wait_readable(fd: impl AsFd, timeout: Duration) -> io::Result<bool> {
-    let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
-    is_ready(fd, PollFlags::POLLIN, timeout)
+    let end = Instant::now() + timeout;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match is_ready(&fd, PollFlags::POLLIN, timeout) {
+            // By a signal, whatever that was for.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            ready => return ready,
+        }
+    }
 }
 
 fn is_ready(fd: impl AsFd, interest: PollFlags, timeout: PollTimeout) -> io::Result<bool> {
@@ -230,7 +238,6 @@ fn is_ready(fd: impl AsFd, interest: PollFlags, timeout: PollTimeout) -> io::Res
         match poll(&mut fds, timeout) {
             // With a signal pending even a look that waits for nothing is interrupted (poll(2)), and says nothing.
             Err(Errno::EINTR) if timeout == PollTimeout::ZERO => {}
-            Err(Errno::EINTR) => return Ok(false),
             ready => return Ok(ready? == 1),
         }
     }

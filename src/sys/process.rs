@@ -5,8 +5,8 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::Path;
 
 use nix::sys::signal::Signal;
@@ -120,19 +120,36 @@ pub fn parent(pid: Pid) -> Option<Pid> {
     Stat::of(pid).map(|stat| stat.parent)
 }
 
-/// Returns the value that a variable had when the process was executed; `None` where it had none, or we may not look.
-pub fn variable(pid: Pid, name: &str) -> Option<String> {
-    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    let mut variables = environment.split(|&byte| byte == 0);
-    let value = variables.find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
-    String::from_utf8(value.to_vec()).ok()
+/// The most that is read of an environment, in bytes: many times what a program is executed with.
+const MAX_ENVIRONMENT: u64 = 1 << 20;
+
+/// What a process was executed with, as it says now: it may have written something else there, or made it as long as it likes
+/// (`PR_SET_MM_MAP`).
+#[derive(Debug)]
+pub struct Environment(Vec<u8>);
+
+impl Environment {
+    /// Reads it; none where the process has gone, or we may not look.
+    pub fn of(pid: Pid) -> Self {
+        let mut bytes = Vec::new();
+        let read = File::open(format!("/proc/{pid}/environ"))
+            .and_then(|file| file.take(MAX_ENVIRONMENT).read_to_end(&mut bytes));
+        // What was read before an error says as much as it says.
+        let _ = read;
+        Self(bytes)
+    }
+
+    /// Returns the value of a variable.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        let mut variables = self.0.split(|&byte| byte == 0);
+        let value = variables.find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
+        str::from_utf8(value).ok()
+    }
 }
 
-/// Returns every process that was executed with these variables, as far as we may look.
-pub fn with_variables(wanted: &[(&str, &str)]) -> Vec<Pid> {
-    let has_all =
-        |pid: &Pid| wanted.iter().all(|(name, value)| variable(*pid, name).as_deref() == Some(*value));
-    processes().filter(has_all).collect()
+/// Returns the value that a variable had when the process was executed; `None` where it had none, or we may not look.
+pub fn variable(pid: Pid, name: &str) -> Option<String> {
+    Environment::of(pid).value(name).map(str::to_owned)
 }
 
 /// Returns what names the present run of the machine: numbers and moments of another one mean nothing.
@@ -239,7 +256,8 @@ pub(super) fn parents() -> impl Iterator<Item = (Pid, Pid)> {
     processes().filter_map(|pid| Some((pid, Stat::of(pid)?.parent)))
 }
 
-fn processes() -> impl Iterator<Item = Pid> {
+/// Returns every process of the machine.
+pub fn processes() -> impl Iterator<Item = Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| parse_pid(entry.file_name().to_str()?))
 }

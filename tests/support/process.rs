@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -79,7 +80,9 @@ pub fn descriptors(pid: i32) -> BTreeMap<i32, String> {
 }
 
 fn strings(path: &Path) -> Vec<String> {
-    let bytes = fs::read(path).unwrap_or_default();
+    // Any process of the machine may have made its own as long as it likes.
+    let mut bytes = Vec::new();
+    let _ = File::open(path).and_then(|file| file.take(1 << 20).read_to_end(&mut bytes));
     let parts = bytes.split(|&byte| byte == 0).filter(|part| !part.is_empty());
     parts.map(|part| OsStr::from_bytes(part).to_string_lossy().into_owned()).collect()
 }

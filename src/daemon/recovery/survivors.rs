@@ -12,7 +12,7 @@ use super::super::launch::{RUNTIME_VARIABLE, SERVICE_VARIABLE, WORKER_VARIABLE};
 use super::record::{ProcessRecord, Record};
 use crate::core::ids::WorkerId;
 use crate::sys::pidfd::Pidfd;
-use crate::sys::process;
+use crate::sys::process::{self, Environment};
 
 /// A process that a manager of this service has started for a worker, or that such a one has started.
 #[derive(Clone, Copy, Debug)]
@@ -44,12 +44,18 @@ pub struct Claim<'a> {
 impl Claim<'_> {
     /// The worker that a process belongs to by what its environment says, if that is believed.
     fn worker_of(&self, pid: Pid) -> Option<WorkerId> {
-        let worker = WorkerId::parse(&process::variable(pid, WORKER_VARIABLE)?)?;
-        let is_young = process::started(pid).is_some_and(|started| started >= self.since);
+        // What the kernel says first: it is cheap, and keeps strangers from being read at length.
+        let is_young = process::started(pid)? >= self.since;
         let believed = |uid: &u32| *uid == 0 || *uid == geteuid().as_raw() || self.users.contains(uid);
         // All of them: a program that changes its user has the environment of who executes it.
-        let is_of_a_user = process::users(pid).is_some_and(|users| users.iter().all(believed));
-        (is_young && is_of_a_user).then_some(worker)
+        let is_of_a_user = process::users(pid)?.iter().all(believed);
+        if !is_young || !is_of_a_user {
+            return None;
+        }
+        let environment = Environment::of(pid);
+        let is_it = environment.value(SERVICE_VARIABLE)? == self.service
+            && Path::new(environment.value(RUNTIME_VARIABLE)?) == self.runtime;
+        WorkerId::parse(environment.value(WORKER_VARIABLE)?).filter(|_| is_it)
     }
 }
 
@@ -57,14 +63,11 @@ impl Family {
     /// Looks for the processes of a service: those in the cgroups of its workers, and those whose environment is believed.
     pub fn find(claim: &Claim<'_>) -> Self {
         let mut members: BTreeMap<Pid, WorkerId> = claim.cgroups.members().into_iter().collect();
-        if let Some(runtime) = claim.runtime.to_str() {
-            let wanted = [(SERVICE_VARIABLE, claim.service), (RUNTIME_VARIABLE, runtime)];
-            for pid in process::with_variables(&wanted) {
-                if !members.contains_key(&pid)
-                    && let Some(worker) = claim.worker_of(pid)
-                {
-                    members.insert(pid, worker);
-                }
+        for pid in process::processes() {
+            if !members.contains_key(&pid)
+                && let Some(worker) = claim.worker_of(pid)
+            {
+                members.insert(pid, worker);
             }
         }
         Self(members.into_iter().map(|(pid, worker)| Member { pid, worker }).collect())
