@@ -178,3 +178,70 @@ fn a_target_that_cannot_be_executed_is_named_and_not_its_placeholder() {
     assert_eq!(answer["outcome"], Value::from("rolled-back"));
     manager.stop();
 }
+
+#[test]
+fn root_runs_no_target_that_the_kernel_makes_up_or_that_anybody_can_put_there() {
+    if !is_root("workers of root") {
+        return;
+    }
+    let starter = releases();
+    let mut manager = starter.start(service("releases/one"));
+    manager.wait_ready();
+    // The words of a process are its own to choose, and its files in /proc are root's where it has changed its user.
+    let why = refused(&manager, &format!("/proc/{}/cmdline", std::process::id()));
+    assert!(why.contains("is no file or folder on a disk"), "{why}");
+    let shared = manager.path("shared");
+    fs::create_dir(&shared).expect("a folder");
+    fs::copy(manager.path("evil"), shared.join("two")).expect("a program");
+    fs::set_permissions(&shared, Permissions::from_mode(0o1777)).expect("chmod");
+    let why = refused(&manager, "shared/two");
+    assert!(why.contains("lies in a folder in which others may put another one"), "{why}");
+    manager.stop();
+}
+
+#[test]
+fn what_lies_in_a_target_that_is_a_folder_is_looked_at_too() {
+    if !is_root("workers of root") {
+        return;
+    }
+    let starter = releases();
+    fs::create_dir(starter.path("app")).expect("a folder");
+    fs::write(starter.path("app/index.js"), "").expect("a program");
+    let service = service("releases/one").set("service.command", "['sleep', '600']");
+    let mut manager = starter.start(service);
+    manager.wait_ready();
+    assert_eq!(manager.ask_target("app")["outcome"], "committed");
+    chown(manager.path("app/index.js"), Some(4711), None).expect("chown");
+    let why = refused(&manager, "app");
+    assert!(why.contains("index.js belongs to user 4711"), "{why}");
+    chown(manager.path("app/index.js"), Some(0), None).expect("chown");
+    fs::write(manager.path("app/package.json"), r#"{"main":"../elsewhere/main"}"#).expect("a package");
+    fs::create_dir(manager.path("elsewhere")).expect("a folder");
+    fs::write(manager.path("elsewhere/main.js"), "").expect("a program");
+    chown(manager.path("elsewhere/main.js"), Some(4711), None).expect("chown");
+    let why = refused(&manager, "app");
+    assert!(why.contains("main.js belongs to user 4711"), "{why}");
+    manager.stop();
+}
+
+#[test]
+fn head_is_not_written_where_a_link_of_another_user_leads() {
+    if !is_root("to be another user") {
+        return;
+    }
+    let starter = releases();
+    for folder in ["theirs", "private"] {
+        fs::create_dir(starter.path(folder)).expect("a folder");
+    }
+    fs::write(starter.path("private/head"), "untouched").expect("a file");
+    chown(starter.path("theirs"), Some(4711), None).expect("chown");
+    symlink(starter.path("private"), starter.path("theirs/state")).expect("a link");
+    std::os::unix::fs::lchown(starter.path("theirs/state"), Some(4711), None).expect("chown");
+    let service = service("releases/one").set("upgrade.head", "'theirs/state/head'");
+    let mut manager = starter.start(service);
+    manager.wait_ready();
+    manager
+        .wait_log(Place::START, ["head", "a symbolic link of user 4711 leads to a folder of another user"]);
+    assert_eq!(fs::read_to_string(manager.path("private/head")).expect("a file"), "untouched");
+    manager.stop();
+}

@@ -6,7 +6,7 @@
 mod support;
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -433,4 +433,108 @@ fn an_environment_without_end_costs_the_manager_nothing() {
     let most: u64 = most.trim_end_matches(" kB").trim().parse().expect("a size");
     assert!(most < 100_000, "{most} KiB were used to read it");
     manager.stop();
+}
+
+/// Sends descriptors whose close is slow, and then so many that are not that they would fill any table.
+const FLOOD: &str = "\
+import array, os, resource, signal, socket, struct, sys
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+os.setgid(65534); os.setuid(65534)
+signal.signal(signal.SIGALRM, lambda *_: None); signal.setitimer(signal.ITIMER_REAL, .02, .02)
+door = socket.socket(); door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+door.bind(('127.0.0.1', 0)); door.listen(1024); peers = []
+def slow():
+    c = socket.socket(); c.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    c.connect(door.getsockname()); peers.append(door.accept()[0]); c.setblocking(False)
+    try:
+        while True: c.send(b'x' * 65536)
+    except BlockingIOError: pass
+    c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 60))
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    socket.send_fds(near, [b'x'], [c.fileno()]); c.close(); near.close()
+    return far.detach()
+n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); n.connect(sys.argv[1])
+def send(numbers): n.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', numbers))])
+null = os.open('/dev/null', os.O_RDONLY)
+for _ in range(2):
+    batch = [slow() for _ in range(200)]
+    send(batch)
+    for number in batch: os.close(number)
+for _ in range(100): send([null] * 253)
+print('sent', flush=True); signal.pause()
+";
+
+#[test]
+fn a_stranger_cannot_fill_the_manager_s_table_of_descriptors() {
+    if !is_root("to be another user") || !is_installed("python3") {
+        return;
+    }
+    let manager = start(&Service::worker().listen(loopback()));
+    let path = notify_socket(&manager);
+    let mut flood = Command::new("python3");
+    flood.args(["-c", FLOOD, &path]).stdout(Stdio::piped());
+    let mut flood = Impostor(flood.spawn().expect("python3"));
+    let mut said = io::BufReader::new(flood.0.stdout.take().expect("its output"));
+    let reading = std::thread::spawn(move || {
+        let mut line = String::new();
+        said.read_line(&mut line).expect("a line");
+        line
+    });
+    let mut most = 0;
+    while !reading.is_finished() {
+        most = most.max(manager.open_descriptors());
+        assert_eq!(manager.ask(r#"{"cmd":"ping"}"#)["ok"], true);
+    }
+    assert_eq!(reading.join().expect("a line"), "sent\n");
+    // What waits to be closed, what is being closed, and what one message brings.
+    assert!(most < 4_000, "{most} descriptors");
+    barrier(&path);
+    manager.stop();
+}
+
+/// Types into the terminal of whoever started the manager.
+const TYPES: &str = "\
+import fcntl, os, signal, socket
+n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); n.connect(os.environ['NOTIFY_SOCKET'])
+done = []
+for fd in (0, 1, 2):
+    try: fcntl.ioctl(fd, 0x5412, b'x'); done.append(str(fd))
+    except OSError: pass
+try: os.open('/dev/tty', os.O_RDWR); done.append('tty')
+except OSError: pass
+n.send(b'READY=1\\nSTATUS=typed by ' + ' '.join(done or ['none']).encode())
+signal.pause()
+";
+
+#[test]
+fn a_worker_has_no_controlling_terminal_to_type_into() {
+    if !is_root("to be another user") || !is_installed("python3") || !is_installed("script") {
+        return;
+    }
+    let starter = Starter::default();
+    open_to_all(&starter.path(""));
+    let service = Service::command(["python3", "-c", TYPES]).set("service.user", "'daemon'");
+    // script(1) gives it a terminal.
+    let script = "exec script -qec 'exec \"$LIVESWAP\" run web.toml' /dev/null";
+    let mut command = Command::new("sh");
+    std::fs::write(starter.path("web.toml"), service.to_string()).expect("a service file");
+    std::fs::create_dir(starter.path("run")).expect("a runtime directory");
+    command
+        .args(["-c", script])
+        .current_dir(starter.path(""))
+        .env("LIVESWAP", env!("CARGO_BIN_EXE_liveswap"));
+    command.env("RUNTIME_DIRECTORY", starter.path("run")).env_remove("NOTIFY_SOCKET");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut terminal = command.spawn().expect("a shell");
+    let ask = |command: &str| {
+        let mut asking = Command::new(env!("CARGO_BIN_EXE_liveswap"));
+        let asking = asking.args([command, "--json"]).env("RUNTIME_DIRECTORY", starter.path("run"));
+        String::from_utf8(asking.output().expect("an answer").stdout).expect("UTF-8")
+    };
+    let status =
+        eventually("what the worker says", || Some(ask("status")).filter(|text| text.contains("typed by")));
+    let mut stop = Command::new(env!("CARGO_BIN_EXE_liveswap"));
+    stop.arg("stop").env("RUNTIME_DIRECTORY", starter.path("run")).output().expect("an answer");
+    terminal.wait().expect("its end");
+    assert!(status.contains("typed by none"), "{status}");
 }

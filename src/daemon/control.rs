@@ -239,7 +239,7 @@ impl Daemon {
         let was_unproven = client.trust.is_unproven();
         let requests = client.listen(now, self.control.token.as_ref());
         let has_proven = was_unproven && !client.trust.is_unproven();
-        if has_proven && !self.make_room(Some(id)) {
+        if has_proven && !self.make_room(Some(id), false) {
             self.let_client_go(id, &full());
             return;
         }

@@ -20,7 +20,7 @@ use super::token::Token;
 use crate::core::Event;
 use crate::core::spec::Accept;
 use crate::core::time::Mono;
-use crate::sys::foreign::ForeignFd;
+use crate::sys::foreign::{ForeignFd, are_too_many};
 use crate::sys::process;
 use crate::sys::reaper::Exit;
 use crate::sys::spawn::{Launch, Report, spawn};
@@ -101,6 +101,9 @@ impl Daemon {
         let doors: Vec<_> = doors.filter_map(|(door, spec)| Some((Rc::clone(door), spec.accept?))).collect();
         for (door, limits) in doors {
             for _ in 0..ACCEPTS_A_TURN {
+                if are_too_many() {
+                    break;
+                }
                 let Some(connection) = accept_blocking(&*door)? else { break };
                 self.let_in_guest(Rc::clone(&door), limits, connection)?;
             }

@@ -18,7 +18,7 @@ use crate::core::ids::{GenerationId, SlotId};
 use crate::core::time::Mono;
 use crate::core::word::{Word, one_line};
 use crate::sys::channel::receive_some;
-use crate::sys::foreign::ForeignFd;
+use crate::sys::foreign::{ForeignFd, are_too_many};
 use crate::sys::handover::{HandOver, Luggage, Unpacked, hand_over};
 use crate::sys::notify_socket::{Datagram, NotifySocket};
 use crate::sys::pidfd::Pidfd;
@@ -236,6 +236,9 @@ impl Process {
         let Some(socket) = &self.notify else { return heard };
         let mut buffer = [0; MAX_DATAGRAM];
         for _ in 0..limit {
+            if are_too_many() {
+                break;
+            }
             match socket.receive(&mut buffer) {
                 Ok(Some(Datagram { sender, .. }))
                     if !sender.as_ref().is_some_and(|sender| voucher.believes(sender)) =>

@@ -27,6 +27,9 @@ const ORPHANS_SETTLE: Duration = Duration::from_millis(20);
 /// How long after a look that failed, for lack of descriptors for instance, the next one is taken.
 const ORPHANS_RETRY: Duration = Duration::from_secs(1);
 
+/// How often it is looked at the end for what is left.
+const LAST_LOOKS: usize = 10_000;
+
 /// How often it is tried in a row to remove cgroups whose processes do not end.
 const TIDIES: u8 = 5;
 
@@ -302,9 +305,23 @@ fn start_failure(helper: &mut Spawned) -> Option<String> {
 }
 
 /// Ends what was left to us as a subreaper: no process of the service outlives it.
+///
+/// A process that forks and exits may be another one by the time at which it is killed, so it is looked again, with less and
+/// less left to be found, until nothing is or it has been tried for long.
 pub(super) fn kill_strangers() {
-    for pid in process::descendants(getpid()) {
-        let _ = process::signal(pid, libc::SIGKILL);
+    for _ in 0..LAST_LOOKS {
+        let left = process::descendants(getpid());
+        if left.is_empty() {
+            return;
+        }
+        for pid in left {
+            let _ = process::signal(pid, libc::SIGKILL);
+        }
+        while let Ok(Some((pid, _))) = reaper::next_exited() {
+            if reaper::reap(pid).is_err() {
+                return;
+            }
+        }
     }
 }
 

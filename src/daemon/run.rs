@@ -230,15 +230,14 @@ impl Daemon {
                 }
                 self.note_done();
             }
-            if self.inbox.is_empty() && mem::take(&mut self.care.looks_at_sockets) {
-                let occasion = self.care.occasion.take();
-                self.mend_sockets(occasion);
-            }
+            self.look_at_sockets();
             // Its name was still needed to tell of its end.
             if let Some(process) = gone.and_then(|worker| self.processes.remove(&worker)) {
                 self.tidy_slot(process.slot);
             }
         }
+        // What a worker said need not have been an event.
+        self.look_at_sockets();
         self.mind_idleness();
         self.mind_doors();
         let busy_until = self.manager.busy_until().max(self.on_demand.guests.last_end());
@@ -249,6 +248,14 @@ impl Daemon {
         self.close_turn();
         self.loose_ends.barriers.clear();
         self.close_foreign();
+    }
+
+    /// Looks at the sockets where there is an occasion, and nothing else waits to be dealt with.
+    fn look_at_sockets(&mut self) {
+        if self.inbox.is_empty() && mem::take(&mut self.care.looks_at_sockets) {
+            let occasion = self.care.occasion.take();
+            self.mend_sockets(occasion);
+        }
     }
 
     fn time_to_wait(&self, tick_at: Option<Mono>) -> Option<Duration> {

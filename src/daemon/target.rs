@@ -4,8 +4,8 @@
 //! `[upgrade] head` records the one that serves, for the next manager to begin with.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -20,6 +20,7 @@ use crate::core::notice::Outcome;
 use crate::core::spec::ServiceSpec;
 use crate::core::time::Mono;
 use crate::core::word::one_line;
+use crate::sys::folder::Folder;
 use crate::sys::fork::{ForkedWork, in_child};
 use crate::sys::process::{kill_tree, may_make_files_in};
 use crate::sys::reaper::Exit;
@@ -148,16 +149,53 @@ impl<'a> Bounds<'a> {
         if self.user != 0 || !is_there {
             return Ok(());
         }
-        match way::find(resolved, Trusted::user(0)) {
-            Err(WayError::Unsafe { path, why }) => Err(format!(
-                "workers are root, and {} {why}: give it to root alone, or set `user` in [service]",
-                path.display()
-            )),
-            Err(error @ WayError::Io { .. }) => Err(error.to_string()),
-            Ok(found) if found.path != resolved => Err("it was moved meanwhile".into()),
-            Ok(_) => Ok(()),
-        }
+        rely_on(resolved)?;
+        entries_to_rely_on(resolved)?.iter().try_for_each(|entry| rely_on(entry))
     }
+}
+
+/// Refuses what is to run as root, and others than root can change.
+fn rely_on(path: &Path) -> Result<(), String> {
+    let refuse = |path: &Path, why: &str| {
+        format!(
+            "workers are root, and {} {why}: give it to root alone, or set `user` in [service]",
+            path.display()
+        )
+    };
+    match way::find(path, Trusted::user(0)) {
+        Err(WayError::Unsafe { path, why }) => Err(refuse(&path, &why)),
+        Err(error @ WayError::Io { .. }) => Err(error.to_string()),
+        Ok(found) if found.is_made_up() || !(found.is_file() || found.is_folder()) => {
+            Err(refuse(path, "is no file or folder on a disk"))
+        }
+        Ok(found) if found.is_in_shared_folder() => {
+            Err(refuse(path, "lies in a folder in which others may put another one, once it is removed"))
+        }
+        Ok(found) if found.path != path && path.canonicalize().ok().as_ref() != Some(&found.path) => {
+            Err("it was moved meanwhile".into())
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+/// What of a target that is a folder must be relied upon as well: all that lies in it, and the file that Node takes for its
+/// program. What lies deeper is not looked at.
+fn entries_to_rely_on(target: &Path) -> Result<Vec<PathBuf>, String> {
+    if !target.is_dir() {
+        return Ok(Vec::new());
+    }
+    let failed = |error: io::Error| format!("{}: {error}", target.display());
+    let entries = fs::read_dir(target).map_err(failed)?.map(|entry| Ok(entry?.path()));
+    let mut entries = entries.collect::<io::Result<Vec<_>>>().map_err(failed)?;
+    let package = fs::read(target.join("package.json")).unwrap_or_default();
+    let package: serde_json::Value = serde_json::from_slice(&package).unwrap_or_default();
+    if let Some(main) = package["main"].as_str() {
+        let main = target.join(main);
+        let forms = ["", ".js", ".json", ".node", "/index.js", "/index.json", "/index.node"];
+        let forms = forms.map(|end| PathBuf::from(format!("{}{end}", main.display())));
+        entries.extend(forms.into_iter().filter(|form| form.exists()));
+    }
+    Ok(entries)
 }
 
 /// Resolves as much of a path as is there, and adds the rest; `None` where that would lead upwards.
@@ -200,21 +238,12 @@ pub(super) fn unwritable(head: &Path) -> Option<String> {
     Some(format!("head {} cannot be written: {why}", head.display()))
 }
 
-/// Records what serves: whoever reads finds the path of before or this one, whatever happens meanwhile.
+/// Records what serves: whoever reads finds the path of before or this one, whatever happens meanwhile. No link leads to
+/// another folder than that of whoever made the link.
 fn record(head: &Path, target: &str) -> io::Result<()> {
-    let folder = head.parent().unwrap_or(Path::new("/"));
-    let mut new = head.as_os_str().to_owned();
-    new.push(format!(".{}", std::process::id()));
-    // One that was left there is nobody's, and a link is not followed.
-    let _ = fs::remove_file(&new);
-    let mut file = OpenOptions::new().write(true).create_new(true).open(&new)?;
-    let written =
-        writeln!(file, "{target}").and_then(|()| file.sync_all()).and_then(|()| fs::rename(&new, head));
-    if written.is_err() {
-        let _ = fs::remove_file(&new);
-    }
-    written?;
-    File::open(folder)?.sync_all()
+    let folder = Folder::open(head.parent().unwrap_or(Path::new("/")))?;
+    let name = head.file_name().ok_or(ErrorKind::InvalidInput)?;
+    folder.replace(name, format!("{target}\n").as_bytes())
 }
 
 /// What is known of targets beside those of the generations.

@@ -112,12 +112,16 @@ fn unescaped(text: &str) -> PathBuf {
 }
 
 fn has_attribute(path: &Path, name: &CStr) -> bool {
-    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
-    let mut value = [0_u8; 1];
+    attribute(path, name, &mut [0_u8; 1]).is_some_and(|value| value == b"1")
+}
+
+/// Returns the value of an extended attribute, if there is one and it fits (xattr(7)).
+pub(super) fn attribute<'a>(path: &Path, name: &CStr, value: &'a mut [u8]) -> Option<&'a [u8]> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
     // SAFETY: two C strings, and as many bytes to write to as said.
     let length =
         unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-    length == 1 && value == *b"1"
+    value.get(..usize::try_from(length).ok()?)
 }
 
 /// Makes a group, with those above it, unless it is there, and returns what a process joins it by that writes `0` there.

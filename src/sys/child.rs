@@ -55,6 +55,7 @@ pub(super) struct Plan {
 /// Becomes the program, or reports why not and exits.
 pub(super) fn run(plan: &mut Plan) -> ! {
     raw::lead_group();
+    raw::leave_terminal();
     let Err(failure) = become_program(plan);
     // Nobody else is there to be told where this fails.
     let _ = raw::write(plan.report, &failure.encode());

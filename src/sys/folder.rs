@@ -5,12 +5,13 @@
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
+use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
 use nix::sys::prctl::{get_dumpable, get_pdeathsig, set_dumpable, set_pdeathsig};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat, stat};
 use nix::unistd::{Uid, UnlinkatFlags, geteuid, setfsuid, unlinkat};
@@ -186,6 +187,32 @@ impl Folder {
     /// Those of unlinkat(2).
     pub fn unlink(&self, name: &OsStr) -> nix::Result<()> {
         unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)
+    }
+
+    /// Puts a file in the place of what has the name, in one step, and waits until it is on the disk; anybody may read it.
+    ///
+    /// # Errors
+    /// Those of openat(2), write(2), fsync(2) and renameat(2); then what had the name still has it.
+    pub fn replace(&self, name: &OsStr, content: &[u8]) -> io::Result<()> {
+        let mut draft = name.to_owned();
+        draft.push(format!(".{}", std::process::id()));
+        // One that was left there is of no use, and a link is not followed.
+        let _ = self.unlink(&draft);
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mode = Mode::from_bits_truncate(0o644);
+        let mut file = File::from(openat(&self.fd, draft.as_os_str(), flags, mode)?);
+        let written = fchmod(&file, mode)
+            .map_err(io::Error::from)
+            .and_then(|()| file.write_all(content))
+            .and_then(|()| file.sync_all())
+            .and_then(|()| Ok(renameat(&self.fd, draft.as_os_str(), &self.fd, name)?));
+        if written.is_err() {
+            let _ = self.unlink(&draft);
+        }
+        written?;
+        let folder =
+            openat(&self.fd, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+        File::from(folder?).sync_all()
     }
 
     /// Returns a path to a name in it that leads nowhere else, for the calls that take nothing but a path.

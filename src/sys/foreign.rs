@@ -14,16 +14,18 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getpid};
+use nix::unistd::{Pid, getpid, pipe2};
 
 use super::cradle::Stack;
 use super::fork::make_child;
 use super::handover::{HandOver, Luggage, Number, Unpacked};
+use super::held;
 use super::listener::{Kind, is_listening, is_unix, kind};
 use super::raw;
 use super::reaper;
@@ -35,10 +37,17 @@ thread_local! {
 }
 
 /// How long a closer may take before another one goes on with the rest of its batch.
-const PATIENCE: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_millis(2);
 
-/// The most closers at a time; beyond them the oldest is killed, which ends most waits (not one for a file server).
-const MOST: usize = 8;
+/// How long one close may take, in nanoseconds, before the kernel kills the closer: that ends a wait for a peer, though not one
+/// for a file server.
+const CLOSE_TAKES: i64 = 20_000_000;
+
+/// The most closers at a time.
+const MOST: usize = 16;
+
+/// How many descriptors may wait before no more are taken from others.
+const MOST_WAITING: usize = 512;
 
 /// How long [`Closers::finish`] waits.
 const FINISH: Duration = Duration::from_secs(1);
@@ -149,17 +158,39 @@ impl HandOver for ForeignFd {
     }
 }
 
+/// Whether so many descriptors wait to be closed that no more are to be taken from others for now: or whoever sends them faster
+/// than they are closed would fill our table of descriptors.
+#[must_use]
+pub fn are_too_many() -> bool {
+    WAITING.with_borrow(|waiting| waiting.len() > MOST_WAITING)
+}
+
 /// Descriptors that closers close, each once.
 #[derive(Debug)]
 struct Batch {
     descriptors: Vec<RawFd>,
     /// The place of the next one; a closer claims a descriptor before it closes it.
     next: AtomicUsize,
+    /// What a closer puts in the place of each: so the number stays taken, and cannot be given to a descriptor of ours while a
+    /// closer that was killed may or may not have come to it.
+    placeholder: RawFd,
+    /// In whose place that is.
+    replaced: Vec<AtomicBool>,
 }
 
 impl Batch {
-    fn of(descriptors: Vec<RawFd>) -> Self {
-        Self { descriptors, next: AtomicUsize::new(0) }
+    fn of(descriptors: Vec<RawFd>, placeholder: RawFd) -> Self {
+        let replaced = descriptors.iter().map(|_| AtomicBool::new(false)).collect();
+        Self { descriptors, next: AtomicUsize::new(0), placeholder, replaced }
+    }
+
+    /// Gives the numbers free in whose place the placeholder is.
+    fn free_replaced(&self) {
+        for (number, replaced) in self.descriptors.iter().zip(&self.replaced) {
+            if replaced.swap(false, Ordering::Relaxed) {
+                free(*number);
+            }
+        }
     }
 
     fn is_done(&self) -> bool {
@@ -182,13 +213,32 @@ struct Closer {
 struct Plan {
     parent: Pid,
     batch: Rc<Batch>,
+    /// The place of what the closer is closing.
+    at: AtomicUsize,
 }
 
+/// No place.
+const NOWHERE: usize = usize::MAX;
+
 /// The children that close what waits. Their owner reaps them, and says so by [`Closers::ended`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Closers {
     current: Option<Rc<Batch>>,
     running: VecDeque<Closer>,
+    /// An end of a pipe, which nobody else has; none where there was no descriptor to be had.
+    placeholder: Option<OwnedFd>,
+}
+
+impl Default for Closers {
+    fn default() -> Self {
+        let placeholder = pipe2(OFlag::O_CLOEXEC).ok().map(|(end, _)| end);
+        Self { current: None, running: VecDeque::new(), placeholder }
+    }
+}
+
+/// Closes a placeholder, which never waits.
+fn free(number: RawFd) {
+    let _ = nix::unistd::close(number);
 }
 
 impl Closers {
@@ -228,9 +278,27 @@ impl Closers {
 
     /// Lets go of a closer that was reaped; returns whether it was one.
     pub fn ended(&mut self, pid: Pid) -> bool {
-        let before = self.running.len();
-        self.running.retain(|closer| closer.pid != pid);
-        before != self.running.len()
+        let Some(place) = self.running.iter().position(|closer| closer.pid == pid) else { return false };
+        let Some(closer) = self.running.remove(place) else { return false };
+        let Plan { batch, at, .. } = &*closer.plan;
+        let at = at.load(Ordering::Relaxed);
+        // It was killed. Where the placeholder is not in its place by then, the descriptor waits still.
+        if let (Some(number), Some(false)) = (
+            batch.descriptors.get(at),
+            batch.replaced.get(at).map(|replaced| replaced.load(Ordering::Relaxed)),
+        ) && batch.placeholder >= 0
+        {
+            // SAFETY: the number is taken until we free it; borrowed for this look alone.
+            let held = unsafe { BorrowedFd::borrow_raw(*number) };
+            let own = self.placeholder.as_ref().and_then(held::identity);
+            if own.is_some() && held::identity(held) == own {
+                free(*number);
+            } else {
+                WAITING.with_borrow_mut(|waiting| waiting.push(*number));
+            }
+        }
+        batch.free_replaced();
+        true
     }
 
     /// Closes what waits and reaps the closers, for a process that is about to become another program: execve(2) would
@@ -246,9 +314,6 @@ impl Closers {
             for pid in ended {
                 self.ended(pid);
             }
-            if self.running.iter().any(|closer| closer.started.elapsed() > PATIENCE) {
-                self.kill_oldest();
-            }
             std::thread::sleep(Duration::from_micros(200));
         }
     }
@@ -257,7 +322,8 @@ impl Closers {
     fn work(&mut self) -> Option<Rc<Batch>> {
         if self.current.as_ref().is_none_or(|batch| batch.is_done()) {
             let waiting = WAITING.take();
-            self.current = (!waiting.is_empty()).then(|| Rc::new(Batch::of(waiting)));
+            let placeholder = self.placeholder.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+            self.current = (!waiting.is_empty()).then(|| Rc::new(Batch::of(waiting, placeholder)));
         }
         self.current.clone()
     }
@@ -283,12 +349,12 @@ impl Drop for Closers {
 
 impl Closer {
     fn start(batch: Rc<Batch>) -> io::Result<Self> {
-        let plan = Box::new(Plan { parent: getpid(), batch });
+        let plan = Box::new(Plan { parent: getpid(), batch, at: AtomicUsize::new(NOWHERE) });
         let stack = Stack::new()?;
         let flags = libc::SIGCHLD | libc::CLONE_VM | libc::CLONE_FILES;
         let argument = (&raw const *plan).cast_mut().cast::<c_void>();
         // SAFETY: stack and plan live until the child is reaped, as `Closers` keeps them; nobody writes to the plan; the
-        // child makes system calls that leave libc alone and changes nothing in our memory but the batch's atomic counter.
+        // child makes system calls that leave libc alone and changes nothing in our memory but atomic values.
         let clone = || Errno::result(unsafe { libc::clone(work_off, stack.top(), flags, argument) });
         let pid = make_child(|| clone().map(Pid::from_raw))?;
         Ok(Self { pid, started: Instant::now(), is_killed: false, plan, _stack: stack })
@@ -305,11 +371,20 @@ extern "C" fn work_off(plan: *mut c_void) -> c_int {
     let plan = unsafe { &*plan.cast::<Plan>() };
     // A manager that is killed leaves its lock and its sockets to nobody.
     raw::end_with_parent(plan.parent);
-    let Batch { descriptors, next } = &*plan.batch;
-    while let Some(descriptor) = descriptors.get(next.fetch_add(1, Ordering::Relaxed)) {
-        raw::close_without_linger(*descriptor);
+    let Batch { descriptors, next, placeholder, replaced } = &*plan.batch;
+    let timer = raw::deadly_timer();
+    loop {
+        let at = next.fetch_add(1, Ordering::Relaxed);
+        let (Some(descriptor), Some(is_replaced)) = (descriptors.get(at), replaced.get(at)) else {
+            raw::exit(0)
+        };
+        plan.at.store(at, Ordering::Relaxed);
+        if let Ok(timer) = timer {
+            raw::start_timer(timer, CLOSE_TAKES);
+        }
+        is_replaced.store(raw::close_without_linger(*descriptor, *placeholder), Ordering::Relaxed);
+        plan.at.store(NOWHERE, Ordering::Relaxed);
     }
-    raw::exit(0)
 }
 
 #[cfg(test)]
@@ -400,6 +475,7 @@ mod tests {
                 closers.run().unwrap();
             }
             closers.finish();
+            drop(closers);
             assert_eq!(open(), before);
             assert_eq!(reaper::next_exited().unwrap(), None);
         });

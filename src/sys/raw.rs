@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::ffi::{CStr, c_int};
+use std::mem;
 
 use nix::errno::Errno;
 use nix::unistd::{Gid, Pid, Uid};
@@ -183,14 +184,56 @@ pub(super) fn write(fd: c_int, bytes: &[u8]) -> nix::Result<()> {
     checked(unsafe { syscall!(Sysno::write, fd, bytes.as_ptr(), bytes.len()) }).map(drop)
 }
 
-/// Closes `fd` without waiting for the peer of a connection, as far as one can know: another holder may change its mind.
-pub(super) fn close_without_linger(fd: c_int) {
+/// Closes what `fd` leads to without waiting for the peer of a connection, as far as one can know: another holder may change
+/// its mind. Returns whether `placeholder` is in its place now; where that is negative, the number is free.
+pub(super) fn close_without_linger(fd: c_int, placeholder: c_int) -> bool {
     let off = libc::linger { l_onoff: 0, l_linger: 0 };
     let (level, name, size) = (libc::SOL_SOCKET, libc::SO_LINGER, size_of::<libc::linger>());
     // SAFETY: the kernel reads one such struct. What is no socket refuses it.
     let _ = unsafe { syscall!(Sysno::setsockopt, fd, level, name, &raw const off, size) };
     // SAFETY: the caller owns the descriptor.
-    let _ = unsafe { syscall!(Sysno::close, fd) };
+    let replaced = unsafe { syscall!(Sysno::dup3, placeholder, fd, libc::O_CLOEXEC) };
+    if replaced.is_err() {
+        // SAFETY: as before.
+        let _ = unsafe { syscall!(Sysno::close, fd) };
+    }
+    replaced.is_ok()
+}
+
+/// Makes a timer that kills the calling process when it runs out.
+pub(super) fn deadly_timer() -> nix::Result<c_int> {
+    // SAFETY: it is plain C data, for which all zeroes is a value; `SIGEV_SIGNAL` is 0.
+    let mut event: libc::sigevent = unsafe { mem::zeroed() };
+    event.sigev_signo = libc::SIGKILL;
+    let mut timer: c_int = 0;
+    // SAFETY: the kernel reads one such struct and writes one number.
+    let made =
+        unsafe { syscall!(Sysno::timer_create, libc::CLOCK_MONOTONIC, &raw const event, &raw mut timer) };
+    checked(made).map(|_| timer)
+}
+
+/// Starts a timer anew, once, for so many nanoseconds below a second.
+pub(super) fn start_timer(timer: c_int, nanoseconds: i64) {
+    let when = libc::itimerspec {
+        it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 },
+        it_value: libc::timespec { tv_sec: 0, tv_nsec: nanoseconds },
+    };
+    let nothing: *const libc::itimerspec = std::ptr::null();
+    // SAFETY: the kernel reads one such struct.
+    let _ = unsafe { syscall!(Sysno::timer_settime, timer, 0, &raw const when, nothing) };
+}
+
+/// Lets go of the controlling terminal: who keeps it may type into it (`TIOCSTI`), where a shell of root reads.
+pub(super) fn leave_terminal() {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    // SAFETY: a C string, and calls that touch no memory of ours.
+    unsafe {
+        if let Ok(terminal) = descriptor(syscall!(Sysno::openat, libc::AT_FDCWD, c"/dev/tty".as_ptr(), flags))
+        {
+            let _ = syscall!(Sysno::ioctl, terminal, libc::TIOCNOTTY);
+            let _ = syscall!(Sysno::close, terminal);
+        }
+    }
 }
 
 /// Has the kernel end the calling process with `parent`, which it does at once where that has ended already.

@@ -235,7 +235,7 @@ static ROWS: &[Row] = &[
     tunes("TCP_RTO_MIN_US", TCP, 45),
     tunes("TCP_DELACK_MAX_US", TCP, 46),
     tunes("UDP_CORK", UDP, 1),
-    tunes("UDP_ENCAP", UDP, 100),
+    deafens("UDP_ENCAP", UDP, 100),
     tunes("UDP_NO_CHECK6_TX", UDP, 101),
     tunes("UDP_NO_CHECK6_RX", UDP, 102),
     tunes("UDP_SEGMENT", UDP, 103),

@@ -7,13 +7,17 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, mkdirat};
+use nix::sys::statfs::fstatfs;
 use nix::unistd::geteuid;
+
+use super::cgroup::attribute;
 
 /// The most symbolic links on the way (path_resolution(7)).
 const MAX_LINKS: usize = 40;
@@ -75,20 +79,22 @@ impl Trusted {
 
     /// Whether others may write to something with this owner, group and mode. A group of the number of the trusted user is
     /// that user's own, as most systems give every user one.
-    fn excludes_writers(self, stat: &FileStat) -> bool {
-        let is_own = stat.st_gid == 0 || stat.st_gid == self.user;
+    ///
+    /// Where there is an access control list the bits of the group are its mask (acl(5)), and say nothing of the group.
+    fn excludes_writers(self, stat: &FileStat, has_list: bool) -> bool {
+        let is_own = !has_list && (stat.st_gid == 0 || stat.st_gid == self.user);
         let writers = if is_own { OTHERS_WRITE } else { OTHERS_WRITE | GROUP_WRITES };
         self.includes(stat.st_uid) && stat.st_mode & writers == 0
     }
 
     /// Says why something on the way is not to be relied upon. A sticky folder is, but for what is found at the end.
-    fn complaint(self, stat: &FileStat, is_last: bool) -> Option<String> {
+    fn complaint(self, stat: &FileStat, has_list: bool, is_last: bool) -> Option<String> {
         if !self.includes(stat.st_uid) {
             return Some(format!("belongs to user {}", stat.st_uid));
         }
         let is_sticky = stat.st_mode & STICKY != 0 && !is_last;
         let mode = stat.st_mode & 0o7777;
-        (!is_sticky && !self.excludes_writers(stat))
+        (!is_sticky && !self.excludes_writers(stat, has_list))
             .then(|| format!("may be written to by others (mode {mode:04o}, group {})", stat.st_gid))
     }
 }
@@ -119,6 +125,8 @@ pub struct Found {
     /// The path without symbolic links.
     pub path: PathBuf,
     stat: FileStat,
+    /// The kind of its file system (statfs(2)); none where it cannot be told.
+    file_system: Option<i64>,
 }
 
 impl Walk {
@@ -163,7 +171,7 @@ impl Walk {
 
     /// Refuses what others may change.
     fn rely_on(&self, stat: &FileStat, is_last: bool) -> Result<(), WayError> {
-        match self.trusted.complaint(stat, is_last) {
+        match self.trusted.complaint(stat, has_list(&self.at), is_last) {
             Some(why) => Err(WayError::Unsafe { path: self.path.clone(), why }),
             None => Ok(()),
         }
@@ -220,6 +228,49 @@ impl Walk {
     }
 }
 
+/// Whether a file that is held has an access control list.
+fn has_list(held: &OwnedFd) -> bool {
+    let path = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+    attribute(&path, c"system.posix_acl_access", &mut [0; 4096]).is_some()
+}
+
+/// File systems whose files the kernel or some process makes up: what owner and mode say there means nothing to whoever writes
+/// (statfs(2)).
+const MADE_UP: [i64; 13] = [
+    0x9fa0,      // proc
+    0x6265_6572, // sysfs
+    0x1cd1,      // devpts
+    0x6573_5546, // fuse
+    0x0027_e0eb, // cgroup
+    0x6367_7270, // cgroup2
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x6265_6570, // configfs
+    0x7363_6673, // securityfs
+    0xcafe_4a11, // bpf
+    0x4249_4e4d, // binfmt_misc
+    0x1980_0202, // mqueue
+];
+
+impl Found {
+    /// Whether it is on a file system whose files are made up by the kernel or by some process.
+    #[must_use]
+    pub fn is_made_up(&self) -> bool {
+        self.file_system.is_none_or(|kind| MADE_UP.contains(&kind))
+    }
+
+    /// Whether it lies in a folder in which everybody may make files, as in `/tmp`: once it is removed, anybody can put another
+    /// one there.
+    #[must_use]
+    pub fn is_in_shared_folder(&self) -> bool {
+        self.path.parent().is_some_and(|above| {
+            above.metadata().is_ok_and(|above| {
+                above.mode() & (OTHERS_WRITE | GROUP_WRITES) & above.mode() != 0 && above.mode() & STICKY != 0
+            })
+        })
+    }
+}
+
 pub(super) fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
@@ -233,10 +284,17 @@ pub fn find(path: &Path, trusted: Trusted) -> Result<Found, WayError> {
     let mut walk = Walk::from_root(trusted)?;
     let stat = walk.go(path, None)?;
     walk.rely_on(&stat, true)?;
-    Ok(Found { path: walk.path, stat })
+    let file_system = fstatfs(&walk.at).ok().map(|system| system.filesystem_type().0 & 0xffff_ffff);
+    Ok(Found { path: walk.path, stat, file_system })
 }
 
 impl Found {
+    /// Whether it is a regular file.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        kind(&self.stat) == SFlag::S_IFREG
+    }
+
     /// Whether it is a folder.
     #[must_use]
     pub fn is_folder(&self) -> bool {
@@ -280,5 +338,21 @@ mod tests {
         assert!(found(0).unwrap_err().to_string().contains("program may be written to by others"));
         fs::set_permissions(&program, Permissions::from_mode(0o1777)).unwrap();
         assert!(found(0).is_err(), "sticky means nothing for what is found itself");
+    }
+
+    #[test]
+    fn a_group_is_not_believed_where_there_is_an_access_control_list() {
+        let writable = |gid| {
+            let mut stat = fstat(fs::File::open("/").unwrap()).unwrap();
+            (stat.st_mode, stat.st_uid, stat.st_gid) = (0o100_775, 0, gid);
+            stat
+        };
+        let root = Trusted { user: 0, blurs: false };
+        assert!(root.complaint(&writable(0), false, true).is_none(), "root's own group");
+        assert!(
+            root.complaint(&writable(0), true, true).is_some(),
+            "the bits of the group are the mask of the list"
+        );
+        assert!(root.complaint(&writable(1), false, true).is_some());
     }
 }

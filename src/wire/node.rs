@@ -105,6 +105,22 @@ struct Wire {
     exclusive: Value,
 }
 
+/// The most that a worker may have kept with a socket, in bytes of JSON, and how deep it may be nested.
+const MAX_DATA: usize = 4096;
+const MAX_DEPTH: usize = 32;
+
+fn is_small(data: &Value) -> bool {
+    fn depth(value: &Value) -> usize {
+        let below = match value {
+            Value::Array(values) => values.iter().map(depth).max(),
+            Value::Object(values) => values.values().map(depth).max(),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => return 0,
+        };
+        1 + below.unwrap_or(0)
+    }
+    depth(data) <= MAX_DEPTH && data.to_string().len() <= MAX_DATA
+}
+
 impl Said {
     /// Reads a line, without its newline.
     pub fn parse(line: &[u8]) -> Self {
@@ -112,6 +128,8 @@ impl Said {
         match (wire.cmd.as_deref(), wire.act.as_deref()) {
             (Some("NODE_HANDLE"), _) => Self::Descriptor,
             (Some("NODE_HANDLE_NACK"), _) => Self::NotArrived,
+            // It is kept and written down for as long as the socket: a program of Node's sends a few hundred bytes, if any.
+            (Some("NODE_CLUSTER"), Some("queryServer")) if !is_small(&wire.data) => Self::Other,
             (Some("NODE_CLUSTER"), Some("queryServer")) => Self::Query(Query {
                 seq: wire.seq,
                 place: wire.place(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::core::time::Mono;
+use crate::sys::foreign::are_too_many;
 use crate::sys::handover::hand_over;
 use crate::sys::stream_socket::StreamSocket;
 use crate::sys::wait::Interest;
@@ -135,7 +136,7 @@ impl Client {
     /// where it must show one.
     pub(super) fn listen(&mut self, now: Mono, token: Option<&Secret>) -> Vec<Result<Request, BadRequest>> {
         let mut requests = Vec::new();
-        if self.watched != Interest::Read || self.standing != Standing::Open {
+        if self.watched != Interest::Read || self.standing != Standing::Open || are_too_many() {
             return requests;
         }
         let mut buffer = [0; READ_SIZE];

@@ -17,6 +17,9 @@ use crate::wire::control::{Reply, line};
 /// The most clients at a time; beyond them the longest idle one makes way.
 const MAX_CLIENTS: usize = 64;
 
+/// The most beside them of root and our own user, by the control socket: members of the group cannot lock these out.
+const MAX_OWNERS: usize = 8;
+
 /// The most beside them that have yet to show the token: they cannot push out those who may speak.
 const MAX_UNPROVEN: usize = 16;
 
@@ -121,6 +124,7 @@ impl Daemon {
         let end = (door == Door::Tcp).then(|| self.control.may_be_owner(&stream)).flatten();
         let judged = if end.is_some() { Ok(Trust::Examined) } else { judged };
         let trust = judged.as_ref().copied().unwrap_or(Trust::Unproven);
+        let is_owner = door == Door::File && peer(&stream).is_ok_and(|peer| peer.may_speak(None));
         let mut client = Client::new(stream, trust, self.now());
         let refusal = match judged {
             Err(refused) => Some(refused),
@@ -128,7 +132,7 @@ impl Daemon {
                 self.make_room_for_unproven();
                 None
             }
-            Ok(Trust::Full | Trust::Wary) if self.make_room(None) => None,
+            Ok(Trust::Full | Trust::Wary) if self.make_room(None, is_owner) => None,
             Ok(Trust::Full | Trust::Wary) => Some(full().into()),
         };
         if let Some(Refused { why, hint }) = refusal {
@@ -141,17 +145,20 @@ impl Daemon {
         let id = ClientId(self.control.last_client);
         if self.poller.add(&client.stream, Token::Client(id).pack(), client.watched()).is_ok() {
             self.control.clients.insert(id, client);
-            if let Some(end) = end {
-                self.examine(id, end);
+            match end {
+                Some(end) => self.examine(id, end),
+                // What it says first has mostly come by now: who shows the token at once is never made to go for others.
+                None if trust == Trust::Unproven => self.attend(id),
+                None => {}
             }
         }
     }
 
     /// Sees to it that there is a place for one more who may speak, or for `newcomer`, which has just shown that it may;
     /// returns whether there is.
-    pub(super) fn make_room(&mut self, newcomer: Option<ClientId>) -> bool {
+    pub(super) fn make_room(&mut self, newcomer: Option<ClientId>, is_owner: bool) -> bool {
         let others = self.control.count(false) - usize::from(newcomer.is_some());
-        if others < MAX_CLIENTS {
+        if others < MAX_CLIENTS + if is_owner { MAX_OWNERS } else { 0 } {
             return true;
         }
         let Some(idle) = self.control.idlest(newcomer) else { return false };
@@ -159,11 +166,19 @@ impl Daemon {
         true
     }
 
+    /// Lets the oldest client go that has yet to show the token, unless what it has sent by now shows it; one that is examined goes
+    /// last, as it waits for us.
     fn make_room_for_unproven(&mut self) {
-        let mut unproven = self.control.clients.iter().filter(|(_, client)| client.trust.is_unproven());
-        let oldest = unproven.next().map(|(id, _)| *id);
-        if let Some(oldest) = oldest.filter(|_| self.control.count(true) >= MAX_UNPROVEN) {
-            self.let_client_go(oldest, "others need the room, and this one has not shown the token");
+        while self.control.count(true) >= MAX_UNPROVEN {
+            let unproven = self.control.clients.iter().filter(|(_, client)| client.trust.is_unproven());
+            let oldest = unproven.min_by_key(|(id, client)| (client.trust == Trust::Examined, **id));
+            let Some((id, trust)) = oldest.map(|(id, client)| (*id, client.trust)) else { return };
+            if trust == Trust::Unproven {
+                self.attend(id);
+            }
+            if self.control.clients.get(&id).is_some_and(|client| client.trust.is_unproven()) {
+                self.let_client_go(id, "others need the room, and this one has not shown the token");
+            }
         }
     }
 

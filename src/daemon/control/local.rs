@@ -151,7 +151,7 @@ impl Daemon {
             // The connection is still the one that was looked at.
             let is_same = local_end(&client.stream).is_ok_and(|now| now == Some(*end));
             client.examined(may_speak && is_same, now);
-            if client.trust == Trust::Wary && !self.make_room(Some(*id)) {
+            if client.trust == Trust::Wary && !self.make_room(Some(*id), false) {
                 self.let_client_go(*id, &full());
             }
         }

@@ -81,7 +81,7 @@ impl Daemon {
             tree_memory: None,
             connections: worker.connections(),
             restarts: self.history.deaths_in(worker.generation(), worker.slot()),
-            says: worker.status().into(),
+            says: shortened(worker.status(), SAYS_OF_ALL / self.processes.len().max(1)),
             why,
             deadline_ms: deadline.filter(|at| *at != Mono::NEVER).map(|at| ms(at - now)),
         }
@@ -109,6 +109,18 @@ impl Daemon {
         });
         sockets.collect()
     }
+}
+
+/// How much of what all workers say of themselves an answer has room for, in bytes: clients read lines of 1 MiB at most.
+const SAYS_OF_ALL: usize = 256 * 1024;
+
+/// Returns as much of a text as fits.
+fn shortened(text: &str, most: usize) -> String {
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    let end = (0..=most.saturating_sub('…'.len_utf8())).rev().find(|end| text.is_char_boundary(*end));
+    format!("{}…", &text[..end.unwrap_or(0)])
 }
 
 fn ms(time: Duration) -> u64 {

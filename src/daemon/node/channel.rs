@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use crate::sys::channel::{receive_some, send_some};
-use crate::sys::foreign::ForeignFd;
+use crate::sys::foreign::{ForeignFd, are_too_many};
 use crate::sys::handover::{hand_over, plain};
 use crate::sys::output::is_readable;
 use crate::sys::wait::Interest;
@@ -83,10 +83,15 @@ impl Channel {
         }
     }
 
+    /// Goes on with one whose worker has these sockets open.
+    pub(in super::super) fn again(fd: OwnedFd, held: BTreeSet<String>) -> Self {
+        Self { held, ..Self::new(fd) }
+    }
+
     /// Takes what the worker has said by now, a bounded piece of it. Who does not read is not heard.
     pub(super) fn listen(&mut self) -> Vec<Said> {
         let mut heard = Vec::new();
-        if self.watched != Interest::Read || self.is_closed() {
+        if self.watched != Interest::Read || self.is_closed() || are_too_many() {
             return heard;
         }
         let mut buffer = [0; READ_SIZE];

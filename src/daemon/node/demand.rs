@@ -66,6 +66,16 @@ impl Demanded {
         Self { key, listener, data, owner: None, users: BTreeSet::new(), until: None }
     }
 
+    /// By what workers know it.
+    pub(in super::super) fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Whether workers of a generation have asked for it.
+    pub(in super::super) fn is_used_by(&self, generation: GenerationId) -> bool {
+        self.users.contains(&generation)
+    }
+
     /// Whether it is at the place that is asked for; where the kernel chooses the port, nobody knows beforehand.
     fn is_at(&self, spec: &SocketSpec) -> bool {
         let own = &self.listener.plan().spec;

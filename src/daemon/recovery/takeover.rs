@@ -23,7 +23,7 @@ use super::record::ProcessRecord;
 use super::survivors::{Family, Survivor, unrecorded};
 use super::{Found, Leftover};
 use crate::core::Event;
-use crate::core::ids::WorkerId;
+use crate::core::ids::{GenerationId, WorkerId};
 use crate::core::{Manager, WorkerState};
 use crate::sys::activation::Inherited;
 use crate::sys::handover::{HandOver, Unpacked};
@@ -196,7 +196,7 @@ impl Daemon {
             failure: None,
             failed_probe: None,
             messages: messages.and_then(|one| one.writing_end(pid).ok()).map(Into::into),
-            channel: channel.map(Channel::new),
+            channel: channel.map(|channel| self.channel_again(channel, generation)),
             lingers_until: None,
             tries_again_at: None,
             tail: Tail::default(),
@@ -208,6 +208,13 @@ impl Daemon {
         }
         info!("worker {worker} ({}) taken over", adopted.name());
         self.processes.insert(worker, adopted);
+    }
+
+    /// Goes on with a channel. Which sockets its worker has open was not written down: it may be all that its generation uses, and
+    /// none of them is let go of as long as that is so.
+    fn channel_again(&self, channel: OwnedFd, generation: GenerationId) -> Channel {
+        let used = self.demanded.iter().filter(|demanded| demanded.is_used_by(generation));
+        Channel::again(channel, used.map(Demanded::key).map(str::to_owned).collect())
     }
 
     fn speak_again(&self, worker: WorkerId, path: &Path) -> Option<NotifySocket> {
