@@ -121,6 +121,32 @@ fn no_command_prints_what_a_strange_manager_wants_on_the_terminal() {
     assert_eq!(status["directory"], format!("/d{HOSTILE}"));
 }
 
+/// Every row is as wide as its widest cell, and a format takes no width of more than 16 bits.
+#[test]
+fn a_cell_without_end_is_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    pretend(folder.path(), |cmd, stream| {
+        let mut answer = hostile_answer(cmd);
+        if cmd == "status" {
+            let mut worker = answer["status"]["workers"][0].clone();
+            worker["says"] = "short".into();
+            let mut workers = vec![worker.clone(); 1000];
+            worker["says"] = "x".repeat(70_000).into();
+            workers.push(worker);
+            answer["status"]["workers"] = workers.into();
+        }
+        let _ = writeln!(stream, "{answer}");
+    });
+    let output = liveswap(folder.path(), &["status"]);
+    assert_harmless(&output);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!((output.status.code(), &*output.stderr), (Some(0), &b""[..]), "{text:.1000}");
+    let cut = format!("{}…", "x".repeat(199));
+    assert!(text.lines().any(|line| line.ends_with(&cut)), "{text:.1000}");
+    let longest = text.lines().map(|line| line.chars().count()).max();
+    assert!(longest.is_some_and(|longest| longest < 1000), "a line of {longest:?} characters");
+}
+
 #[test]
 fn a_line_without_end_and_an_answer_without_end_are_given_up() {
     let folder = tempfile::tempdir().unwrap();
