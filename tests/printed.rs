@@ -189,6 +189,40 @@ fn a_manager_that_does_not_answer_is_not_waited_for_for_ever() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("no answer in 5 s"), "{output:?}");
 }
 
+/// connect(2) waits for ever where a queue is full, and each silent one had a time of its own.
+#[test]
+fn any_number_of_managers_that_do_not_answer_keep_a_client_from_another_for_one_time_together() {
+    let base = tempfile::tempdir().unwrap();
+    let folder = |name: &str| {
+        let folder = base.path().join("liveswap").join(name);
+        fs::create_dir_all(&folder).expect("a folder");
+        folder
+    };
+    let listener = |name: &str, queue: i32| {
+        let listener = UnixListener::bind(folder(name).join("control.sock")).expect("a socket");
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(queue).expect("a backlog"))
+            .expect("listen");
+        listener
+    };
+    let silent: Vec<_> = (0..20).map(|at| listener(&format!("silent{at}"), 100)).collect();
+    let full: Vec<_> = (0..20).map(|at| listener(&format!("full{at}"), 0)).collect();
+    let connect = |at| UnixStream::connect(base.path().join(format!("liveswap/full{at}/control.sock")));
+    let waiting: Vec<_> = (0..full.len()).map(|at| connect(at).expect("the only one in the queue")).collect();
+    let server = "127.0.0.1:9";
+    pretend(&folder("z"), move |cmd, stream| {
+        let answer =
+            json!({ "cmd": cmd, "value": "OK", "ok": true, "service": "z", "version": 1, "tcp": server });
+        let _ = writeln!(stream, "{answer}");
+    });
+    let began = std::time::Instant::now();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_liveswap"));
+    command.args(["-k", "-p", "9"]).env_remove("RUNTIME_DIRECTORY").env("XDG_RUNTIME_DIR", base.path());
+    let output = command.env("TMPDIR", base.path()).output().expect("the program");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "{ cmd: 'kill', value: 'OK' }\n");
+    assert!(began.elapsed() < std::time::Duration::from_secs(100), "forty times 5 s are 200 s");
+    drop((silent, full, waiting));
+}
+
 #[test]
 fn check_and_run_print_nothing_of_a_file_as_it_is() {
     let folder = tempfile::tempdir().unwrap();

@@ -17,7 +17,14 @@ use crate::wire::lines::Lines;
 use crate::wire::printable::printable;
 
 /// A manager answers `ping` and `status` at once. One that has not done so in this time does not answer.
+/// All that are looked for have that time together.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long an answer is read that should have come before, while others were waited for.
+const LEAST: Duration = Duration::from_millis(5);
+
+/// The most managers that are asked where one is looked for, each by a descriptor. Most processes may have 1024.
+const MAX_ASKED: usize = 512;
 
 /// How much is read at a time, in bytes.
 const READ_SIZE: usize = 16 * 1024;
@@ -27,6 +34,8 @@ const READ_SIZE: usize = 16 * 1024;
 pub struct Connection {
     /// The service's name.
     pub service: String,
+    /// Its process; 0 where that is in another pid namespace.
+    pid: i32,
     stream: UnixStream,
     lines: Lines,
 }
@@ -85,6 +94,13 @@ impl From<io::Error> for ConnectionError {
 }
 
 impl ConnectionError {
+    fn into_io(self) -> io::Error {
+        match self {
+            Self::Lost(error) | Self::Garbled(error) | Self::Silent(error) => error,
+            other => io::Error::other(other),
+        }
+    }
+
     /// Prints it, and returns the exit status that it comes to.
     pub fn print(&self) -> ExitCode {
         let (status, hint) = match self {
@@ -128,8 +144,8 @@ impl Connection {
     pub fn open(name: Option<&str>) -> Result<Self, ConnectionError> {
         let mut found: Vec<Self> = Vec::new();
         let mut refused = None;
-        for place in places(name) {
-            match Self::to(&place) {
+        for (place, answered) in Self::ping(places(name)) {
+            match answered.and_then(Self::welcomed) {
                 // A directory that was given to us may be any service's: only its manager knows.
                 Ok(connection) if name.is_some_and(|name| name != connection.service) => {}
                 Ok(connection) if name.is_some() || place.service.is_none() => return Ok(connection),
@@ -157,37 +173,55 @@ impl Connection {
     /// Connects to the manager whose control server listens at `server`, by its control socket; `None` where none is found that
     /// lets us speak.
     pub fn at(server: SocketAddr) -> Option<Self> {
-        let find = |places: Vec<Place>| {
-            places.iter().find_map(|place| Self::of_server(place, server).ok().flatten())
+        let places = places(None).into_iter().chain(places_of_others(server));
+        let answers = Self::ping(places).filter_map(|(_, answered)| answered.ok());
+        let of_server = |(connection, reply): &(Self, Reply)| {
+            let listens_there = reply.tcp.is_some_and(|at| {
+                let is_any = at.ip().is_unspecified() && server.ip().is_loopback();
+                at.port() == server.port() && (is_any || at.ip().to_canonical() == server.ip().to_canonical())
+            });
+            listens_there && is_of_our_network(connection.pid)
         };
-        find(places(None)).or_else(|| find(places_of_others(server)))
+        let mut found = answers.filter(of_server);
+        found.find_map(|(connection, reply)| Some(Self { service: reply.service?, ..connection }))
     }
 
-    fn of_server(place: &Place, server: SocketAddr) -> Result<Option<Self>, ConnectionError> {
-        let Connected { stream, pid } = place.connect()?;
-        if !is_of_our_network(pid) {
-            return Ok(None);
-        }
-        let mut connection = Self { service: String::new(), stream, lines: Lines::new(MAX_ANSWER) };
-        // One that does not answer in time may be another one's manager.
-        let reply = connection.ask_once(Command::Ping)?;
-        let listens_there = reply.tcp.is_some_and(|at| {
-            let is_any = at.ip().is_unspecified() && server.ip().is_loopback();
-            at.port() == server.port() && (is_any || at.ip().to_canonical() == server.ip().to_canonical())
+    /// Asks the managers of all places for a `ping` before the first answer is read, so that one that is silent takes no time
+    /// from the others.
+    fn ping(
+        places: impl IntoIterator<Item = Place>,
+    ) -> impl Iterator<Item = (Place, io::Result<(Self, Reply)>)> {
+        let until = Instant::now() + PATIENCE;
+        let asked = places.into_iter().take(MAX_ASKED).map(|place| {
+            let asked = Self::greet(&place, Instant::now());
+            (place, asked)
         });
-        let Some(service) = reply.service.filter(|_| listens_there) else { return Ok(None) };
-        Ok(Some(Self { service, ..connection }))
+        let asked: Vec<_> = asked.collect();
+        asked.into_iter().map(move |(place, asked)| {
+            let until = until.max(Instant::now() + LEAST);
+            let again = |error: io::Error| match error.kind() {
+                ErrorKind::TimedOut => Self::greet(&place, until),
+                _ => Err(error),
+            };
+            let answered = asked.or_else(again).and_then(|mut connection| {
+                let reply = connection.reply_until(Some(until)).map_err(ConnectionError::into_io)?;
+                Ok((connection, reply))
+            });
+            (place, answered)
+        })
     }
 
-    fn to(place: &Place) -> io::Result<Self> {
-        let Connected { stream, .. } = place.connect()?;
-        let mut connection = Self { service: String::new(), stream, lines: Lines::new(MAX_ANSWER) };
-        let reply = connection.ask_once(Command::Ping).map_err(|error| match error {
-            ConnectionError::Lost(error)
-            | ConnectionError::Garbled(error)
-            | ConnectionError::Silent(error) => error,
-            other => io::Error::other(other),
-        })?;
+    /// Connects, and says the first word.
+    fn greet(place: &Place, until: Instant) -> io::Result<Self> {
+        let Connected { stream, pid } = place.connect(until)?;
+        // A manager reads at once.
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let mut connection = Self { service: String::new(), pid, stream, lines: Lines::new(MAX_ANSWER) };
+        connection.ask(&Request::new(Command::Ping)).map_err(ConnectionError::into_io)?;
+        Ok(connection)
+    }
+
+    fn welcomed((connection, reply): (Self, Reply)) -> io::Result<Self> {
         match reply.service {
             Some(service) if reply.ok => Ok(Self { service, ..connection }),
             _ => Err(io::Error::new(ErrorKind::PermissionDenied, reply.value)),
@@ -204,6 +238,7 @@ impl Connection {
         match self.stream.write_all(line.as_bytes()) {
             // It was closed on us, and the reason may stand in what it said last.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Err(late().into()),
             written => Ok(written?),
         }
     }
@@ -217,6 +252,10 @@ impl Connection {
         let is_quick = matches!(command, Command::Ping | Command::Status);
         self.ask(&Request::new(command))?;
         let until = is_quick.then(|| Instant::now() + PATIENCE);
+        self.reply_until(until)
+    }
+
+    fn reply_until(&mut self, until: Option<Instant>) -> Result<Reply, ConnectionError> {
         match self.hear_until(until)?.line {
             control::Line::Reply(reply) => Ok(*reply),
             control::Line::Event(_) => Err(ConnectionError::Unexpected),
@@ -317,7 +356,6 @@ struct Patient<'a> {
 
 impl Read for Patient<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let late = || io::Error::new(ErrorKind::TimedOut, format!("no answer in {} s", PATIENCE.as_secs()));
         let left = match self.until {
             // No time at all would mean no limit (socket(7), SO_RCVTIMEO).
             Some(until) => Some(
@@ -334,6 +372,10 @@ impl Read for Patient<'_> {
             _ => error,
         })
     }
+}
+
+fn late() -> io::Error {
+    io::Error::new(ErrorKind::TimedOut, format!("no answer in {} s", PATIENCE.as_secs()))
 }
 
 /// Whether a process has the same network as we have, as far as we may look: addresses of two networks are not the same.

@@ -5,14 +5,18 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use nix::unistd::geteuid;
 
 use super::runtime::{CONTROL, locate, private_folder, private_folder_of};
-use crate::sys::control_socket::peer_of;
+use crate::sys::control_socket::{connect_until, peer_of};
 use crate::sys::own_folder::owner_of;
 use crate::sys::sock_diag::makers_of_listeners;
-use crate::sys::way::{self, Trusted};
+use crate::sys::way::{self, Trusted, WayError};
+
+/// The most services that are looked at in one folder. Another user may have filled it.
+const MAX_PLACES: usize = 1024;
 
 /// A service's runtime directory with a control socket in it, whether anybody listens there or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,25 +42,40 @@ impl Place {
         Self { service: Some(service), socket }
     }
 
+    /// Whether something stands there; a link is something.
+    fn is_there(&self) -> bool {
+        self.socket.symlink_metadata().is_ok()
+    }
+
     /// Connects to the control socket, and makes sure who listens there: root, our own user, or the owner of the folder, whose
-    /// service it is.
+    /// service it is. Where too many wait to be accepted it tries again until a moment, and at least once.
     ///
     /// # Errors
     ///
-    /// Those of connect(2); `PermissionDenied` where somebody else listens.
-    pub fn connect(&self) -> io::Result<Connected> {
-        let stream = UnixStream::connect(&self.socket)?;
+    /// Those of connect(2); `PermissionDenied` where somebody else listens, or can decide what is found there; `TimedOut`.
+    pub fn connect(&self, until: Instant) -> io::Result<Connected> {
+        let refuse = |why: String| io::Error::new(io::ErrorKind::PermissionDenied, why);
+        let folder = folder_of(&self.socket).map_err(|error| match error {
+            WayError::Unsafe { .. } => refuse(error.to_string()),
+            WayError::Io { source, .. } => source,
+        })?;
+        let stream = connect_until(&folder.path.join(CONTROL), until)?;
         let (pid, user) = peer_of(&stream)?;
-        let is_owner = || {
-            let folder = self.socket.parent().unwrap_or(Path::new("/"));
-            owner_of(folder).is_ok_and(|owner| owner == user)
-        };
-        if user == 0 || user == geteuid().as_raw() || is_owner() {
+        if user == 0 || user == geteuid().as_raw() || user == folder.owner() {
             return Ok(Connected { stream, pid });
         }
-        let why = format!("user {user} listens at {}, in another user's folder", self.socket.display());
-        Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+        let socket = self.socket.display();
+        Err(refuse(format!("user {user} listens at {socket}, in another user's folder")))
     }
+}
+
+/// Walks to the folder of a socket, which is root's, ours, or another user's; only that user and root may change it.
+fn folder_of(socket: &Path) -> Result<way::Found, WayError> {
+    let folder = socket.parent().unwrap_or(Path::new("/"));
+    let io = |source| WayError::Io { path: folder.to_owned(), source };
+    let folder = std::path::absolute(folder).map_err(io)?;
+    let owner = owner_of(&folder).map_err(io)?;
+    way::find(&folder, Trusted::us()).or_else(|_| way::find(&folder, Trusted::user(owner)))
 }
 
 /// Returns where the manager of `service` may be, or any manager, that this user can speak to; most likely first.
@@ -77,7 +96,7 @@ pub fn places(service: Option<&str>) -> Vec<Place> {
         None => bases.flat_map(|base| folders(&base)).collect(),
     };
     found.sort_by(|a, b| a.service.cmp(&b.service));
-    given.into_iter().chain(found).filter(|place| place.socket.exists()).collect()
+    given.into_iter().chain(found).filter(Place::is_there).collect()
 }
 
 /// Returns for root where the manager of another user may be whose control server listens at `server`: that user made the socket
@@ -93,11 +112,14 @@ pub fn places_of_others(server: SocketAddr) -> Vec<Place> {
         bases.into_iter().filter_map(move |base| way::find(&base, Trusted::user(user)).ok())
     });
     let bases = bases.filter(way::Found::is_folder).map(|base| base.path);
-    bases.flat_map(|base| folders(&base)).filter(|place| place.socket.exists()).collect()
+    bases.flat_map(|base| folders(&base)).filter(Place::is_there).collect()
 }
 
+/// Returns a place for each entry of a folder; there are no more than [`MAX_PLACES`].
 fn folders(base: &Path) -> impl Iterator<Item = Place> + use<> {
     let entries = fs::read_dir(base).into_iter().flatten().flatten();
     let base = base.to_owned();
-    entries.filter_map(move |entry| Some(Place::of(entry.file_name().into_string().ok()?, &base)))
+    entries
+        .take(MAX_PLACES)
+        .filter_map(move |entry| Some(Place::of(entry.file_name().into_string().ok()?, &base)))
 }
