@@ -6,6 +6,7 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -15,6 +16,7 @@ use std::thread;
 use serde_json::{Value, json};
 use support::manager::Starter;
 use support::service::Service;
+use support::stranger::{DAEMON, as_user, open_to_all};
 
 /// A title of the terminal, a bell, a carriage return, a line of its own, C1, a turn of the direction, an invisible letter.
 const HOSTILE: &str = "\x1b]0;x\x07\r\nHint: forged\u{9b}2J\u{202e}\u{200b}\u{e0041}\x7f";
@@ -36,7 +38,10 @@ fn assert_harmless(output: &Output) {
 
 /// Something that looks like a manager to whoever asks in `folder`; `answer` is what it writes for a line.
 fn pretend(folder: &Path, answer: impl Fn(&str, &mut UnixStream) + Send + 'static) {
-    let listener = UnixListener::bind(folder.join("control.sock")).expect("a socket");
+    serve(UnixListener::bind(folder.join("control.sock")).expect("a socket"), answer);
+}
+
+fn serve(listener: UnixListener, answer: impl Fn(&str, &mut UnixStream) + Send + 'static) {
     // It ends with the test.
     thread::spawn(move || {
         for stream in listener.incoming() {
@@ -221,6 +226,38 @@ fn any_number_of_managers_that_do_not_answer_keep_a_client_from_another_for_one_
     assert_eq!(String::from_utf8_lossy(&output.stdout), "{ cmd: 'kill', value: 'OK' }\n");
     assert!(began.elapsed() < std::time::Duration::from_secs(100), "forty times 5 s are 200 s");
     drop((silent, full, waiting));
+}
+
+/// Any user's manager may say that its control server is where root's is.
+#[test]
+fn a_stranger_does_not_draw_a_command_to_his_manager_by_naming_another_ones_address() {
+    if !support::is_root("a service of another user") {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let folder = base.path().join("liveswap").join("his");
+    fs::create_dir_all(&folder).expect("a folder");
+    open_to_all(base.path());
+    std::os::unix::fs::chown(&folder, Some(DAEMON), Some(DAEMON)).expect("chown");
+    let root = TcpListener::bind((support::loopback().ip(), 0)).expect("a port");
+    let server = root.local_addr().expect("an address");
+    let socket = as_user(DAEMON, || UnixListener::bind(folder.join("control.sock")).expect("a socket"));
+    serve(socket, move |cmd, stream| {
+        let answer =
+            json!({ "cmd": cmd, "value": "his", "ok": true, "service": "his", "version": 1, "tcp": server });
+        let _ = writeln!(stream, "{answer}");
+    });
+    let serving = thread::spawn(move || {
+        let (mut stream, _) = root.accept().expect("a client");
+        BufReader::new(&stream).read_line(&mut String::new()).expect("a request");
+        stream.write_all(b"{\"cmd\":\"kill\",\"value\":\"root's\",\"ok\":true}\n").expect("an answer");
+    });
+    let mut command = Command::new(env!("CARGO_BIN_EXE_liveswap"));
+    command.args(["-k", "-a", &server.ip().to_string(), "-p", &server.port().to_string()]);
+    command.env_remove("RUNTIME_DIRECTORY").env("XDG_RUNTIME_DIR", base.path()).env("TMPDIR", base.path());
+    let output = command.output().expect("the program");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "{ cmd: 'kill', value: \"root's\" }\n");
+    serving.join().expect("the control server");
 }
 
 #[test]

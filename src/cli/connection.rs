@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::report::{self, Status};
-use crate::daemon::runtime::{Connected, Place, places, places_of_others};
+use crate::daemon::runtime::{Connected, Place, believed_at, places, places_of_others};
 use crate::wire::control::{self, Command, MAX_ANSWER, Reply, Request};
 use crate::wire::lines::Lines;
 use crate::wire::printable::printable;
@@ -36,6 +36,8 @@ pub struct Connection {
     pub service: String,
     /// Its process; 0 where that is in another pid namespace.
     pid: i32,
+    /// The user of that process.
+    user: u32,
     stream: UnixStream,
     lines: Lines,
 }
@@ -173,14 +175,15 @@ impl Connection {
     /// Connects to the manager whose control server listens at `server`, by its control socket; `None` where none is found that
     /// lets us speak.
     pub fn at(server: SocketAddr) -> Option<Self> {
-        let places = places(None).into_iter().chain(places_of_others(server));
+        let believed = believed_at(server);
+        let places = places(None).into_iter().chain(places_of_others(&believed));
         let answers = Self::ping(places).filter_map(|(_, answered)| answered.ok());
         let of_server = |(connection, reply): &(Self, Reply)| {
             let listens_there = reply.tcp.is_some_and(|at| {
                 let is_any = at.ip().is_unspecified() && server.ip().is_loopback();
                 at.port() == server.port() && (is_any || at.ip().to_canonical() == server.ip().to_canonical())
             });
-            listens_there && is_of_our_network(connection.pid)
+            listens_there && believed.contains(&connection.user) && is_of_our_network(connection.pid)
         };
         let mut found = answers.filter(of_server);
         found.find_map(|(connection, reply)| Some(Self { service: reply.service?, ..connection }))
@@ -213,10 +216,11 @@ impl Connection {
 
     /// Connects, and says the first word.
     fn greet(place: &Place, until: Instant) -> io::Result<Self> {
-        let Connected { stream, pid } = place.connect(until)?;
+        let Connected { stream, pid, user } = place.connect(until)?;
         // A manager reads at once.
         stream.set_write_timeout(Some(PATIENCE))?;
-        let mut connection = Self { service: String::new(), pid, stream, lines: Lines::new(MAX_ANSWER) };
+        let mut connection =
+            Self { service: String::new(), pid, user, stream, lines: Lines::new(MAX_ANSWER) };
         connection.ask(&Request::new(Command::Ping)).map_err(ConnectionError::into_io)?;
         Ok(connection)
     }

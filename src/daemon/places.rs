@@ -1,5 +1,6 @@
 //! Where managers are looked for, and how a client comes to one without mistaking a stranger for it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -34,6 +35,8 @@ pub struct Connected {
     pub stream: UnixStream,
     /// The process that listens; 0 where it is in another pid namespace.
     pub pid: i32,
+    /// The user of that process.
+    pub user: u32,
 }
 
 impl Place {
@@ -62,7 +65,7 @@ impl Place {
         let stream = connect_until(&folder.path.join(CONTROL), until)?;
         let (pid, user) = peer_of(&stream)?;
         if user == 0 || user == geteuid().as_raw() || user == folder.owner() {
-            return Ok(Connected { stream, pid });
+            return Ok(Connected { stream, pid, user });
         }
         let socket = self.socket.display();
         Err(refuse(format!("user {user} listens at {socket}, in another user's folder")))
@@ -99,14 +102,23 @@ pub fn places(service: Option<&str>) -> Vec<Place> {
     given.into_iter().chain(found).filter(Place::is_there).collect()
 }
 
-/// Returns for root where the manager of another user may be whose control server listens at `server`: that user made the socket
-/// that listens there, so nobody else can draw root's commands to a service of his own.
+/// Returns whose managers to believe that their control server listens at `server`: root's, our own, and those of the user who made
+/// all sockets that listen there. With more than one maker it could be any of them.
 #[must_use]
-pub fn places_of_others(server: SocketAddr) -> Vec<Place> {
+pub fn believed_at(server: SocketAddr) -> BTreeSet<u32> {
+    let makers = makers_of_listeners(server).unwrap_or_default();
+    let only = makers.first().copied().filter(|_| makers.len() == 1);
+    [0, geteuid().as_raw()].into_iter().chain(only).collect()
+}
+
+/// Returns for root where the managers of other users may be: those of users who made a socket that listens at the control server's
+/// address, so that nobody else can draw root's commands to a service of his own.
+#[must_use]
+pub fn places_of_others(believed: &BTreeSet<u32>) -> Vec<Place> {
     if !geteuid().is_root() {
         return Vec::new();
     }
-    let users = makers_of_listeners(server).unwrap_or_default().into_iter().filter(|user| *user != 0);
+    let users = believed.iter().copied().filter(|user| *user != 0);
     let bases = users.flat_map(|user| {
         let bases = [private_folder_of(user), format!("/run/user/{user}/liveswap").into()];
         bases.into_iter().filter_map(move |base| way::find(&base, Trusted::user(user)).ok())
