@@ -5,8 +5,8 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -226,6 +226,72 @@ fn any_number_of_managers_that_do_not_answer_keep_a_client_from_another_for_one_
     assert_eq!(String::from_utf8_lossy(&output.stdout), "{ cmd: 'kill', value: 'OK' }\n");
     assert!(began.elapsed() < std::time::Duration::from_secs(100), "forty times 5 s are 200 s");
     drop((silent, full, waiting));
+}
+
+fn flags(folder: &Path, server: SocketAddr, words: &[&str]) -> String {
+    let (ip, port) = (server.ip().to_string(), server.port().to_string());
+    let output = liveswap(folder, &[words, &["-a", &ip, "-p", &port]].concat());
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[test]
+fn a_control_server_that_drips_or_is_silent_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind((support::loopback().ip(), 0)).expect("a port");
+    let server = listener.local_addr().expect("an address");
+    // It ends with the test.
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).expect("a request");
+            let until = std::time::Instant::now() + support::PATIENCE;
+            while std::time::Instant::now() < until && !line.contains("silent") {
+                if stream.write_all(b" ").is_err() {
+                    break;
+                }
+                thread::sleep(std::time::Duration::from_millis(100));
+            }
+            // The client closes it.
+            let _ = std::io::Read::read_to_end(&mut stream, &mut Vec::new());
+        }
+    });
+    for words in [&["-k"][..], &["-m", "x"], &["-m", "silent"]] {
+        let said = flags(folder.path(), server, words);
+        assert!(said.contains("value: 'no answer in 5 s'"), "{words:?}: {said}");
+    }
+}
+
+#[test]
+fn a_strangers_port_is_sent_no_text_and_no_token_but_the_strangers_own() {
+    if !support::is_root("a port of another user") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let ip = support::loopback().ip();
+    let listener = as_user(DAEMON, || TcpListener::bind((ip, 0)).expect("a port"));
+    let server = listener.local_addr().expect("an address");
+    let token = folder.path().join("token");
+    fs::write(&token, "0123456789abcdef").expect("a token");
+    let by_token = ["-k", "--token-file", token.to_str().expect("UTF-8")];
+    let refused = format!("user {DAEMON} listens at {server}");
+    for words in [&["-m", "a text"][..], &by_token] {
+        let said = flags(folder.path(), server, words);
+        assert!(said.contains(&refused), "{words:?}: {said}");
+    }
+    listener.set_nonblocking(true).expect("a flag");
+    assert_eq!(listener.accept().map(|_| ()).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
+    listener.set_nonblocking(false).expect("a flag");
+    std::os::unix::fs::chown(&token, Some(DAEMON), None).expect("chown");
+    let serving = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).expect("a request");
+        stream.write_all(b"{\"cmd\":\"kill\",\"value\":\"OK\",\"ok\":true}\n").expect("an answer");
+        line
+    });
+    assert_eq!(flags(folder.path(), server, &by_token), "{ cmd: 'kill', value: 'OK' }\n");
+    assert!(serving.join().expect("the control server").contains("0123456789abcdef"));
 }
 
 /// Any user's manager may say that its control server is where root's is.

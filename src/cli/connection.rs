@@ -1,7 +1,7 @@
 //! The way to a manager: finding it by its service's name, and speaking with it line by line.
 
 use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -10,24 +10,18 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::patient::{PATIENCE, Patient, late, next_line};
 use super::report::{self, Status};
 use crate::daemon::runtime::{Connected, Place, believed_at, places, places_of_others};
 use crate::wire::control::{self, Command, MAX_ANSWER, Reply, Request};
 use crate::wire::lines::Lines;
 use crate::wire::printable::printable;
 
-/// A manager answers `ping` and `status` at once. One that has not done so in this time does not answer.
-/// All that are looked for have that time together.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// How long an answer is read that should have come before, while others were waited for.
 const LEAST: Duration = Duration::from_millis(5);
 
 /// The most managers that are asked where one is looked for, each by a descriptor. Most processes may have 1024.
 const MAX_ASKED: usize = 512;
-
-/// How much is read at a time, in bytes.
-const READ_SIZE: usize = 16 * 1024;
 
 /// A connection to a manager, which may be anybody's: no text of it is trusted, and no more is read than the protocol has.
 #[derive(Debug)]
@@ -253,7 +247,7 @@ impl Connection {
     ///
     /// The manager has gone, says something else first, or does not answer what it can answer at once.
     pub fn ask_once(&mut self, command: Command) -> Result<Reply, ConnectionError> {
-        let is_quick = matches!(command, Command::Ping | Command::Status);
+        let is_quick = is_quick(&command);
         self.ask(&Request::new(command))?;
         let until = is_quick.then(|| Instant::now() + PATIENCE);
         self.reply_until(until)
@@ -276,7 +270,7 @@ impl Connection {
     }
 
     fn hear_until(&mut self, until: Option<Instant>) -> Result<Heard, ConnectionError> {
-        let mut stream = Patient { stream: &self.stream, until };
+        let mut stream = Patient::new(&self.stream, until);
         let text = next_line(&mut stream, &mut self.lines)?;
         let text = text.ok_or_else(|| io::Error::from(ErrorKind::UnexpectedEof))?;
         let line = understand(&text).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
@@ -287,6 +281,11 @@ impl Connection {
     pub fn wait_for_end(mut self) {
         let _ = self.hear();
     }
+}
+
+/// Whether a manager answers a command at once.
+pub fn is_quick(command: &Command) -> bool {
+    matches!(command, Command::Ping | Command::Status | Command::Message(_))
 }
 
 /// Reads a line as [`Heard`] has it.
@@ -322,64 +321,6 @@ fn made_printable(json: &str) -> serde_json::Result<Value> {
     let mut value = serde_json::from_str(json)?;
     clean(&mut value);
     Ok(value)
-}
-
-/// Returns the next line without its newline, or `None` at the end.
-///
-/// # Errors
-///
-/// Those of read(2), and `InvalidData` for a line that is longer than `lines` allows or is no UTF-8.
-pub fn next_line(from: &mut impl Read, lines: &mut Lines) -> io::Result<Option<String>> {
-    let mut buffer = vec![0; READ_SIZE];
-    loop {
-        if let Some(line) = lines.next_line() {
-            if !line.ended {
-                let why = format!("a line of more than {MAX_ANSWER} bytes is no answer of a manager");
-                return Err(io::Error::new(ErrorKind::InvalidData, why));
-            }
-            return text(line.bytes).map(Some);
-        }
-        match from.read(&mut buffer) {
-            Ok(0) => return lines.finish().map(|line| text(line.bytes)).transpose(),
-            Ok(count) => lines.push(&buffer[..count]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn text(bytes: &[u8]) -> io::Result<String> {
-    String::from_utf8(bytes.to_vec()).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
-}
-
-/// A stream that is read until some moment, however little comes at a time.
-struct Patient<'a> {
-    stream: &'a UnixStream,
-    until: Option<Instant>,
-}
-
-impl Read for Patient<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = match self.until {
-            // No time at all would mean no limit (socket(7), SO_RCVTIMEO).
-            Some(until) => Some(
-                until
-                    .checked_duration_since(Instant::now())
-                    .filter(|left| !left.is_zero())
-                    .ok_or_else(late)?,
-            ),
-            None => None,
-        };
-        self.stream.set_read_timeout(left)?;
-        self.stream.read(buffer).map_err(|error| match error.kind() {
-            ErrorKind::WouldBlock => late(),
-            _ => error,
-        })
-    }
-}
-
-fn late() -> io::Error {
-    io::Error::new(ErrorKind::TimedOut, format!("no answer in {} s", PATIENCE.as_secs()))
 }
 
 /// Whether a process has the same network as we have, as far as we may look: addresses of two networks are not the same.

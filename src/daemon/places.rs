@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -109,6 +109,24 @@ pub fn believed_at(server: SocketAddr) -> BTreeSet<u32> {
     let makers = makers_of_listeners(server).unwrap_or_default();
     let only = makers.first().copied().filter(|_| makers.len() == 1);
     [0, geteuid().as_raw()].into_iter().chain(only).collect()
+}
+
+/// Returns a user who listens at `server`, or would be connected to there, and is neither root, nor ours, nor `trusted`; `None` where
+/// there is none or the kernel does not tell. It tells of this machine's loopback alone.
+#[must_use]
+pub fn stranger_at(server: SocketAddr, trusted: Option<u32>) -> Option<u32> {
+    let ip = match server.ip().to_canonical() {
+        // A client that connects to no address comes to the loopback.
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    if !ip.is_loopback() {
+        return None;
+    }
+    let makers = makers_of_listeners(SocketAddr::new(ip, server.port())).unwrap_or_default();
+    let own = [0, geteuid().as_raw()];
+    makers.into_iter().find(|maker| !own.contains(maker) && Some(*maker) != trusted)
 }
 
 /// Returns for root where the managers of other users may be: those of users who made a socket that listens at the control server's
