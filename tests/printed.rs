@@ -5,7 +5,8 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -15,6 +16,7 @@ use std::thread;
 use serde_json::{Value, json};
 use support::manager::Starter;
 use support::service::Service;
+use support::stranger::{DAEMON, as_user, open_to_all};
 
 /// A title of the terminal, a bell, a carriage return, a line of its own, C1, a turn of the direction, an invisible letter.
 const HOSTILE: &str = "\x1b]0;x\x07\r\nHint: forged\u{9b}2J\u{202e}\u{200b}\u{e0041}\x7f";
@@ -36,7 +38,10 @@ fn assert_harmless(output: &Output) {
 
 /// Something that looks like a manager to whoever asks in `folder`; `answer` is what it writes for a line.
 fn pretend(folder: &Path, answer: impl Fn(&str, &mut UnixStream) + Send + 'static) {
-    let listener = UnixListener::bind(folder.join("control.sock")).expect("a socket");
+    serve(UnixListener::bind(folder.join("control.sock")).expect("a socket"), answer);
+}
+
+fn serve(listener: UnixListener, answer: impl Fn(&str, &mut UnixStream) + Send + 'static) {
     // It ends with the test.
     thread::spawn(move || {
         for stream in listener.incoming() {
@@ -121,6 +126,32 @@ fn no_command_prints_what_a_strange_manager_wants_on_the_terminal() {
     assert_eq!(status["directory"], format!("/d{HOSTILE}"));
 }
 
+/// Every row is as wide as its widest cell, and a format takes no width of more than 16 bits.
+#[test]
+fn a_cell_without_end_is_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    pretend(folder.path(), |cmd, stream| {
+        let mut answer = hostile_answer(cmd);
+        if cmd == "status" {
+            let mut worker = answer["status"]["workers"][0].clone();
+            worker["says"] = "short".into();
+            let mut workers = vec![worker.clone(); 1000];
+            worker["says"] = "x".repeat(70_000).into();
+            workers.push(worker);
+            answer["status"]["workers"] = workers.into();
+        }
+        let _ = writeln!(stream, "{answer}");
+    });
+    let output = liveswap(folder.path(), &["status"]);
+    assert_harmless(&output);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!((output.status.code(), &*output.stderr), (Some(0), &b""[..]), "{text:.1000}");
+    let cut = format!("{}…", "x".repeat(199));
+    assert!(text.lines().any(|line| line.ends_with(&cut)), "{text:.1000}");
+    let longest = text.lines().map(|line| line.chars().count()).max();
+    assert!(longest.is_some_and(|longest| longest < 1000), "a line of {longest:?} characters");
+}
+
 #[test]
 fn a_line_without_end_and_an_answer_without_end_are_given_up() {
     let folder = tempfile::tempdir().unwrap();
@@ -161,6 +192,138 @@ fn a_manager_that_does_not_answer_is_not_waited_for_for_ever() {
     let output = liveswap(folder.path(), &["status"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("no answer in 5 s"), "{output:?}");
+}
+
+/// connect(2) waits for ever where a queue is full, and each silent one had a time of its own.
+#[test]
+fn any_number_of_managers_that_do_not_answer_keep_a_client_from_another_for_one_time_together() {
+    let base = tempfile::tempdir().unwrap();
+    let folder = |name: &str| {
+        let folder = base.path().join("liveswap").join(name);
+        fs::create_dir_all(&folder).expect("a folder");
+        folder
+    };
+    let listener = |name: &str, queue: i32| {
+        let listener = UnixListener::bind(folder(name).join("control.sock")).expect("a socket");
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(queue).expect("a backlog"))
+            .expect("listen");
+        listener
+    };
+    let silent: Vec<_> = (0..20).map(|at| listener(&format!("silent{at}"), 100)).collect();
+    let full: Vec<_> = (0..20).map(|at| listener(&format!("full{at}"), 0)).collect();
+    let connect = |at| UnixStream::connect(base.path().join(format!("liveswap/full{at}/control.sock")));
+    let waiting: Vec<_> = (0..full.len()).map(|at| connect(at).expect("the only one in the queue")).collect();
+    let server = "127.0.0.1:9";
+    pretend(&folder("z"), move |cmd, stream| {
+        let answer =
+            json!({ "cmd": cmd, "value": "OK", "ok": true, "service": "z", "version": 1, "tcp": server });
+        let _ = writeln!(stream, "{answer}");
+    });
+    let began = std::time::Instant::now();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_liveswap"));
+    command.args(["-k", "-p", "9"]).env_remove("RUNTIME_DIRECTORY").env("XDG_RUNTIME_DIR", base.path());
+    let output = command.env("TMPDIR", base.path()).output().expect("the program");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "{ cmd: 'kill', value: 'OK' }\n");
+    assert!(began.elapsed() < std::time::Duration::from_secs(100), "forty times 5 s are 200 s");
+    drop((silent, full, waiting));
+}
+
+fn flags(folder: &Path, server: SocketAddr, words: &[&str]) -> String {
+    let (ip, port) = (server.ip().to_string(), server.port().to_string());
+    let output = liveswap(folder, &[words, &["-a", &ip, "-p", &port]].concat());
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[test]
+fn a_control_server_that_drips_or_is_silent_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind((support::loopback().ip(), 0)).expect("a port");
+    let server = listener.local_addr().expect("an address");
+    // It ends with the test.
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).expect("a request");
+            let until = std::time::Instant::now() + support::PATIENCE;
+            while std::time::Instant::now() < until && !line.contains("silent") {
+                if stream.write_all(b" ").is_err() {
+                    break;
+                }
+                thread::sleep(std::time::Duration::from_millis(100));
+            }
+            // The client closes it.
+            let _ = std::io::Read::read_to_end(&mut stream, &mut Vec::new());
+        }
+    });
+    for words in [&["-k"][..], &["-m", "x"], &["-m", "silent"]] {
+        let said = flags(folder.path(), server, words);
+        assert!(said.contains("value: 'no answer in 5 s'"), "{words:?}: {said}");
+    }
+}
+
+#[test]
+fn a_strangers_port_is_sent_no_text_and_no_token_but_the_strangers_own() {
+    if !support::is_root("a port of another user") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let ip = support::loopback().ip();
+    let listener = as_user(DAEMON, || TcpListener::bind((ip, 0)).expect("a port"));
+    let server = listener.local_addr().expect("an address");
+    let token = folder.path().join("token");
+    fs::write(&token, "0123456789abcdef").expect("a token");
+    let by_token = ["-k", "--token-file", token.to_str().expect("UTF-8")];
+    let refused = format!("user {DAEMON} listens at {server}");
+    for words in [&["-m", "a text"][..], &by_token] {
+        let said = flags(folder.path(), server, words);
+        assert!(said.contains(&refused), "{words:?}: {said}");
+    }
+    listener.set_nonblocking(true).expect("a flag");
+    assert_eq!(listener.accept().map(|_| ()).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
+    listener.set_nonblocking(false).expect("a flag");
+    std::os::unix::fs::chown(&token, Some(DAEMON), None).expect("chown");
+    let serving = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).expect("a request");
+        stream.write_all(b"{\"cmd\":\"kill\",\"value\":\"OK\",\"ok\":true}\n").expect("an answer");
+        line
+    });
+    assert_eq!(flags(folder.path(), server, &by_token), "{ cmd: 'kill', value: 'OK' }\n");
+    assert!(serving.join().expect("the control server").contains("0123456789abcdef"));
+}
+
+/// Any user's manager may say that its control server is where root's is.
+#[test]
+fn a_stranger_does_not_draw_a_command_to_his_manager_by_naming_another_ones_address() {
+    if !support::is_root("a service of another user") {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let folder = base.path().join("liveswap").join("his");
+    fs::create_dir_all(&folder).expect("a folder");
+    open_to_all(base.path());
+    std::os::unix::fs::chown(&folder, Some(DAEMON), Some(DAEMON)).expect("chown");
+    let root = TcpListener::bind((support::loopback().ip(), 0)).expect("a port");
+    let server = root.local_addr().expect("an address");
+    let socket = as_user(DAEMON, || UnixListener::bind(folder.join("control.sock")).expect("a socket"));
+    serve(socket, move |cmd, stream| {
+        let answer =
+            json!({ "cmd": cmd, "value": "his", "ok": true, "service": "his", "version": 1, "tcp": server });
+        let _ = writeln!(stream, "{answer}");
+    });
+    let serving = thread::spawn(move || {
+        let (mut stream, _) = root.accept().expect("a client");
+        BufReader::new(&stream).read_line(&mut String::new()).expect("a request");
+        stream.write_all(b"{\"cmd\":\"kill\",\"value\":\"root's\",\"ok\":true}\n").expect("an answer");
+    });
+    let mut command = Command::new(env!("CARGO_BIN_EXE_liveswap"));
+    command.args(["-k", "-a", &server.ip().to_string(), "-p", &server.port().to_string()]);
+    command.env_remove("RUNTIME_DIRECTORY").env("XDG_RUNTIME_DIR", base.path()).env("TMPDIR", base.path());
+    let output = command.output().expect("the program");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "{ cmd: 'kill', value: \"root's\" }\n");
+    serving.join().expect("the control server");
 }
 
 #[test]

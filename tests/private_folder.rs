@@ -226,13 +226,11 @@ fn a_client_does_not_believe_a_strangers_socket_in_another_users_folder() {
     chown(manager.path("run"), Some(STRANGER), None).expect("chown");
     manager.cli(["status"]).assert(0, []);
     chown(manager.path("run"), Some(0), None).expect("chown");
-    // A stranger listens in root's folder.
+    // A stranger listens in root's folder. The one who listens is the one who is asked for, whoever has made the file.
     let fake = manager.path("fake");
     fs::create_dir(&fake).expect("a folder");
-    set_mode(&fake, 0o777);
-    set_mode(&manager.path(""), 0o755);
-    let script = "import os, socket, sys\nos.setgid(4711); os.setuid(4711)\n\
-                  s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()\nprint(flush=True); s.accept()[0].recv(1)";
+    let script = "import os, socket, sys\ns = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1])\n\
+                  os.setgid(4711); os.setuid(4711); s.listen()\nprint(flush=True); s.accept()[0].recv(1)";
     let mut stranger = std::process::Command::new("python3");
     stranger.args(["-c", script]).arg(fake.join("control.sock")).stdout(std::process::Stdio::piped());
     let mut stranger = stranger.spawn().expect("python3");
@@ -248,5 +246,33 @@ fn a_client_does_not_believe_a_strangers_socket_in_another_users_folder() {
     stranger.kill().expect("SIGKILL");
     stranger.wait().expect("its end");
     ended.assert(1, ["user 4711 listens at", "in another user's folder"]);
+    manager.stop();
+}
+
+/// A folder that was given may be anybody's to write to, and so may what a name in it leads to.
+#[test]
+fn a_client_follows_no_link_to_a_manager_and_none_in_a_folder_that_others_may_write_to() {
+    let manager = Manager::start(Service::worker());
+    let (folder, link) = (manager.path("folder"), manager.path("folder/control.sock"));
+    fs::create_dir(&folder).expect("a folder");
+    symlink(manager.control_path(), &link).expect("a link");
+    let status = || {
+        let mut client = manager.command(["status"]);
+        client.env("RUNTIME_DIRECTORY", &folder).stdout(std::process::Stdio::piped());
+        Ended::of(client.stderr(std::process::Stdio::piped()).spawn().expect("the program"))
+    };
+    status().assert(1, [&format!("{} is a symbolic link", link.display())]);
+    fs::remove_file(&link).expect("the link");
+    let listener = std::os::unix::net::UnixListener::bind(&link).expect("a socket");
+    set_mode(&folder, 0o777);
+    status().assert(1, [&format!("{} may be written to by others (mode 0777", folder.display())]);
+    if is_root("a link of another user") {
+        fs::remove_file(&link).expect("the socket");
+        symlink(manager.control_path(), &link).expect("a link");
+        chown(&folder, Some(STRANGER), None).expect("chown");
+        set_mode(&folder, 0o755);
+        status().assert(1, [&format!("{} is a symbolic link", link.display())]);
+    }
+    drop(listener);
     manager.stop();
 }

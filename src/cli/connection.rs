@@ -1,7 +1,7 @@
 //! The way to a manager: finding it by its service's name, and speaking with it line by line.
 
 use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -10,23 +10,28 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::patient::{PATIENCE, Patient, late, next_line};
 use super::report::{self, Status};
-use crate::daemon::runtime::{Connected, Place, places, places_of_others};
+use crate::daemon::runtime::{Connected, Place, believed_at, places, places_of_others};
 use crate::wire::control::{self, Command, MAX_ANSWER, Reply, Request};
 use crate::wire::lines::Lines;
 use crate::wire::printable::printable;
 
-/// A manager answers `ping` and `status` at once. One that has not done so in this time does not answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long an answer is read that should have come before, while others were waited for.
+const LEAST: Duration = Duration::from_millis(5);
 
-/// How much is read at a time, in bytes.
-const READ_SIZE: usize = 16 * 1024;
+/// The most managers that are asked where one is looked for, each by a descriptor. Most processes may have 1024.
+const MAX_ASKED: usize = 512;
 
 /// A connection to a manager, which may be anybody's: no text of it is trusted, and no more is read than the protocol has.
 #[derive(Debug)]
 pub struct Connection {
     /// The service's name.
     pub service: String,
+    /// Its process; 0 where that is in another pid namespace.
+    pid: i32,
+    /// The user of that process.
+    user: u32,
     stream: UnixStream,
     lines: Lines,
 }
@@ -85,6 +90,13 @@ impl From<io::Error> for ConnectionError {
 }
 
 impl ConnectionError {
+    fn into_io(self) -> io::Error {
+        match self {
+            Self::Lost(error) | Self::Garbled(error) | Self::Silent(error) => error,
+            other => io::Error::other(other),
+        }
+    }
+
     /// Prints it, and returns the exit status that it comes to.
     pub fn print(&self) -> ExitCode {
         let (status, hint) = match self {
@@ -128,8 +140,8 @@ impl Connection {
     pub fn open(name: Option<&str>) -> Result<Self, ConnectionError> {
         let mut found: Vec<Self> = Vec::new();
         let mut refused = None;
-        for place in places(name) {
-            match Self::to(&place) {
+        for (place, answered) in Self::ping(places(name)) {
+            match answered.and_then(Self::welcomed) {
                 // A directory that was given to us may be any service's: only its manager knows.
                 Ok(connection) if name.is_some_and(|name| name != connection.service) => {}
                 Ok(connection) if name.is_some() || place.service.is_none() => return Ok(connection),
@@ -157,37 +169,57 @@ impl Connection {
     /// Connects to the manager whose control server listens at `server`, by its control socket; `None` where none is found that
     /// lets us speak.
     pub fn at(server: SocketAddr) -> Option<Self> {
-        let find = |places: Vec<Place>| {
-            places.iter().find_map(|place| Self::of_server(place, server).ok().flatten())
+        let believed = believed_at(server);
+        let places = places(None).into_iter().chain(places_of_others(&believed));
+        let answers = Self::ping(places).filter_map(|(_, answered)| answered.ok());
+        let of_server = |(connection, reply): &(Self, Reply)| {
+            let listens_there = reply.tcp.is_some_and(|at| {
+                let is_any = at.ip().is_unspecified() && server.ip().is_loopback();
+                at.port() == server.port() && (is_any || at.ip().to_canonical() == server.ip().to_canonical())
+            });
+            listens_there && believed.contains(&connection.user) && is_of_our_network(connection.pid)
         };
-        find(places(None)).or_else(|| find(places_of_others(server)))
+        let mut found = answers.filter(of_server);
+        found.find_map(|(connection, reply)| Some(Self { service: reply.service?, ..connection }))
     }
 
-    fn of_server(place: &Place, server: SocketAddr) -> Result<Option<Self>, ConnectionError> {
-        let Connected { stream, pid } = place.connect()?;
-        if !is_of_our_network(pid) {
-            return Ok(None);
-        }
-        let mut connection = Self { service: String::new(), stream, lines: Lines::new(MAX_ANSWER) };
-        // One that does not answer in time may be another one's manager.
-        let reply = connection.ask_once(Command::Ping)?;
-        let listens_there = reply.tcp.is_some_and(|at| {
-            let is_any = at.ip().is_unspecified() && server.ip().is_loopback();
-            at.port() == server.port() && (is_any || at.ip().to_canonical() == server.ip().to_canonical())
+    /// Asks the managers of all places for a `ping` before the first answer is read, so that one that is silent takes no time
+    /// from the others.
+    fn ping(
+        places: impl IntoIterator<Item = Place>,
+    ) -> impl Iterator<Item = (Place, io::Result<(Self, Reply)>)> {
+        let until = Instant::now() + PATIENCE;
+        let asked = places.into_iter().take(MAX_ASKED).map(|place| {
+            let asked = Self::greet(&place, Instant::now());
+            (place, asked)
         });
-        let Some(service) = reply.service.filter(|_| listens_there) else { return Ok(None) };
-        Ok(Some(Self { service, ..connection }))
+        let asked: Vec<_> = asked.collect();
+        asked.into_iter().map(move |(place, asked)| {
+            let until = until.max(Instant::now() + LEAST);
+            let again = |error: io::Error| match error.kind() {
+                ErrorKind::TimedOut => Self::greet(&place, until),
+                _ => Err(error),
+            };
+            let answered = asked.or_else(again).and_then(|mut connection| {
+                let reply = connection.reply_until(Some(until)).map_err(ConnectionError::into_io)?;
+                Ok((connection, reply))
+            });
+            (place, answered)
+        })
     }
 
-    fn to(place: &Place) -> io::Result<Self> {
-        let Connected { stream, .. } = place.connect()?;
-        let mut connection = Self { service: String::new(), stream, lines: Lines::new(MAX_ANSWER) };
-        let reply = connection.ask_once(Command::Ping).map_err(|error| match error {
-            ConnectionError::Lost(error)
-            | ConnectionError::Garbled(error)
-            | ConnectionError::Silent(error) => error,
-            other => io::Error::other(other),
-        })?;
+    /// Connects, and says the first word.
+    fn greet(place: &Place, until: Instant) -> io::Result<Self> {
+        let Connected { stream, pid, user } = place.connect(until)?;
+        // A manager reads at once.
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let mut connection =
+            Self { service: String::new(), pid, user, stream, lines: Lines::new(MAX_ANSWER) };
+        connection.ask(&Request::new(Command::Ping)).map_err(ConnectionError::into_io)?;
+        Ok(connection)
+    }
+
+    fn welcomed((connection, reply): (Self, Reply)) -> io::Result<Self> {
         match reply.service {
             Some(service) if reply.ok => Ok(Self { service, ..connection }),
             _ => Err(io::Error::new(ErrorKind::PermissionDenied, reply.value)),
@@ -204,6 +236,7 @@ impl Connection {
         match self.stream.write_all(line.as_bytes()) {
             // It was closed on us, and the reason may stand in what it said last.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Err(late().into()),
             written => Ok(written?),
         }
     }
@@ -214,9 +247,13 @@ impl Connection {
     ///
     /// The manager has gone, says something else first, or does not answer what it can answer at once.
     pub fn ask_once(&mut self, command: Command) -> Result<Reply, ConnectionError> {
-        let is_quick = matches!(command, Command::Ping | Command::Status);
+        let is_quick = is_quick(&command);
         self.ask(&Request::new(command))?;
         let until = is_quick.then(|| Instant::now() + PATIENCE);
+        self.reply_until(until)
+    }
+
+    fn reply_until(&mut self, until: Option<Instant>) -> Result<Reply, ConnectionError> {
         match self.hear_until(until)?.line {
             control::Line::Reply(reply) => Ok(*reply),
             control::Line::Event(_) => Err(ConnectionError::Unexpected),
@@ -233,7 +270,7 @@ impl Connection {
     }
 
     fn hear_until(&mut self, until: Option<Instant>) -> Result<Heard, ConnectionError> {
-        let mut stream = Patient { stream: &self.stream, until };
+        let mut stream = Patient::new(&self.stream, until);
         let text = next_line(&mut stream, &mut self.lines)?;
         let text = text.ok_or_else(|| io::Error::from(ErrorKind::UnexpectedEof))?;
         let line = understand(&text).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
@@ -244,6 +281,11 @@ impl Connection {
     pub fn wait_for_end(mut self) {
         let _ = self.hear();
     }
+}
+
+/// Whether a manager answers a command at once.
+pub fn is_quick(command: &Command) -> bool {
+    matches!(command, Command::Ping | Command::Status | Command::Message(_))
 }
 
 /// Reads a line as [`Heard`] has it.
@@ -279,61 +321,6 @@ fn made_printable(json: &str) -> serde_json::Result<Value> {
     let mut value = serde_json::from_str(json)?;
     clean(&mut value);
     Ok(value)
-}
-
-/// Returns the next line without its newline, or `None` at the end.
-///
-/// # Errors
-///
-/// Those of read(2), and `InvalidData` for a line that is longer than `lines` allows or is no UTF-8.
-pub fn next_line(from: &mut impl Read, lines: &mut Lines) -> io::Result<Option<String>> {
-    let mut buffer = vec![0; READ_SIZE];
-    loop {
-        if let Some(line) = lines.next_line() {
-            if !line.ended {
-                let why = format!("a line of more than {MAX_ANSWER} bytes is no answer of a manager");
-                return Err(io::Error::new(ErrorKind::InvalidData, why));
-            }
-            return text(line.bytes).map(Some);
-        }
-        match from.read(&mut buffer) {
-            Ok(0) => return lines.finish().map(|line| text(line.bytes)).transpose(),
-            Ok(count) => lines.push(&buffer[..count]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn text(bytes: &[u8]) -> io::Result<String> {
-    String::from_utf8(bytes.to_vec()).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
-}
-
-/// A stream that is read until some moment, however little comes at a time.
-struct Patient<'a> {
-    stream: &'a UnixStream,
-    until: Option<Instant>,
-}
-
-impl Read for Patient<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let late = || io::Error::new(ErrorKind::TimedOut, format!("no answer in {} s", PATIENCE.as_secs()));
-        let left = match self.until {
-            // No time at all would mean no limit (socket(7), SO_RCVTIMEO).
-            Some(until) => Some(
-                until
-                    .checked_duration_since(Instant::now())
-                    .filter(|left| !left.is_zero())
-                    .ok_or_else(late)?,
-            ),
-            None => None,
-        };
-        self.stream.set_read_timeout(left)?;
-        self.stream.read(buffer).map_err(|error| match error.kind() {
-            ErrorKind::WouldBlock => late(),
-            _ => error,
-        })
-    }
 }
 
 /// Whether a process has the same network as we have, as far as we may look: addresses of two networks are not the same.

@@ -10,6 +10,7 @@ pub mod man;
 pub mod options;
 pub mod original;
 pub mod output;
+mod patient;
 mod progress;
 pub mod report;
 pub mod run;

@@ -4,20 +4,24 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::fs;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{ArgGroup, CommandFactory, Parser};
 
-use super::connection::{Connection, ConnectionError, next_line};
+use super::connection::{Connection, ConnectionError, is_quick};
 use super::options::{DEFAULT_ADDRESS, DEFAULT_PORT, Options, found};
 use super::output;
+use super::patient::{PATIENCE, Patient, late, next_line};
 use super::report::Status;
 use super::run::{Logging, look_after_manager, report};
 use super::upgrade::absolute;
+use crate::daemon::runtime::stranger_at;
 use crate::wire::control::{Command, Line, MAX_ANSWER, Reply, Request};
 use crate::wire::lines::Lines;
 use crate::wire::printable::is_printable;
@@ -161,19 +165,38 @@ impl Original {
         if let Some(mut connection) = Connection::at(server) {
             return connection.ask_once(command).map_err(|error| match error {
                 ConnectionError::Lost(error) if error.kind() == io::ErrorKind::UnexpectedEof => unanswered(),
-                ConnectionError::Lost(error) => error,
+                ConnectionError::Lost(error) | ConnectionError::Silent(error) => error,
                 other => io::Error::other(other),
             });
         }
-        // Without a token file nothing secret is sent: whoever listens there may be anybody.
         let token = self.token_file.as_deref().map(read_token).transpose()?;
-        let mut stream = TcpStream::connect(server).map_err(|error| match error.kind() {
-            io::ErrorKind::ConnectionRefused => io::Error::other(format!("connect ECONNREFUSED {server}")),
-            _ => error,
-        })?;
+        let (token, trusted) = token.unzip();
+        let is_secret = token.is_some() || matches!(command, Command::Message(_));
+        let make_sure = || match stranger_at(server, trusted).filter(|_| is_secret) {
+            Some(user) => Err(io::Error::other(format!("user {user} listens at {server}"))),
+            None => Ok(()),
+        };
+        make_sure()?;
+        let mut stream =
+            TcpStream::connect_timeout(&server, PATIENCE).map_err(|error| match error.kind() {
+                io::ErrorKind::ConnectionRefused => {
+                    io::Error::other(format!("connect ECONNREFUSED {server}"))
+                }
+                _ => error,
+            })?;
+        // It may have changed hands.
+        make_sure()?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let until = is_quick(&command).then(|| Instant::now() + PATIENCE);
         let request = Request { token, ..Request::new(command) };
-        stream.write_all(format!("{}\n", request.to_line()).as_bytes())?;
-        let line = next_line(&mut stream, &mut Lines::new(MAX_ANSWER))?.unwrap_or_default();
+        stream.write_all(format!("{}\n", request.to_line()).as_bytes()).map_err(|error| {
+            match error.kind() {
+                io::ErrorKind::WouldBlock => late(),
+                _ => error,
+            }
+        })?;
+        let mut patient = Patient::new(&stream, until);
+        let line = next_line(&mut patient, &mut Lines::new(MAX_ANSWER))?.unwrap_or_default();
         match Line::parse(&line) {
             Ok(Line::Reply(reply)) => Ok(*reply),
             Ok(Line::Event(_)) | Err(_) if line.is_empty() => Err(unanswered()),
@@ -186,10 +209,14 @@ fn unanswered() -> io::Error {
     io::Error::other("the connection was closed without an answer")
 }
 
-fn read_token(file: &Path) -> io::Result<Secret> {
-    let failed = |why: &dyn std::fmt::Display| io::Error::other(format!("{}: {why}", file.display()));
-    let text = fs::read(file).map_err(|error| failed(&error))?;
-    Secret::read(&text).map_err(|why| failed(&why))
+/// Returns a token, and the owner of its file, who knows it.
+fn read_token(path: &Path) -> io::Result<(Secret, u32)> {
+    let failed = |why: &dyn std::fmt::Display| io::Error::other(format!("{}: {why}", path.display()));
+    let mut text = Vec::new();
+    let mut file = File::open(path).map_err(|error| failed(&error))?;
+    let owner = file.metadata().map_err(|error| failed(&error))?.uid();
+    file.read_to_end(&mut text).map_err(|error| failed(&error))?;
+    Ok((Secret::read(&text).map_err(|why| failed(&why))?, owner))
 }
 
 /// Returns the path to upgrade to, where one was named.

@@ -117,7 +117,7 @@ fn lines(status: &Status, before: u64) -> Vec<String> {
     let of = |slot: u32| status.workers.iter().filter(move |worker| worker.slot == slot);
     let is_busy = |slot: &u32| of(*slot).any(|worker| worker.state != "ready");
     // Stable: within the two the order is that of the slots.
-    slots.sort_by_key(|slot| !is_busy(slot));
+    slots.sort_by_cached_key(|slot| !is_busy(slot));
     let more = slots.len().saturating_sub(SLOTS_MAX);
     slots.truncate(SLOTS_MAX);
     slots.sort_unstable();

@@ -1,18 +1,23 @@
 //! Where managers are looked for, and how a client comes to one without mistaking a stranger for it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use nix::unistd::geteuid;
 
 use super::runtime::{CONTROL, locate, private_folder, private_folder_of};
-use crate::sys::control_socket::peer_of;
+use crate::sys::control_socket::{connect_until, peer_of};
 use crate::sys::own_folder::owner_of;
 use crate::sys::sock_diag::makers_of_listeners;
-use crate::sys::way::{self, Trusted};
+use crate::sys::way::{self, Trusted, WayError};
+
+/// The most services that are looked at in one folder. Another user may have filled it.
+const MAX_PLACES: usize = 1024;
 
 /// A service's runtime directory with a control socket in it, whether anybody listens there or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +35,8 @@ pub struct Connected {
     pub stream: UnixStream,
     /// The process that listens; 0 where it is in another pid namespace.
     pub pid: i32,
+    /// The user of that process.
+    pub user: u32,
 }
 
 impl Place {
@@ -38,25 +45,40 @@ impl Place {
         Self { service: Some(service), socket }
     }
 
+    /// Whether something stands there; a link is something.
+    fn is_there(&self) -> bool {
+        self.socket.symlink_metadata().is_ok()
+    }
+
     /// Connects to the control socket, and makes sure who listens there: root, our own user, or the owner of the folder, whose
-    /// service it is.
+    /// service it is. Where too many wait to be accepted it tries again until a moment, and at least once.
     ///
     /// # Errors
     ///
-    /// Those of connect(2); `PermissionDenied` where somebody else listens.
-    pub fn connect(&self) -> io::Result<Connected> {
-        let stream = UnixStream::connect(&self.socket)?;
+    /// Those of connect(2); `PermissionDenied` where somebody else listens, or can decide what is found there; `TimedOut`.
+    pub fn connect(&self, until: Instant) -> io::Result<Connected> {
+        let refuse = |why: String| io::Error::new(io::ErrorKind::PermissionDenied, why);
+        let folder = folder_of(&self.socket).map_err(|error| match error {
+            WayError::Unsafe { .. } => refuse(error.to_string()),
+            WayError::Io { source, .. } => source,
+        })?;
+        let stream = connect_until(&folder.path.join(CONTROL), until)?;
         let (pid, user) = peer_of(&stream)?;
-        let is_owner = || {
-            let folder = self.socket.parent().unwrap_or(Path::new("/"));
-            owner_of(folder).is_ok_and(|owner| owner == user)
-        };
-        if user == 0 || user == geteuid().as_raw() || is_owner() {
-            return Ok(Connected { stream, pid });
+        if user == 0 || user == geteuid().as_raw() || user == folder.owner() {
+            return Ok(Connected { stream, pid, user });
         }
-        let why = format!("user {user} listens at {}, in another user's folder", self.socket.display());
-        Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+        let socket = self.socket.display();
+        Err(refuse(format!("user {user} listens at {socket}, in another user's folder")))
     }
+}
+
+/// Walks to the folder of a socket, which is root's, ours, or another user's; only that user and root may change it.
+fn folder_of(socket: &Path) -> Result<way::Found, WayError> {
+    let folder = socket.parent().unwrap_or(Path::new("/"));
+    let io = |source| WayError::Io { path: folder.to_owned(), source };
+    let folder = std::path::absolute(folder).map_err(io)?;
+    let owner = owner_of(&folder).map_err(io)?;
+    way::find(&folder, Trusted::us()).or_else(|_| way::find(&folder, Trusted::user(owner)))
 }
 
 /// Returns where the manager of `service` may be, or any manager, that this user can speak to; most likely first.
@@ -77,27 +99,57 @@ pub fn places(service: Option<&str>) -> Vec<Place> {
         None => bases.flat_map(|base| folders(&base)).collect(),
     };
     found.sort_by(|a, b| a.service.cmp(&b.service));
-    given.into_iter().chain(found).filter(|place| place.socket.exists()).collect()
+    given.into_iter().chain(found).filter(Place::is_there).collect()
 }
 
-/// Returns for root where the manager of another user may be whose control server listens at `server`: that user made the socket
-/// that listens there, so nobody else can draw root's commands to a service of his own.
+/// Returns whose managers to believe that their control server listens at `server`: root's, our own, and those of the user who made
+/// all sockets that listen there. With more than one maker it could be any of them.
 #[must_use]
-pub fn places_of_others(server: SocketAddr) -> Vec<Place> {
+pub fn believed_at(server: SocketAddr) -> BTreeSet<u32> {
+    let makers = makers_of_listeners(server).unwrap_or_default();
+    let only = makers.first().copied().filter(|_| makers.len() == 1);
+    [0, geteuid().as_raw()].into_iter().chain(only).collect()
+}
+
+/// Returns a user who listens at `server`, or would be connected to there, and is neither root, nor ours, nor `trusted`; `None` where
+/// there is none or the kernel does not tell. It tells of this machine's loopback alone.
+#[must_use]
+pub fn stranger_at(server: SocketAddr, trusted: Option<u32>) -> Option<u32> {
+    let ip = match server.ip().to_canonical() {
+        // A client that connects to no address comes to the loopback.
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    if !ip.is_loopback() {
+        return None;
+    }
+    let makers = makers_of_listeners(SocketAddr::new(ip, server.port())).unwrap_or_default();
+    let own = [0, geteuid().as_raw()];
+    makers.into_iter().find(|maker| !own.contains(maker) && Some(*maker) != trusted)
+}
+
+/// Returns for root where the managers of other users may be: those of users who made a socket that listens at the control server's
+/// address, so that nobody else can draw root's commands to a service of his own.
+#[must_use]
+pub fn places_of_others(believed: &BTreeSet<u32>) -> Vec<Place> {
     if !geteuid().is_root() {
         return Vec::new();
     }
-    let users = makers_of_listeners(server).unwrap_or_default().into_iter().filter(|user| *user != 0);
+    let users = believed.iter().copied().filter(|user| *user != 0);
     let bases = users.flat_map(|user| {
         let bases = [private_folder_of(user), format!("/run/user/{user}/liveswap").into()];
         bases.into_iter().filter_map(move |base| way::find(&base, Trusted::user(user)).ok())
     });
     let bases = bases.filter(way::Found::is_folder).map(|base| base.path);
-    bases.flat_map(|base| folders(&base)).filter(|place| place.socket.exists()).collect()
+    bases.flat_map(|base| folders(&base)).filter(Place::is_there).collect()
 }
 
+/// Returns a place for each entry of a folder; there are no more than [`MAX_PLACES`].
 fn folders(base: &Path) -> impl Iterator<Item = Place> + use<> {
     let entries = fs::read_dir(base).into_iter().flatten().flatten();
     let base = base.to_owned();
-    entries.filter_map(move |entry| Some(Place::of(entry.file_name().into_string().ok()?, &base)))
+    entries
+        .take(MAX_PLACES)
+        .filter_map(move |entry| Some(Place::of(entry.file_name().into_string().ok()?, &base)))
 }

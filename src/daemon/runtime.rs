@@ -15,7 +15,7 @@ use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::unistd::{Pid, geteuid, getpid};
 use tracing::warn;
 
-pub use super::places::{Connected, Place, places, places_of_others};
+pub use super::places::{Connected, Place, believed_at, places, places_of_others, stranger_at};
 use super::recovery::STATE;
 use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
 use crate::sys::occupant::{Occupant, occupant};

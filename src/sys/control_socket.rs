@@ -6,11 +6,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::sys::socket::{UnixAddr, connect, getsockopt, sockopt};
+use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::geteuid;
 
 use super::folder::Folder;
@@ -23,6 +27,9 @@ use super::stream_socket::{StreamSocket, accept};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 128;
+
+/// How long a client waits before it tries again where the queue is full: the kernel tells of no room in it.
+const TRY_AGAIN: Duration = Duration::from_millis(5);
 
 /// The listening socket.
 #[derive(Debug)]
@@ -117,6 +124,45 @@ impl AsFd for ControlSocket {
     }
 }
 
+/// Connects to the socket that stands at a path, and follows no link that stands there. Where its queue is full it tries again
+/// until a moment, and at least once: connect(2) itself waits for ever.
+///
+/// # Errors
+///
+/// Those of open(2) and connect(2); `PermissionDenied` for a link, `TimedOut` for a queue that stays full.
+pub fn connect_until(path: &Path, until: Instant) -> io::Result<UnixStream> {
+    let file = open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    let kind = SFlag::from_bits_truncate(fstat(&file)?.st_mode) & SFlag::S_IFMT;
+    if kind == SFlag::S_IFLNK {
+        let why = format!("{} is a symbolic link", path.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    let socket = create(&Address::Path(path.to_owned()), Kind::Stream)?;
+    fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    // That very file, whatever has come to stand at the path.
+    let held = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let try_once = |path: &Path| connect(socket.as_raw_fd(), &UnixAddr::new(path)?);
+    loop {
+        let tried = match try_once(Path::new(&held)) {
+            // There is no /proc.
+            Err(Errno::ENOENT) => try_once(path),
+            tried => tried,
+        };
+        match tried {
+            Ok(()) => break,
+            Err(Errno::EAGAIN) if Instant::now() < until => thread::sleep(TRY_AGAIN),
+            Err(Errno::EAGAIN) => {
+                let why = format!("too many wait for an answer at {}", path.display());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    fcntl(&socket, FcntlArg::F_SETFL(OFlag::empty()))?;
+    Ok(socket.into())
+}
+
 /// Returns the process and the user at the other end of a connection to a listener: who called listen(2).
 ///
 /// # Errors
@@ -168,7 +214,6 @@ mod tests {
     use std::fs;
     use std::io::{Read, Write};
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    use std::os::unix::net::UnixStream;
 
     use nix::unistd::{getegid, getgroups, getpid};
 
@@ -191,6 +236,42 @@ mod tests {
         let mut byte = [0; 2];
         assert_eq!(served.read(&mut byte).unwrap(), 1);
         assert_eq!(served.read(&mut byte).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_client_does_not_wait_for_ever_where_the_queue_is_full_and_gets_in_once_there_is_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let socket = ControlSocket::bind(&path).unwrap();
+        let now = Instant::now();
+        let waiting: Vec<_> = (0..=2 * BACKLOG).map_while(|_| connect_until(&path, now).ok()).collect();
+        assert_eq!(waiting.len(), BACKLOG as usize + 1);
+        assert_eq!(connect_until(&path, now).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        thread::scope(|scope| {
+            let client = scope.spawn(|| connect_until(&path, now + Duration::from_secs(600)));
+            let mut served = socket.accept().unwrap().unwrap();
+            let mut client = client.join().unwrap().unwrap();
+            drop(waiting);
+            // It waits when it reads and writes.
+            assert!(fcntl(&client, FcntlArg::F_GETFL).unwrap() & OFlag::O_NONBLOCK.bits() == 0);
+            client.write_all(b"x").unwrap();
+            assert_eq!(served.read(&mut [0]).unwrap(), 0, "that is the end of one that has given up");
+        });
+    }
+
+    #[test]
+    fn a_client_follows_no_link_to_a_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link, file) =
+            (folder.path().join("control.sock"), folder.path().join("link"), folder.path().join("file"));
+        let _socket = ControlSocket::bind(&path).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        fs::write(&file, "").unwrap();
+        let kind = |path: &Path| connect_until(path, Instant::now()).map_err(|error| error.kind()).err();
+        assert_eq!(kind(&path), None);
+        assert_eq!(kind(&link), Some(io::ErrorKind::PermissionDenied));
+        assert_eq!(kind(&file), Some(io::ErrorKind::ConnectionRefused));
+        assert_eq!(kind(&folder.path().join("none")), Some(io::ErrorKind::NotFound));
     }
 
     #[test]

@@ -33,6 +33,9 @@ const LISTENING: u32 = 1 << 10;
 /// `INET_DIAG_NOCOOKIE` of linux/inet_diag.h: any socket of these addresses.
 pub(super) const NO_COOKIE: [u8; 8] = [0xff; 8];
 
+/// `INET_DIAG_SKV6ONLY` of linux/inet_diag.h.
+const IPV6_ALONE: u16 = 11;
+
 /// The largest piece of a dump that the kernel sends at a time.
 pub(super) const PIECE: usize = 32 * 1024;
 
@@ -58,7 +61,8 @@ pub fn connections(ports: &BTreeSet<u16>) -> io::Result<BTreeSet<u32>> {
     Ok(inodes)
 }
 
-/// Returns the users who made the sockets that listen at a TCP address of this machine, alone or with all others.
+/// Returns the users who made the sockets that listen at a TCP address of this machine, alone or with all others. There may be
+/// several, as sockets that are bound to devices of their own share an address.
 ///
 /// # Errors
 ///
@@ -75,10 +79,9 @@ pub fn makers_of_listeners(address: SocketAddr) -> io::Result<BTreeSet<u32>> {
         loop {
             let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
             let is_last = each_message(&buffer[..length], ANSWER, |body| {
-                let ip = self::address(body[0], &body[8..24]);
                 let port = u16::from_be_bytes([body[4], body[5]]);
-                let is_there = ip.is_some_and(|ip| ip.is_unspecified() || ip == address.ip().to_canonical());
-                makers.extend(number(body, 64).filter(|_| is_there && port == address.port()));
+                let is_there = port == address.port() && accepts(body, address.ip().to_canonical());
+                makers.extend(number(body, 64).filter(|_| is_there));
             })?;
             if is_last || length == 0 {
                 break;
@@ -86,6 +89,17 @@ pub fn makers_of_listeners(address: SocketAddr) -> io::Result<BTreeSet<u32>> {
         }
     }
     Ok(makers)
+}
+
+/// Whether a socket that listens gets the connections to an address of this machine.
+fn accepts(body: &[u8], to: IpAddr) -> bool {
+    let Some(ip) = address(body[0], &body[8..24]) else { return false };
+    let is_ipv6 = i32::from(body[0]) == libc::AF_INET6;
+    let is_ipv6_alone =
+        || attribute(&body[ANSWER..], IPV6_ALONE).and_then(|value| value.first()).is_some_and(|on| *on != 0);
+    let is_everywhere =
+        ip.is_unspecified() && if to.is_ipv6() { is_ipv6 } else { !is_ipv6 || !is_ipv6_alone() };
+    is_everywhere || ip == to
 }
 
 /// The socket at one end of a connection.
@@ -282,10 +296,12 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
 
+    use nix::sys::socket::{Backlog, SockaddrIn6, bind, listen, setsockopt, sockopt};
     use nix::sys::stat::fstat;
     use nix::unistd::geteuid;
 
     use super::super::listener::tests::eventually;
+    use super::super::shared_options::tests::as_another_user;
     use super::*;
 
     fn inode(fd: impl AsFd) -> u32 {
@@ -355,6 +371,41 @@ mod tests {
         let everywhere = TcpListener::bind("0.0.0.0:0").unwrap();
         let port = everywhere.local_addr().unwrap().port();
         assert_eq!(makers_of_listeners(SocketAddr::new("127.0.0.1".parse().unwrap(), port)).unwrap(), own);
+    }
+
+    /// One that is bound to all of IPv6 and no more shares its port with one of IPv4.
+    #[test]
+    fn a_listener_of_another_ip_version_is_no_listener_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let place =
+            SockaddrIn6::from(std::net::SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, address.port(), 0, 0));
+        let beside = as_another_user(|| {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let socket = socket(AddressFamily::Inet6, SockType::Stream, flags, None).ok()?;
+            setsockopt(&socket, sockopt::Ipv6V6Only, &true).unwrap();
+            bind(socket.as_raw_fd(), &place).unwrap();
+            listen(&socket, Backlog::new(1).unwrap()).unwrap();
+            Some(socket)
+        });
+        let Some(beside) = beside else {
+            eprintln!("SKIPPED: this machine has no IPv6");
+            return;
+        };
+        let by_ipv6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port());
+        let own = BTreeSet::from([geteuid().as_raw()]);
+        let other = BTreeSet::from([if geteuid().is_root() { 1 } else { geteuid().as_raw() }]);
+        assert_eq!(makers_of_listeners(address).unwrap(), own);
+        assert_eq!(makers_of_listeners(by_ipv6).unwrap(), other);
+        drop(listener);
+        assert_eq!(makers_of_listeners(address).unwrap(), BTreeSet::new());
+        drop(beside);
+        // One of both versions has both.
+        let Ok(both) = TcpListener::bind("[::]:0") else { return };
+        let port = both.local_addr().unwrap().port();
+        for ip in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+            assert_eq!(makers_of_listeners(SocketAddr::new(ip.parse().unwrap(), port)).unwrap(), own, "{ip}");
+        }
     }
 
     #[test]

@@ -300,6 +300,12 @@ impl Found {
     pub fn is_folder(&self) -> bool {
         kind(&self.stat) == SFlag::S_IFDIR
     }
+
+    /// Who owns it.
+    #[must_use]
+    pub fn owner(&self) -> u32 {
+        self.stat.st_uid
+    }
 }
 
 #[cfg(test)]
