@@ -154,7 +154,9 @@ impl Daemon {
             || self.found_at_start.contains(&stranger)
             || environment.value(SERVICE_VARIABLE).is_some();
         let Some(born) = process::started(stranger).filter(|_| !is_exempt) else { return true };
-        self.roles.keys().any(|of| process::started(*of).is_none_or(|started| started <= born))
+        // Closers start nothing, and none of them that has just ended is to be taken for one that is older.
+        let others = self.roles.iter().filter(|(_, role)| **role != Role::Closer);
+        others.map(|(of, _)| of).any(|of| process::started(*of).is_none_or(|started| started <= born))
     }
 
     /// Kills what is left of a worker whose process has ended, while the zombie still holds its number; returns whether the
