@@ -10,6 +10,7 @@ use std::io;
 
 use nix::unistd::{Pid, geteuid};
 
+use super::process::users;
 use super::usage::socket_inode;
 
 /// The processes that hold sockets.
@@ -69,22 +70,6 @@ fn has_gone(error: &io::Error) -> bool {
 #[must_use]
 pub fn is_trusted(user: u32) -> bool {
     user == 0 || user == geteuid().as_raw()
-}
-
-/// Returns the real, the effective, the saved and the file system's user of a process; `None` for one that has gone.
-#[must_use]
-pub fn users(pid: Pid) -> Option<Vec<u32>> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    let users: Vec<u32> = line.split_whitespace().filter_map(|user| user.parse().ok()).collect();
-    Some(users).filter(|users| users.len() == 4)
-}
-
-/// Returns the name of the control group of a process (cgroups(7), version 2); `None` for one that has gone, or without one.
-#[must_use]
-pub fn cgroup(pid: Pid) -> Option<String> {
-    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    groups.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
 
 #[cfg(test)]

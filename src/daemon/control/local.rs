@@ -17,11 +17,12 @@ use super::Control;
 use super::client::Trust;
 use super::door::full;
 use crate::core::time::Mono;
+use crate::sys::cgroup;
 use crate::sys::control_tcp::local_end;
 use crate::sys::fork::{ForkedWork, in_child};
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::holders::{self, Holders, holders};
-use crate::sys::process::kill_tree;
+use crate::sys::process::{self, kill_tree};
 use crate::sys::reaper::Exit;
 use crate::sys::sock_diag::End;
 use crate::sys::stream_socket::StreamSocket;
@@ -165,7 +166,7 @@ fn verdicts(ends: &[End], service: &Service) -> Vec<bool> {
     roots.push(service.manager);
     let of_service: BTreeSet<Pid> = usage::families(&roots).into_values().flatten().collect();
     let is_of_service = |pid: Pid| {
-        let in_group = |prefix: &String| holders::cgroup(pid).is_none_or(|name| name.starts_with(prefix));
+        let in_group = |prefix: &String| cgroup::of_process(pid).is_none_or(|name| name.starts_with(prefix));
         of_service.contains(&pid) || service.cgroup.as_ref().is_some_and(in_group)
     };
     ends.iter().map(|end| may_speak(*end, &held, is_of_service)).collect()
@@ -180,7 +181,7 @@ fn may_speak(end: End, held: &Holders, is_of_service: impl Fn(Pid) -> bool) -> b
         return false;
     };
     let is_trusted =
-        |pid: &Pid| holders::users(*pid).is_some_and(|all| all.into_iter().all(holders::is_trusted));
+        |pid: &Pid| process::users(*pid).is_some_and(|all| all.into_iter().all(holders::is_trusted));
     pids.iter().all(|pid| is_trusted(pid) && !is_of_service(*pid))
 }
 
