@@ -59,7 +59,10 @@ fn a_runtime_directory_that_fills_up_stops_upgrades_and_nothing_else() {
     fs::create_dir(&ballast).expect("a folder");
     let full = (0..100).find_map(|number| File::create(ballast.join(number.to_string())).err());
     assert_eq!(full.map(|error| error.kind()), Some(std::io::ErrorKind::StorageFull));
-    rides_out(ground, "No space left on device", |_| fs::remove_dir_all(&ballast).expect("room again"));
+    rides_out(ground, "No space left on device", |manager| {
+        fs::remove_dir_all(&ballast).expect("room again");
+        manager.wait_log(Place::START, ["run/state is written again"]);
+    });
 }
 
 #[test]

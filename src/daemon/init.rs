@@ -171,7 +171,9 @@ impl Init {
             let timers = [self.start_at, self.up_at].into_iter().flatten().map(|at| at - now());
             let timers = timers.chain(self.upward.send()).chain(self.closers.time_left());
             let timeout = timers.chain(self.reaps_again.then_some(Duration::ZERO)).min();
-            tell_stalls(stall.stop());
+            if tell_stalls(stall.stop()) {
+                self.outputs.flush(&self.poller);
+            }
             self.poller.wait(timeout, &mut ready)?;
             stall.start();
             // Whoever has died was heard before.

@@ -34,11 +34,13 @@ impl Daemon {
 }
 
 /// Tells that the loop was held up: by a system call, which was interrupted then, or by a machine that has no time for it.
-pub(super) fn tell_stalls(count: u32) {
+/// Returns whether there was something to tell.
+pub(super) fn tell_stalls(count: u32) -> bool {
     if count > 0 {
         let limit = LIMIT.as_secs();
         warn!(
             "the manager was held up for {count} x {limit} s; a system call that takes so long is interrupted"
         );
     }
+    count > 0
 }

@@ -172,7 +172,11 @@ impl Daemon {
             }
             let tick_at = self.manager.next_deadline();
             let timeout = self.time_to_wait(tick_at);
-            tell_stalls(stall.stop());
+            // Last, or a line that was logged since would wait for the next event.
+            self.outputs.flush(&self.poller);
+            if tell_stalls(stall.stop()) {
+                self.outputs.flush(&self.poller);
+            }
             self.poller.wait(timeout, &mut ready)?;
             stall.start();
             self.collect(&ready);
@@ -244,7 +248,6 @@ impl Daemon {
         self.upward.sync(&self.manager, &self.dead_sockets(), busy_until, self.now());
         self.serve_clients();
         self.outputs.read_helpers(self.heritage.streams().take_helpers(), &self.poller);
-        self.outputs.flush(&self.poller);
         self.close_turn();
         self.loose_ends.barriers.clear();
         self.close_foreign();
@@ -264,6 +267,7 @@ impl Daemon {
         deadlines
             .chain(self.hooks_end.values().copied())
             .chain(self.loose_ends.look_for_orphans_at)
+            .chain(self.journal.retries_at())
             .chain(self.control.next_deadline())
             .chain(self.processes.values().filter_map(|process| process.lingers_until))
             .chain(self.processes.values().filter_map(|process| process.tries_again_at))

@@ -31,7 +31,7 @@ const SNAPSHOTS: usize = 4;
 const DRAFT: &str = "state.new";
 
 /// How soon it is tried again where the file could not be written.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The file, and what is yet to be written to it.
 #[derive(Debug)]
@@ -69,6 +69,11 @@ impl Journal {
     /// Something has changed that only a snapshot tells.
     pub fn needs_snapshot(&mut self) {
         self.is_stale = true;
+    }
+
+    /// When a snapshot that failed is tried again.
+    pub fn retries_at(&self) -> Option<Mono> {
+        self.retry_at
     }
 
     /// Adds a line, which is written with the next ones.
