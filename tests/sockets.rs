@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -429,5 +429,26 @@ fn ipv6_and_abstract_names_are_served() {
     manager.upgrade_committed(service.release(2));
     eventually("an answer of release 2", || (release_at(&Target::Tcp(address)) == "2").then_some(()));
     by_name().expect("a connection");
+    manager.stop();
+}
+
+#[test]
+fn a_socket_that_is_shut_down_without_end_is_repaired_each_time_and_told_of_a_few_times() {
+    let mut shared = Shared::new();
+    let mut manager = std::mem::take(&mut shared.starter).start(shared.service.clone().release(1));
+    manager.wait_ready();
+    for _ in 0..30 {
+        nix::sys::socket::shutdown(shared.tcp.as_raw_fd(), nix::sys::socket::Shutdown::Read)
+            .expect("shutdown");
+        manager.wait_until("a socket that listens again", || {
+            getsockopt(&shared.tcp, sockopt::AcceptConn).expect("read").then_some(())
+        });
+    }
+    assert_eq!(release_at(&Target::Tcp(shared.tcp.local_addr().expect("an address"))), "1");
+    // The last of them was told of, if at all, by now.
+    manager.upgrade_committed(shared.service.clone().release(2));
+    let told =
+        manager.lines_since(Place::START).iter().filter(|line| line.contains("it was shut down")).count();
+    assert_eq!(told, 10, "repairs told of");
     manager.stop();
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::core::printable::{Printable, printable};
 
 /// More problems than this are counted but not shown.
-const SHOWN_MAX: usize = 100;
+pub(super) const SHOWN_MAX: usize = 100;
 
 /// One thing that is wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

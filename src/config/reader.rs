@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use toml::de::{DeTable, DeValue};
 
-use super::diagnostics::Problem;
+use super::diagnostics::{Problem, SHOWN_MAX};
 use super::suggest::closest;
 
 /// A range of bytes of the file.
@@ -117,12 +117,18 @@ impl Problems {
     /// Returns all problems, unknown keys included.
     pub fn into_list(self) -> Vec<Problem> {
         let known = self.known.take();
-        for Unknown { key, table, span } in self.unknown.take() {
+        let mut unknown = self.unknown.take();
+        unknown.sort_by_key(|unknown| unknown.span.start);
+        for (place, Unknown { key, table, span }) in unknown.into_iter().enumerate() {
             let message = if table.is_empty() {
                 format!("unknown key `{}`", shown(&key))
             } else {
                 format!("unknown key `{}` in {table}", shown(&key))
             };
+            if place >= SHOWN_MAX {
+                self.report(span, Flaw::new(message, "unknown key"));
+                continue;
+            }
             let here: Vec<&str> = keys_of(&known, table).collect();
             let homes: Vec<&str> = known
                 .iter()

@@ -32,6 +32,7 @@ mod request;
 mod respawn;
 mod roster;
 mod sleep;
+pub mod sparing;
 pub mod spec;
 mod takeover;
 pub mod time;

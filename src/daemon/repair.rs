@@ -12,6 +12,7 @@ use super::token::Token;
 use crate::core::Event;
 use crate::core::ids::{GenerationId, WorkerId};
 use crate::core::notice::{Notice, Outcome};
+use crate::core::sparing::more;
 use crate::core::spec::SocketKind;
 use crate::sys::path_watch::WatchedPath;
 use crate::sys::wait::Interest;
@@ -167,7 +168,11 @@ impl Daemon {
             };
             let whom = self.suspects(occasion);
             match self.repair(&listener, &hurt) {
-                Ok(Mended::PutRight) => warn!("socket `{name}` ({listen}): {hurt}{whom}; repaired"),
+                Ok(Mended::PutRight) => {
+                    if let Some(untold) = listener.tells(self.now()) {
+                        warn!("socket `{name}` ({listen}): {hurt}{whom}; repaired{}", more(untold));
+                    }
+                }
                 Ok(Mended::Replaced) => {
                     warn!("socket `{name}` ({listen}): {hurt}{whom}; repaired");
                     info!("all workers are replaced, as those that run share the dead socket");

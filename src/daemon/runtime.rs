@@ -199,6 +199,9 @@ impl RuntimeDirectory {
     pub fn clear(&self) -> Result<(), RuntimeError> {
         let notify = self.notify();
         let io = |source| RuntimeError::Io { path: notify.clone(), source };
+        if fs::read_dir(&notify).is_ok_and(|mut entries| entries.next().is_none()) {
+            return Ok(());
+        }
         match fs::remove_dir_all(&notify) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io(error)),
             _ => self.restore().map_err(io),

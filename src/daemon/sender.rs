@@ -17,6 +17,7 @@ use super::cgroups::Cgroups;
 use super::launch::WORKER_VARIABLE;
 use super::run::Role;
 use crate::core::ids::{GenerationId, WorkerId};
+use crate::core::sparing::{Sparing, more};
 use crate::core::time::Mono;
 use crate::sys::handover::plain;
 use crate::sys::pidfd::Pidfd;
@@ -25,9 +26,6 @@ use crate::sys::rights::Sender;
 
 /// How every user looks that our user namespace does not know (user_namespaces(7)).
 const OVERFLOW_USER: u32 = 65534;
-
-/// How often the log tells of rejected messages of one worker, in microseconds.
-const REPORT_EVERY: u64 = 60_000_000;
 
 /// What it takes to judge a sender.
 #[derive(Debug)]
@@ -144,33 +142,22 @@ fn by_user(uid: u32, trusted: [u32; 2]) -> Option<bool> {
 
 /// The messages of one worker's socket that were not believed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rejected {
-    /// How many there were since the log told of one.
-    untold: u64,
-    told_at: Option<Mono>,
-}
+#[serde(transparent)]
+pub struct Rejected(Sparing);
 
 plain!(Rejected);
 
 impl Rejected {
     /// Counts one, and tells of it unless that was done a moment ago. `name` is the worker's.
     pub(super) fn note(&mut self, worker: WorkerId, name: &str, sender: Option<&Sender>, now: Mono) {
-        if self.told_at.is_some_and(|at| now.0 < at.0 + REPORT_EVERY) {
-            self.untold += 1;
-            return;
-        }
-        let more = match self.untold {
-            0 => String::new(),
-            more => format!("; {more} more since the last report"),
-        };
+        let Some(untold) = self.0.note(now, 1) else { return };
         let from = match sender {
             Some(Sender { pid, uid, .. }) => {
                 format!("from process {pid} of user {uid}, which is none of its")
             }
             None => "from an unknown sender".to_owned(),
         };
-        warn!("worker {worker} ({name}): notify message ignored: {from}{more}");
-        *self = Self { untold: 0, told_at: Some(now) };
+        warn!("worker {worker} ({name}): notify message ignored: {from}{}", more(untold));
     }
 }
 

@@ -14,13 +14,18 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
 use nix::sys::prctl::{get_dumpable, get_pdeathsig, set_dumpable, set_pdeathsig};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat, stat};
-use nix::unistd::{Uid, UnlinkatFlags, geteuid, setfsuid, unlinkat};
+use nix::unistd::{
+    Gid, Uid, UnlinkatFlags, getegid, geteuid, getgroups, setfsgid, setfsuid, setgroups, unlinkat,
+};
 use serde::{Deserialize, Serialize};
 
 use super::handover::{HandOver, Luggage, Unpacked, hand_over, plain};
 
 /// How many symbolic links one path may have, as for the kernel (path_resolution(7)).
 const MAX_LINKS: usize = 40;
+
+/// The group that stands for all that are not known here, of which nobody is a member.
+pub(super) const NO_GROUP: Gid = Gid::from_raw(65534);
 
 /// Which symbolic links are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,18 +225,26 @@ impl Folder {
         proc_path(&self.fd).join(name)
     }
 
-    /// Does something with the file system rights of its owner, where we are root and the owner is another: a path
-    /// that the owner bends leads to nothing that the owner could not do without us.
+    /// Does something with the file system rights of its owner and of [`NO_GROUP`], where we are root and the owner is another:
+    /// a path that the owner bends leads to nothing that the owner could not do without us.
     pub fn as_owner<T>(&self, action: impl FnOnce() -> T) -> T {
         if !geteuid().is_root() || self.place.owner == 0 {
             return action();
         }
         // The kernel forgets these two with such a change.
         let (is_dumpable, parent_death) = (get_dumpable(), get_pdeathsig());
+        let groups = getgroups();
+        // Without the groups of root; a namespace may refuse it (user_namespaces(7)).
+        let is_without = groups.is_ok() && setgroups(&[]).is_ok();
+        setfsgid(NO_GROUP);
         // The rights of root that concern files go with the id and come back with it (capabilities(7)).
         setfsuid(Uid::from_raw(self.place.owner));
         let done = action();
         setfsuid(geteuid());
+        setfsgid(getegid());
+        if let (true, Ok(groups)) = (is_without, groups) {
+            let _ = setgroups(&groups);
+        }
         let _ = is_dumpable.and_then(set_dumpable);
         let _ = parent_death.and_then(set_pdeathsig);
         done
@@ -323,7 +336,7 @@ impl Drop for MadeFolders {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 
     use super::*;
 
@@ -407,5 +420,16 @@ mod tests {
         let error = held.as_owner(|| std::fs::write(path("file"), "")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
         std::fs::write(path("file"), "").unwrap();
+        // Nor has it the groups of root, which are there again afterwards.
+        let groups = getgroups().unwrap();
+        for group in groups.iter().map(|group| group.as_raw()).chain([0]) {
+            std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o775)).unwrap();
+            chown(folder.path(), None, Some(group)).unwrap();
+            let error = held.as_owner(|| std::fs::write(path("another"), "")).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "group {group}");
+        }
+        assert_eq!(getgroups().unwrap(), groups);
+        std::fs::write(path("another"), "").unwrap();
+        assert_eq!(std::fs::metadata(path("another")).unwrap().gid(), 0);
     }
 }

@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, renameat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmod, fchmodat, fstat};
-use nix::unistd::{Gid, Uid, fchownat, geteuid, linkat};
+use nix::unistd::{Gid, Uid, fchownat, getegid, geteuid, linkat};
 use serde::{Deserialize, Serialize};
 
-use super::folder::{Folder, FolderState, Place};
+use super::folder::{Folder, FolderState, NO_GROUP, Place};
 use super::handover::{HandOver, Luggage, Number, Unpacked};
 use super::listener::{Address, bind};
 use super::occupant::{folder_of, is_socket};
@@ -107,8 +107,11 @@ impl SocketFile {
         folder.as_owner(|| bind(socket, &Address::Path(path.to_owned())))?;
         let mut file = Self::hold_in(folder, path)?;
         file.is_ours_to_remove = true;
-        if file.permissions()?.uid != geteuid().as_raw() {
-            fchownat(&file.handle, c"", Some(geteuid()), None, AtFlags::AT_EMPTY_PATH)?;
+        let bound = file.permissions()?;
+        if bound.uid != geteuid().as_raw() {
+            // A folder may give its own group to what is made in it (inode(7), S_ISGID).
+            let group = (bound.gid == NO_GROUP.as_raw()).then(getegid);
+            fchownat(&file.handle, c"", Some(geteuid()), group, AtFlags::AT_EMPTY_PATH)?;
         }
         Ok(file)
     }

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
@@ -69,8 +70,13 @@ impl Trusted {
     /// Trusts root and another user.
     #[must_use]
     pub fn user(user: u32) -> Self {
-        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        Self { user, blurs: !map.is_empty() && !has_overflow(&map) }
+        // A user namespace gets its map once (user_namespaces(7)), and we are in one namespace for life.
+        static BLURS: OnceLock<bool> = OnceLock::new();
+        let blurs = *BLURS.get_or_init(|| {
+            let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+            !map.is_empty() && !has_overflow(&map)
+        });
+        Self { user, blurs }
     }
 
     pub(super) fn includes(self, user: u32) -> bool {

@@ -109,20 +109,19 @@ impl Listener {
                 (None, None, None)
             }
         };
-        let mut listener = Self {
+        let baseline = Baseline { options: baseline, permissions, backlog: DEFAULT_BACKLOG };
+        let backlog_in_force = listen(&fd, plan, &baseline).map_err(Step::Listening.failed())?;
+        Ok(Self {
             watched: OnceCell::new(),
             file,
             folders,
-            upkeep: Upkeep::of(&fd),
+            upkeep: Upkeep::of_new(&fd),
             fd: ForeignFd::from(fd).bound(),
             is_inherited: false,
             plan: RefCell::new(plan.clone()),
-            baseline: RefCell::new(Baseline { options: baseline, permissions, backlog: DEFAULT_BACKLOG }),
-            backlog_in_force: Cell::new(None),
-        };
-        listener.listen().map_err(Step::Listening.failed())?;
-        listener.upkeep = Upkeep::of(&listener.fd);
-        Ok(listener)
+            baseline: RefCell::new(baseline),
+            backlog_in_force: Cell::new(backlog_in_force),
+        })
     }
 
     /// Takes over an activator's descriptor as it is; [`Self::change`] then makes it what the file wants.
@@ -234,11 +233,7 @@ impl Listener {
 
     /// Opens the queue with the length that the file wants.
     pub(super) fn listen(&self) -> io::Result<()> {
-        let plan = self.plan();
-        if plan.kind().is_listened_on() {
-            socket::listen(&self.fd, plan.spec.options.backlog.unwrap_or(self.baseline.borrow().backlog))?;
-            self.backlog_in_force.set(backlog(&self.fd).ok());
-        }
+        self.backlog_in_force.set(listen(&self.fd, &self.plan(), &self.baseline.borrow())?);
         Ok(())
     }
 
@@ -304,6 +299,15 @@ impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Opens the queue with the length that the file wants; returns the length in force, where there is a queue.
+fn listen(fd: &impl AsFd, plan: &SocketPlan, baseline: &Baseline) -> io::Result<Option<u32>> {
+    if !plan.kind().is_listened_on() {
+        return Ok(None);
+    }
+    socket::listen(fd, plan.spec.options.backlog.unwrap_or(baseline.backlog))?;
+    Ok(backlog(fd).ok())
 }
 
 /// Binds the path itself, never a temporary name that is then renamed: getsockname(2) must tell the final one.

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::guard::Hurt;
 use super::listener::Listener;
+use crate::core::sparing::Sparing;
+use crate::core::time::Mono;
 use crate::sys::listener::{self as socket, Address};
 use crate::sys::options::{self, SocketOption, Value};
 use crate::sys::shared_options::{Effect, Row, Values, forget_unseen};
@@ -18,6 +20,9 @@ use crate::sys::tcp_keys;
 /// How often one thing is put back, or a socket bound anew, from one upgrade to the next: workers that do it again and again are
 /// not to keep the manager busy.
 const MAX_TIMES: u8 = 3;
+
+/// How many repairs of one socket the log tells of in a minute.
+const MOST_TOLD: u32 = 10;
 
 /// What is to be kept of a socket.
 #[derive(Debug)]
@@ -31,6 +36,8 @@ pub(super) struct Upkeep {
     put_back: RefCell<BTreeMap<&'static str, u8>>,
     /// How often it was bound anew since then.
     replaced: Cell<u8>,
+    /// What the log said of its repairs.
+    told: Cell<Sparing>,
 }
 
 /// An [`Upkeep`] as plain data.
@@ -45,17 +52,24 @@ pub(super) struct UpkeepState {
 impl Upkeep {
     /// Takes a socket as it is now for what it is to be.
     pub(super) fn of(fd: &impl AsFd) -> Self {
+        let has_keys = tcp_keys::peers(fd).is_ok_and(|peers| !peers.is_empty());
+        Self { has_keys, ..Self::of_new(fd) }
+    }
+
+    /// The same of a socket that we have just made: only we could have given it keys.
+    pub(super) fn of_new(fd: &impl AsFd) -> Self {
         Self {
             options: RefCell::new(Values::read(fd)),
             local: local(fd),
-            has_keys: tcp_keys::peers(fd).is_ok_and(|peers| !peers.is_empty()),
+            has_keys: false,
             put_back: RefCell::default(),
             replaced: Cell::new(0),
+            told: Cell::default(),
         }
     }
 
     pub(super) fn pack(&self) -> UpkeepState {
-        let Self { options, local, has_keys, put_back: _, replaced } = self;
+        let Self { options, local, has_keys, put_back: _, replaced, told: _ } = self;
         UpkeepState {
             options: options.borrow().clone(),
             local: *local,
@@ -68,7 +82,7 @@ impl Upkeep {
     pub(super) fn unpack(state: Option<UpkeepState>, fd: &impl AsFd) -> Self {
         let Some(UpkeepState { options, local, has_keys, replaced }) = state else { return Self::of(fd) };
         let (options, replaced) = (RefCell::new(options), Cell::new(replaced));
-        Self { options, local, has_keys, put_back: RefCell::default(), replaced }
+        Self { options, local, has_keys, put_back: RefCell::default(), replaced, told: Cell::default() }
     }
 
     /// Does what is our own to do, and takes over the options that it changes.
@@ -168,6 +182,14 @@ impl Listener {
             Hurt::KeysForGood | Hurt::MovedForGood => self.upkeep.replaced.get() < MAX_TIMES,
             _ => true,
         }
+    }
+
+    /// Whether the log is to tell of one more repair, and how many were left out before it: some can be provoked without end.
+    pub(in super::super) fn tells(&self, now: Mono) -> Option<u64> {
+        let mut told = self.upkeep.told.get();
+        let untold = told.note(now, MOST_TOLD);
+        self.upkeep.told.set(told);
+        untold
     }
 
     /// Gives up its address, as far as the kernel lets it go while workers have the socket.
