@@ -69,7 +69,7 @@ enum Close {
     InChild,
     /// Here, if it is still the socket that we have bound: a worker may have made a connection of it, which lingers.
     HereIfBound,
-    /// Here, as nobody else has ever had it.
+    /// Here, as nobody else has it, or nothing that may wait is left in it.
     Here,
 }
 
@@ -97,6 +97,11 @@ impl ForeignFd {
             self.close = Close::Here;
         }
         self
+    }
+
+    /// Takes it for a socket in whose queue nothing waits and nothing can come: on drop it is closed at once.
+    pub(super) fn mark_empty(&mut self) {
+        self.close = Close::Here;
     }
 
     fn closes_here(&self) -> bool {

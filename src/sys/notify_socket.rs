@@ -16,7 +16,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, bind, setsockopt, shutdown, socket, sockopt,
+};
 
 use super::foreign::ForeignFd;
 use super::handover::hand_over;
@@ -24,6 +26,9 @@ use super::rights::{self, Received, Sender};
 
 /// `SO_PASSPIDFD` of asm-generic/socket.h, since Linux 6.5.
 const SO_PASSPIDFD: libc::c_int = 76;
+
+/// How many messages are taken out at the end; `net.unix.max_dgram_qlen` is 10 unless it was changed.
+const MOST_WAITING: usize = 64;
 
 /// A bound datagram socket; its path is removed on drop.
 #[derive(Debug)]
@@ -141,10 +146,26 @@ impl AsFd for NotifySocket {
     }
 }
 
+impl NotifySocket {
+    /// Has nobody send any more, and takes out what waits; `false` where that cannot be done.
+    ///
+    /// A sender looks whether the socket can still receive under the same lock under which shutdown(2) ends that, so nothing
+    /// comes after it.
+    fn empty(&self) -> bool {
+        if shutdown(self.socket.as_raw_fd(), Shutdown::Read).is_err() {
+            return false;
+        }
+        (0..MOST_WAITING).any(|_| matches!(self.receive(&mut [0]), Ok(None)))
+    }
+}
+
 impl Drop for NotifySocket {
     fn drop(&mut self) {
         // Whether it is gone already, with its folder for instance, makes no difference.
         let _ = fs::remove_file(&self.path);
+        if self.empty() {
+            self.socket.mark_empty();
+        }
     }
 }
 
@@ -190,7 +211,7 @@ mod tests {
 
     use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    use nix::sys::socket::{ControlMessage, MsgFlags, connect, sendmsg};
     use nix::unistd::{Uid, getuid, setresuid};
     use tempfile::TempDir;
 
@@ -271,6 +292,24 @@ mod tests {
         let (folder, socket, _) = bound();
         drop(socket);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn at_the_end_only_descriptors_of_others_are_left_to_be_closed() {
+        let closers = Closers::default();
+        let (_folder, socket, worker) = bound();
+        worker.send(b"READY=1", &[]).unwrap();
+        drop(socket);
+        assert_eq!(closers.time_left(), None, "an empty socket is closed at once");
+        assert!(worker.send(b"STOPPING=1", &[]).is_err());
+
+        let (_folder, socket, worker) = bound();
+        let connected = Worker::of(socket.path());
+        connect(connected.socket.as_raw_fd(), &UnixAddr::new(socket.path()).unwrap()).unwrap();
+        worker.send(b"FDSTORE=1", &[worker.socket.as_raw_fd()]).unwrap();
+        drop(socket);
+        assert!(closers.time_left().is_some(), "what came along is not closed here");
+        assert!(nix::sys::socket::send(connected.socket.as_raw_fd(), b"X", MsgFlags::empty()).is_err());
     }
 
     #[test]
