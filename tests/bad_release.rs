@@ -131,6 +131,27 @@ fn workers_that_die_within_probation_after_a_switch_at_once() {
 }
 
 #[test]
+fn workers_that_say_they_are_ready_and_die() {
+    // As a program that forks before it loads its application. Nothing is said of how long they must stay ready.
+    let make = |ground: &Ground| {
+        worker_with(ground, ["--exit", "3", "--after-ready", "300"]).unset("upgrade.min_ready")
+    };
+    survive(make, Verdict::RolledBack, ["exited with status 3, ", " after it was ready"]);
+}
+
+#[test]
+fn workers_that_are_replaced_in_place_and_die_on_probation() {
+    // The old program is nowhere any more but in the processes that run it.
+    let make = |ground: &Ground| {
+        worker_with(ground, ["--exit", "3", "--after-ready", "1300"])
+            .unset("upgrade.strategy")
+            .set("upgrade.min_ready", "'1s'")
+            .set("upgrade.probation", "'20s'")
+    };
+    survive(make, Verdict::RolledBack, ["exited with status 3", "after it was ready"]);
+}
+
+#[test]
 fn one_worker_of_four_that_dies() {
     let make = |ground: &Ground| {
         worker_with(ground, ["--slot", "2", "--exit", "9", "--after-ready", "200"])

@@ -109,6 +109,33 @@ fn blue_green_drains_nobody_before_all_new_workers_are_ready() {
 }
 
 #[test]
+fn the_manager_chooses_by_where_the_code_lies() {
+    let starter = Starter::default();
+    for folder in ["one", "two"] {
+        fs::create_dir(starter.path(folder)).expect("a folder");
+    }
+    let service = Service::worker().workers(4).listen(loopback()).unset("upgrade.strategy");
+    let within = |folder| service.clone().release(folder).set("service.directory", format!("'{folder}'"));
+    let mut manager = starter.start(within("one"));
+    manager.wait_ready();
+    // In another directory: slot by slot.
+    let place = manager.place();
+    manager.upgrade_committed(within("two"));
+    manager.wait_workers(2, 4);
+    let log = manager.transitions(place);
+    let (ready, draining) = (places(&log, 2, Step::Ready), places(&log, 1, Step::Draining));
+    assert!(draining.first() < ready.last(), "{log:?}");
+    // In the same: the old processes may be the only copy of the old code.
+    let place = manager.place();
+    manager.upgrade_committed(within("two"));
+    manager.wait_workers(3, 4);
+    let log = manager.transitions(place);
+    let (ready, draining) = (places(&log, 3, Step::Ready), places(&log, 2, Step::Draining));
+    assert!(ready.len() == 4 && draining.first() > ready.last(), "{log:?}");
+    manager.stop();
+}
+
+#[test]
 fn recreate_starts_nobody_before_all_old_workers_have_ended() {
     let service = Service::worker().workers(4).listen(loopback()).set("upgrade.strategy", "'recreate'");
     let manager = Manager::start(service.clone().release(1));

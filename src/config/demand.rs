@@ -5,7 +5,7 @@ use super::service::Service;
 use crate::core::spec::{Protocol, SocketSpec};
 
 /// The keys of `[upgrade]` that speak of workers.
-const UPGRADE: [&str; 4] = ["strategy", "max_surge", "max_unavailable", "probation"];
+const UPGRADE: [&str; 5] = ["strategy", "max_surge", "max_unavailable", "min_ready", "probation"];
 
 /// The keys of `[service]` that speak of workers, and where each stands.
 pub(super) type OfWorkers = Vec<(&'static str, Span)>;

@@ -38,6 +38,7 @@ mod tests;
 mod values;
 
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use toml::de::DeTable;
 
@@ -138,6 +139,7 @@ fn read(tree: &DeTable<'_>, origin: &Origin, problems: &Problems) -> ServiceSpec
             readiness: ready.readiness,
             ready_timeout: ready.timeout,
             strategy: upgrade.strategy,
+            min_ready: upgrade.min_ready.or(ready.readiness.stands_for_min_ready().then_some(Duration::ZERO)),
             probation: upgrade.probation,
             drain_timeout: drain.timeout,
             max_generations: drain.max_generations,

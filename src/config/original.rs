@@ -94,7 +94,8 @@ impl Original {
             draft.line.push_str(" --local-owner");
             draft.file.push_str("\nlocal_owner = true");
         }
-        draft.file.push_str("\n[upgrade]\n");
+        // The original answers as soon as the new workers are ready.
+        draft.file.push_str("\n[upgrade]\nmin_ready = \"0s\"\n");
         for (key, flag, value) in
             [("head", "-H", &self.head), ("pre_upgrade", "--pre-upgrade", &self.pre_upgrade)]
         {

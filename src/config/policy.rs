@@ -9,7 +9,7 @@ use super::address;
 use super::reader::{At, Flaw, Problems, Table};
 use super::service::{Service, argv};
 use super::values;
-use crate::core::spec::{Allowance, ControlSpec, Hooks, Protocol, Readiness, Strategy};
+use crate::core::spec::{ControlSpec, Hooks, Protocol, Readiness, Strategy};
 use crate::core::time::Human;
 
 /// The most generations that may drain at a time.
@@ -129,7 +129,8 @@ fn ignored(key: &str, needed: When, chosen: When) -> Flaw {
 
 /// What `[upgrade]` says.
 pub(super) struct Upgrade {
-    pub strategy: Strategy,
+    pub strategy: Option<Strategy>,
+    pub min_ready: Option<Duration>,
     pub probation: Duration,
     pub hooks: Hooks,
 }
@@ -153,6 +154,7 @@ pub(super) fn upgrade(
     }
     let path = |at: Option<At<String>>| at.map(|at| origin.absolute(&at.value));
     let (pre_upgrade, head) = (path(pre_upgrade), path(head));
+    let min_ready = min_ready(&mut table, strategy, problems);
     let probation = table.read("probation", values::duration);
     let before = argv(&mut table, "before");
     let after = argv(&mut table, "after");
@@ -160,6 +162,7 @@ pub(super) fn upgrade(
     table.finish();
     Upgrade {
         strategy,
+        min_ready,
         probation: probation.map_or(Duration::ZERO, At::value),
         hooks: Hooks {
             before: before.unwrap_or_default(),
@@ -171,19 +174,45 @@ pub(super) fn upgrade(
     }
 }
 
-fn strategy(table: &mut Table<'_>, workers: Option<u32>, problems: &Problems) -> Strategy {
-    let rolling =
-        Strategy::Rolling { max_surge: Allowance::Percent(25), max_unavailable: Allowance::Count(0) };
-    let words = [("rolling", rolling), ("blue-green", Strategy::BlueGreen), ("recreate", Strategy::Recreate)];
-    let strategy = table.read("strategy", |value| values::choice(value, &words));
+fn min_ready(
+    table: &mut Table<'_>,
+    strategy: Option<Strategy>,
+    problems: &Problems,
+) -> Option<Duration> {
+    let At { value, key, .. } = table.read("min_ready", values::duration)?;
+    if strategy == Some(Strategy::Recreate) && !value.is_zero() {
+        let flaw = Flaw::new(
+            "`min_ready` has no use with `strategy = \"recreate\"`",
+            "the old workers have gone before a new one is ready",
+        );
+        problems.conclude(key, flaw.help("remove it, or choose another strategy"));
+    }
+    Some(value)
+}
+
+/// Returns `None` where each upgrade decides by itself.
+fn strategy(table: &mut Table<'_>, workers: Option<u32>, problems: &Problems) -> Option<Strategy> {
+    let words = [
+        ("auto", None),
+        ("rolling", Some(Strategy::ROLLING)),
+        ("blue-green", Some(Strategy::BlueGreen)),
+        ("recreate", Some(Strategy::Recreate)),
+    ];
+    let said = table.read("strategy", |value| values::choice(value, &words));
     let surge = table.read("max_surge", values::allowance);
     let unavailable = table.read("max_unavailable", values::allowance);
     let readable = [("max_surge", &surge), ("max_unavailable", &unavailable)]
         .iter()
         .all(|(key, at)| at.is_some() || !table.has(key));
 
-    match strategy.map_or(rolling, At::value) {
-        Strategy::Rolling { max_surge, max_unavailable } => {
+    // Limits are limits of a rolling upgrade.
+    let is_limited = surge.is_some() || unavailable.is_some();
+    let strategy = match said {
+        Some(said) => said.value(),
+        None => is_limited.then_some(Strategy::ROLLING),
+    };
+    match strategy {
+        Some(Strategy::Rolling { max_surge, max_unavailable }) => {
             let at = surge.as_ref().or(unavailable.as_ref()).map_or(table.header(), |at| at.span.clone());
             let max_surge = surge.map_or(max_surge, At::value);
             let max_unavailable = unavailable.map_or(max_unavailable, At::value);
@@ -193,9 +222,9 @@ fn strategy(table: &mut Table<'_>, workers: Option<u32>, problems: &Problems) ->
                 let help = "let one of them be at least 1, or no worker could ever be replaced";
                 problems.conclude(at, Flaw::new(message, "no worker more, and none fewer").help(help));
             }
-            Strategy::Rolling { max_surge, max_unavailable }
+            Some(Strategy::Rolling { max_surge, max_unavailable })
         }
-        other @ (Strategy::BlueGreen | Strategy::Recreate) => {
+        other @ (Some(Strategy::BlueGreen | Strategy::Recreate) | None) => {
             for (key, at) in [("max_surge", surge), ("max_unavailable", unavailable)] {
                 if let Some(at) = at {
                     let message = format!("`{key}` is ignored unless `strategy = \"rolling\"`");

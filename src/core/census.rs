@@ -24,7 +24,7 @@ pub(super) struct Census {
     /// Ready workers of any generation.
     ready_total: usize,
     /// How many incoming workers there are to be.
-    strength: u32,
+    pub(super) strength: u32,
     /// How many workers are to serve while one generation takes over from another.
     base: usize,
     /// The most places there may be.
@@ -34,6 +34,17 @@ pub(super) struct Census {
     /// Whether a worker may leave before its replacement is ready at all.
     may_be_missing: bool,
     strategy: Strategy,
+    pub(super) gate: Gate,
+}
+
+/// Whether the old generation gives its slots over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gate {
+    Open,
+    /// One, to make room for the first new worker.
+    First,
+    /// Not before the new workers have stayed ready for a while.
+    Shut,
 }
 
 /// What is to leave sooner or later.
@@ -88,7 +99,8 @@ impl Census {
             ceiling: old.max(new) as usize + rules.surge() as usize,
             floor: old.min(new).saturating_sub(unavailable) as usize,
             may_be_missing: unavailable > 0,
-            strategy: rules.policy.strategy,
+            strategy: rules.strategy,
+            gate: Gate::Open,
         }
     }
 
@@ -141,12 +153,20 @@ impl Census {
     /// Whether one may leave on this ground; if so it is counted out.
     pub(super) fn lets_go(&mut self, ground: Ground, it: Outgoing) -> bool {
         let is_kept = matches!(it.hold, Hold::Kept | Hold::KeptEmpty);
-        let may = match ground {
+        let passes = match self.gate {
+            Gate::Open => true,
+            Gate::First => !is_kept || matches!(ground, Ground::MakesRoom),
+            Gate::Shut => !is_kept,
+        };
+        let may = passes && match ground {
             Ground::Replaced => !is_kept && !it.is_ready || self.is_replaced(it.slot),
             Ground::Surplus => it.hold == Hold::Leftover && self.ready_total > self.base,
             Ground::MakesRoom => self.may_make_room(it.is_ready),
         };
         if may {
+            if is_kept && self.gate == Gate::First {
+                self.gate = Gate::Shut;
+            }
             self.kept -= usize::from(is_kept);
             self.old_live -= usize::from(it.hold != Hold::KeptEmpty);
             self.ready_total -= usize::from(it.is_ready);
@@ -193,8 +213,12 @@ impl SlotSet {
         self.words.get(word).is_some_and(|bits| bits & bit != 0)
     }
 
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     fn place(slot: SlotId) -> (usize, u64) {

@@ -9,14 +9,14 @@ use std::collections::BTreeSet;
 
 use super::Action;
 use super::backoff::Backoff;
-use super::census::{Census, Ground, Hold, Outgoing};
+use super::census::{Census, Gate, Ground, Hold, Outgoing};
 use super::generation::Generation;
 use super::ids::{GenerationId, SlotId};
 use super::manager::Manager;
 use super::notice::DrainReason;
 use super::spec::Strategy;
 use super::time::Mono;
-use super::upgrade::{Change, Phase};
+use super::upgrade::{Change, Phase, Proof, Upgrade};
 use super::worker::Worker;
 
 /// Which slots the old generation has not given over yet.
@@ -113,6 +113,7 @@ impl Manager {
         let mut census = Census::new(aim.strength, old, new, self.rules());
         let keeper = self.keeper();
         census.kept = keeper.map_or(0, |keeper| keeper.slots().count());
+        census.gate = self.gate();
         for worker in self.workers.values().filter(|worker| worker.is_live()) {
             if aim.is_met_by(worker) {
                 census.count_incoming(worker);
@@ -121,6 +122,51 @@ impl Manager {
             }
         }
         census
+    }
+
+    /// Whether the old generation may give slots over.
+    fn gate(&self) -> Gate {
+        match self.upgrade().map(|upgrade| &upgrade.phase) {
+            Some(Phase::Surging { proof: Proof::Awaited | Proof::Running { .. }, switched, .. }) => {
+                // Where there is no room beside the old workers, the first of them must make it.
+                if switched.is_empty() && self.rules().surge() == 0 { Gate::First } else { Gate::Shut }
+            }
+            _ => Gate::Open,
+        }
+    }
+
+    /// Whether it is one of the first new workers, which are to show that they stay ready.
+    pub(super) fn is_to_prove(&self, worker: &Worker) -> bool {
+        self.is_of_incoming(worker) && self.gate() != Gate::Open
+    }
+
+    /// Sees whether the first new workers have stayed ready for long enough: as many of them as there is room for.
+    pub(super) fn prove(&mut self, now: Mono) {
+        let takes = self.rules().proof_takes();
+        let Some(Phase::Surging { proof, .. }) = self.upgrade().map(|upgrade| &upgrade.phase) else { return };
+        if *proof == Proof::Given {
+            return;
+        }
+        let seen = match self.first_workers_ready_since() {
+            _ if takes.is_zero() => Proof::Given,
+            Some(since) if since + takes <= now => Proof::Given,
+            Some(since) => Proof::Running { until: since + takes },
+            None => Proof::Awaited,
+        };
+        if let Some(Upgrade { phase: Phase::Surging { proof, .. }, .. }) = self.upgrade_mut() {
+            *proof = seen;
+        }
+    }
+
+    /// Since when the new workers for which there is room are all ready; `None` where one is missing or is not.
+    fn first_workers_ready_since(&self) -> Option<Mono> {
+        let census = self.census();
+        if census.filled.len() < census.strength as usize && (census.room() > 0 || census.filled.is_empty()) {
+            return None;
+        }
+        let aim = self.aim();
+        let new = self.workers.values().filter(|worker| worker.is_live() && aim.is_met_by(worker));
+        new.map(Worker::ready_since).try_fold(Mono::ZERO, |latest, since| Some(latest.max(since?)))
     }
 
     /// Lets the outgoing workers drain that may.
@@ -229,7 +275,7 @@ impl Manager {
 
     /// Whether, under `recreate`, an earlier process must end before the slot's next one starts.
     fn must_wait_for_end(&self, slot: SlotId) -> bool {
-        self.rules().policy.strategy == Strategy::Recreate
+        self.rules().strategy == Strategy::Recreate
             && self.workers.values().any(|worker| {
                 if worker.is_live() {
                     !self.aim().is_met_by(worker)

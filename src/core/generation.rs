@@ -1,13 +1,14 @@
 //! One revision of the service, as far as the core decides by it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::Scale;
 use super::backoff::Backoff;
 use super::ids::SlotId;
-use super::spec::{Policy, Strategy};
+use super::spec::{Code, Policy, Strategy};
 
 /// The most workers that a service may be scaled to.
 pub(super) const MAX_WORKERS: u32 = 4096;
@@ -16,6 +17,8 @@ pub(super) const MAX_WORKERS: u32 = 4096;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Generation {
     pub(super) policy: Policy,
+    /// How it replaces another now: what the policy says, or what was decided where it says nothing.
+    pub(super) strategy: Strategy,
     /// `policy.workers` until somebody scales the service.
     pub(super) strength: u32,
     /// It has no worker until there is something to do.
@@ -26,7 +29,38 @@ pub struct Generation {
 
 impl Generation {
     pub(super) fn new(policy: Policy) -> Self {
-        Self { strength: policy.workers, asleep: false, policy, backoff: BTreeMap::new() }
+        let strategy = policy.strategy.unwrap_or(Strategy::ROLLING);
+        Self { strength: policy.workers, asleep: false, strategy, policy, backoff: BTreeMap::new() }
+    }
+
+    /// One that is to replace another by an upgrade.
+    pub(super) fn upgrading(policy: Policy, code: Code) -> Self {
+        let strategy = match (policy.strategy, code) {
+            (Some(strategy), _) => strategy,
+            (None, Code::Elsewhere) => Strategy::ROLLING,
+            (None, Code::InPlace) => Strategy::BlueGreen,
+        };
+        Self { strategy, ..Self::new(policy) }
+    }
+
+    /// The upgrade to it has ended: what it replaces from now on are workers of its own.
+    pub(super) fn settle_in(&mut self) {
+        self.strategy = self.policy.strategy.unwrap_or(Strategy::ROLLING);
+    }
+
+    /// Whether the probation comes before the first old worker drains: those may be the only copy of the old code.
+    pub(super) fn is_tried_first(&self) -> bool {
+        self.policy.strategy.is_none() && self.strategy == Strategy::BlueGreen
+    }
+
+    /// How long its first workers must stay ready before an old one drains.
+    pub(super) fn proof_takes(&self) -> Duration {
+        if self.strategy == Strategy::Recreate {
+            // The old ones have gone by then.
+            return Duration::ZERO;
+        }
+        let probation = if self.is_tried_first() { self.policy.probation } else { Duration::ZERO };
+        self.policy.min_ready.unwrap_or_default() + probation
     }
 
     /// The first one, whose workers wait for something to do where the policy is lazy.
@@ -54,7 +88,7 @@ impl Generation {
 
     /// Returns how many workers may live beyond the strength while this generation comes or goes.
     pub(super) fn surge(&self) -> u32 {
-        match self.policy.strategy {
+        match self.strategy {
             Strategy::Rolling { max_surge, .. } => max_surge.of(self.strength),
             Strategy::BlueGreen => self.strength,
             Strategy::Recreate => 0,
@@ -63,7 +97,7 @@ impl Generation {
 
     /// Returns how many ready workers may be missing while this generation comes or goes.
     pub(super) fn unavailable(&self) -> u32 {
-        match self.policy.strategy {
+        match self.strategy {
             Strategy::Rolling { max_unavailable, .. } => max_unavailable.of(self.strength),
             Strategy::BlueGreen => 0,
             Strategy::Recreate => self.strength,

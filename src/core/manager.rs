@@ -110,7 +110,7 @@ impl Manager {
             Event::Kill => self.kill(out),
             Event::FileRead(generation, hook) => self.file_read(now, generation, hook, out),
             Event::HookEnded(generation, result) => self.hook_ended(now, generation, result, out),
-            Event::Prepared(generation, policy) => self.prepared(generation, policy, out),
+            Event::Prepared(generation, policy, code) => self.prepared(generation, policy, code, out),
             Event::PreparationFailed(generation, why) => self.preparation_failed(generation, why, out),
             Event::Executed(id) => self.executed(now, id),
             Event::Said(id, word) => self.said(now, id, word, out),
@@ -142,6 +142,7 @@ impl Manager {
                 let mut decided = None;
                 while decided != Some(out.len()) {
                     decided = Some(out.len());
+                    self.prove(now);
                     self.retire(now, out);
                     self.start_missing(now, out);
                     self.conclude(now, out);
@@ -226,8 +227,14 @@ impl Manager {
     pub(super) fn exited(&mut self, now: Mono, id: WorkerId, exit: Exit, out: &mut Vec<Action>) {
         let Some(worker) = self.workers.get(id) else { return };
         if worker.is_live() {
-            let why =
-                if worker.is_ready() { format!("{exit}") } else { format!("{exit} before it was ready") };
+            let why = match worker.ready_since() {
+                // What it said soon before that is to be seen beside it.
+                Some(since) if self.is_to_prove(worker) => {
+                    format!("{exit}, {} after it was ready", Human(now - since))
+                }
+                Some(_) => exit.to_string(),
+                None => format!("{exit} before it was ready"),
+            };
             let foreign_kill = matches!(exit, Exit::Signal(SIGKILL, _));
             out.push(Action::Tell(Notice::Worker(id, WorkerNotice::Died(exit))));
             self.lose(now, id, &why, foreign_kill, out);

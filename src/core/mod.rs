@@ -54,7 +54,7 @@ use serde::{Deserialize, Serialize};
 
 use ids::{GenerationId, RequestId, SlotId, WorkerId};
 use notice::{Exit, Notice, Outcome};
-use spec::Policy;
+use spec::{Code, Policy};
 use word::Word;
 
 /// Something that happened.
@@ -87,7 +87,7 @@ pub enum Event {
     /// The hooks before an upgrade have ended; the error says which failed, and how.
     HookEnded(GenerationId, Result<(), String>),
     /// The generation is ready to be started: file read, directory resolved, sockets bound.
-    Prepared(GenerationId, Policy),
+    Prepared(GenerationId, Policy, Code),
     /// Reading or preparing failed; nothing was changed.
     PreparationFailed(GenerationId, String),
     /// A worker's program runs.

@@ -330,8 +330,11 @@ pub struct Policy {
     pub readiness: Readiness,
     /// A worker that is not ready by then has failed.
     pub ready_timeout: Duration,
-    /// How a generation replaces another.
-    pub strategy: Strategy,
+    /// How a generation replaces another; `None`: each upgrade decides by where its code lies ([`Code`]).
+    pub strategy: Option<Strategy>,
+    /// How long the first new workers must stay ready before an old one drains; zero: not at all. `None`: nothing is said of
+    /// it, and whoever hands it to the core decides.
+    pub min_ready: Option<Duration>,
     /// How long after the last switch a failing worker still rolls the upgrade back.
     pub probation: Duration,
     /// After it a draining worker is killed.
@@ -357,6 +360,14 @@ pub enum Readiness {
     Probe(Duration),
 }
 
+impl Readiness {
+    /// Whether it promises by itself that a worker stays ready for a while.
+    #[must_use]
+    pub fn stands_for_min_ready(self) -> bool {
+        matches!(self, Self::Settled(_))
+    }
+}
+
 /// How a generation replaces another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Strategy {
@@ -371,6 +382,21 @@ pub enum Strategy {
     BlueGreen,
     /// All old ones gone, then the new ones start.
     Recreate,
+}
+
+impl Strategy {
+    /// Slot by slot, with a quarter more workers for a while.
+    pub const ROLLING: Self =
+        Self::Rolling { max_surge: Allowance::Percent(25), max_unavailable: Allowance::Count(0) };
+}
+
+/// Where the code of a new generation lies, seen from the one that serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Code {
+    /// In another directory, another target or another program: the old code is still there for whoever starts it.
+    Elsewhere,
+    /// In the same place: the old processes may be the only copy of the old code.
+    InPlace,
 }
 
 /// A count of workers, or a share of them.

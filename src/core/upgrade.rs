@@ -9,7 +9,7 @@ use super::ids::{GenerationId, RequestId, SlotId, WorkerId};
 use super::manager::Manager;
 use super::notice::{Notice, Outcome, WorkerNotice};
 use super::respawn::Respawn;
-use super::spec::{Policy, Strategy};
+use super::spec::{Code, Policy, Strategy};
 use super::time::Mono;
 use super::waiting::{Waiting, WantedUpgrade};
 use super::worker::Worker;
@@ -56,11 +56,23 @@ pub(super) enum Phase {
     /// Nothing is touched yet.
     Checking { step: CheckStep, until: Mono },
     /// New workers start; the slots in `switched` are no longer kept by the old generation.
-    Surging { switched: BTreeSet<SlotId>, spared: u32 },
+    Surging { switched: BTreeSet<SlotId>, spared: u32, proof: Proof },
     /// The new generation serves alone.
     Probation { until: Mono },
     /// The old generation comes back to full strength, then the new one goes.
     RollingBack { reason: String, give_up_at: Mono },
+}
+
+/// Whether the first new workers have shown that they stay ready, so that old ones may drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Proof {
+    /// Not all of them are ready.
+    Awaited,
+    /// They are, and must stay so.
+    Running {
+        until: Mono,
+    },
+    Given,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +104,8 @@ impl Upgrade {
             // One that is over and not committed waits for workers, and those are events.
             Phase::Probation { until } => Some(until).filter(|until| *until > now),
             Phase::RollingBack { give_up_at, .. } => Some(give_up_at),
-            Phase::Surging { .. } => None,
+            Phase::Surging { proof: Proof::Running { until }, .. } => Some(until).filter(|until| *until > now),
+            Phase::Surging { proof: Proof::Awaited | Proof::Given, .. } => None,
         }
     }
 }
@@ -199,13 +212,19 @@ impl Manager {
         out.push(Action::Prepare(upgrade.to));
     }
 
-    pub(super) fn prepared(&mut self, generation: GenerationId, policy: Policy, out: &mut Vec<Action>) {
+    pub(super) fn prepared(
+        &mut self,
+        generation: GenerationId,
+        policy: Policy,
+        code: Code,
+        out: &mut Vec<Action>,
+    ) {
         let Some(upgrade) = self.checking(generation, CheckStep::Preparing) else {
             out.push(Action::CancelPreparation(generation));
             return;
         };
-        upgrade.phase = Phase::Surging { switched: BTreeSet::new(), spared: 0 };
-        self.generations.insert(generation, Generation::new(policy));
+        upgrade.phase = Phase::Surging { switched: BTreeSet::new(), spared: 0, proof: Proof::Awaited };
+        self.generations.insert(generation, Generation::upgrading(policy, code));
         out.push(Action::Tell(Notice::Surging(generation)));
     }
 
@@ -286,7 +305,7 @@ impl Manager {
 
     /// Returns how long those that drain already may take, where the strategy has the old generation wait for them.
     fn time_to_wait_for_ends(&self, now: Mono) -> Duration {
-        if self.rules().policy.strategy != Strategy::Recreate {
+        if self.rules().strategy != Strategy::Recreate {
             return Duration::ZERO;
         }
         let leaving = self.workers.values().filter(|worker| !worker.is_live());
@@ -304,7 +323,7 @@ impl Manager {
                     let why = format!("{} was not done in time", step.in_words());
                     self.refuse(why, out);
                 }
-                Phase::Surging { .. } if settled => self.begin_probation(now, out),
+                Phase::Surging { proof: Proof::Given, .. } if settled => self.begin_probation(now, out),
                 Phase::Probation { until } if settled && *until <= now => self.commit(out),
                 Phase::RollingBack { reason, give_up_at } if settled || *give_up_at <= now => {
                     let outcome = Outcome::RolledBack(reason.clone());
@@ -320,7 +339,7 @@ impl Manager {
 
     fn begin_probation(&mut self, now: Mono, out: &mut Vec<Action>) {
         let probation = self.rules().policy.probation;
-        if probation.is_zero() {
+        if probation.is_zero() || self.rules().is_tried_first() {
             self.commit(out);
         } else if let Some(upgrade) = self.upgrade_mut() {
             out.push(Action::Tell(Notice::Probation(upgrade.to, probation)));
@@ -333,6 +352,7 @@ impl Manager {
             let to = upgrade.to;
             self.previous = Some(std::mem::replace(&mut self.current, to));
             self.served = true;
+            self.generations.entry(to).and_modify(Generation::settle_in);
         }
         self.end_upgrade(Outcome::Committed, out);
     }

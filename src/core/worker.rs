@@ -106,15 +106,20 @@ impl Worker {
         matches!(self.state, WorkerState::Killing)
     }
 
-    /// Returns how long it had been ready at `now`.
-    pub(super) fn ready_for(&self, now: Mono) -> Duration {
+    /// Returns since when it is ready, where it is.
+    pub(super) fn ready_since(&self) -> Option<Mono> {
         match self.state {
-            WorkerState::Ready { since, .. } => now - since,
+            WorkerState::Ready { since, .. } => Some(since),
             WorkerState::Starting { .. }
             | WorkerState::Draining { .. }
             | WorkerState::Aborting { .. }
-            | WorkerState::Killing => Duration::ZERO,
+            | WorkerState::Killing => None,
         }
+    }
+
+    /// Returns how long it had been ready at `now`.
+    pub(super) fn ready_for(&self, now: Mono) -> Duration {
+        self.ready_since().map_or(Duration::ZERO, |since| now - since)
     }
 
     /// Returns the next moment at which something is due.

@@ -62,6 +62,7 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
         let started = watch::start(watched.to_vec()).map_err(io("starting to watch files"))?;
         daemon.found_at_start.push(started);
     }
+    daemon.origin.is_watched = !watched.is_empty();
     daemon.watch_all().map_err(io("setting up the event loop"))?;
     Ok(daemon)
 }

@@ -9,6 +9,7 @@
 //! cgroups   control groups of generations and workers
 //! checker   the forked child that reads the file          release   what it finds
 //! launch    release + place -> how a process is started    process   a worker's process
+//! program   which file the program of a release is
 //! sockets   the listeners, shared by generations           repair    mending what workers do to them
 //! upward    what we tell systemd                            system_store  our sockets in its store
 //! runtime   the runtime directory                       places    where managers are looked for
@@ -48,6 +49,7 @@ mod places;
 mod pre_upgrade;
 mod prepare;
 mod process;
+mod program;
 mod reap;
 mod recovery;
 mod release;

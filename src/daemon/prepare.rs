@@ -18,12 +18,15 @@ use super::target::Wanted;
 use super::token::Token;
 use crate::core::Event;
 use crate::core::ids::{GenerationId, RequestId};
-use crate::core::spec::SocketSpec;
+use crate::core::spec::{Policy, SocketSpec};
 use crate::sys::handover::{HandOver, Luggage, Unpacked, hand_over};
 use crate::sys::output::wait_readable;
 use crate::sys::reaper::Exit;
 use crate::sys::wait::{Interest, Poller};
 use crate::sys::{process, reaper};
+
+/// How long new workers must stay ready where nothing is said of it.
+const MIN_READY: Duration = Duration::from_secs(1);
 
 /// How long each pause in the first check may be.
 const FIRST_CHECK: Duration = Duration::from_secs(30);
@@ -258,14 +261,24 @@ impl Daemon {
         };
         match prepare_sockets(&mut self.sockets, &release) {
             Ok(sockets) => {
-                let policy = release.spec.policy.clone();
+                let policy = self.policy_of(&release);
+                let code = release.code_beside(&self.generations[&self.manager.current()].release);
                 self.generations.insert(generation, Generation { release, common, sockets, control_tcp });
                 self.journal.needs_snapshot();
                 self.watch_sockets();
-                self.inbox.push_back(Event::Prepared(generation, policy));
+                self.inbox.push_back(Event::Prepared(generation, policy, code));
             }
             Err(error) => self.refuse_with_hint(generation, &error, error.hint()),
         }
+    }
+
+    /// What the core decides by: where the file does not say how long new workers must stay ready, who develops and sees each
+    /// change at once does not wait.
+    fn policy_of(&self, release: &Release) -> Policy {
+        let mut policy = release.spec.policy.clone();
+        let min_ready = if self.origin.is_watched { Duration::ZERO } else { MIN_READY };
+        policy.min_ready.get_or_insert(min_ready);
+        policy
     }
 
     fn refuse_with_hint(&mut self, generation: GenerationId, error: &dyn Error, hint: Option<String>) {

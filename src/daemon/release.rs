@@ -4,6 +4,7 @@
 //! child ([`super::checker`]): a [`Release`] is plain data that travels through a pipe.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -14,13 +15,14 @@ use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
+use super::program::Program;
 use super::sockets::Owner;
 use super::target::{Bounds, Target, Wanted, unwritable};
 use crate::config::flags::{self, Flags};
 use crate::config::original::{self, Original};
 use crate::config::{self, COMMAND_LINE, Origin};
 use crate::core::printable::{Printable, printable};
-use crate::core::spec::{Identity, ServiceSpec, SocketSpec};
+use crate::core::spec::{Identity, ProcessSpec, ServiceSpec, SocketSpec};
 use crate::sys::names;
 use crate::wire::secret::Secret;
 
@@ -66,6 +68,9 @@ pub struct Release {
     pub control_token: Option<Secret>,
     /// The code that runs, where it has a name of its own.
     pub target: Option<Target>,
+    /// The program of the command, where one was found; hooks may still have to make it.
+    #[serde(default)]
+    pub program: Option<Program>,
     /// Whether the hook `pre_upgrade` is for `node` to run.
     pub pre_upgrade_is_node: bool,
     /// What is worth a word in the log and no reason to refuse.
@@ -162,6 +167,7 @@ impl Release {
         let user = credentials.as_ref().map_or_else(|| geteuid().as_raw(), |who| who.uid);
         let target = wanted.find(&Bounds::of(&spec, is_to_be_made, user), &mut warnings);
         let target = target.map_err(|why| problems.push(why)).unwrap_or_default();
+        let program = program(&spec.process, &environment, target.as_ref(), &directory);
         problems.extend(spec.hooks.head.as_deref().and_then(unwritable));
         let is_node = |module: &Path| config::is_node_program(&module.to_string_lossy()) || module.is_dir();
         let pre_upgrade_is_node = spec.hooks.pre_upgrade.as_deref().is_some_and(is_node);
@@ -177,10 +183,29 @@ impl Release {
             control_group,
             control_token,
             target,
+            program,
             pre_upgrade_is_node,
             warnings,
         })
     }
+}
+
+/// Finds the program of the command, with the variables that the workers will have.
+fn program(
+    process: &ProcessSpec,
+    environment: &BTreeMap<String, String>,
+    target: Option<&Target>,
+    directory: &Path,
+) -> Option<Program> {
+    let word = match target {
+        Some(target) => process.command[0].replace("{target}", &target.resolved),
+        None => process.command[0].clone(),
+    };
+    let own = std::env::var_os("PATH").filter(|_| !process.clear_environment);
+    let path = environment.get("PATH").map(OsString::from).or(own);
+    let differs = |text: &str| text.contains("{slot}") || text.contains("{generation}");
+    let is_one = !differs(&word) && !path.as_ref().and_then(|path| path.to_str()).is_some_and(differs);
+    is_one.then(|| Program::find(&word, path.as_deref(), directory)).flatten()
 }
 
 /// Resolves `directory`, symbolic links and all.

@@ -85,6 +85,9 @@ pub(super) struct Origin {
     pub(super) epoch: u64,
     /// The start of its process, in clock ticks since the boot: no process of the service is older.
     pub(super) since: u64,
+    /// Whether a change of files is an upgrade (`--watch`).
+    #[serde(default)]
+    pub(super) is_watched: bool,
 }
 
 impl Origin {
@@ -95,7 +98,7 @@ impl Origin {
     /// The clock cannot be read.
     pub(super) fn here() -> io::Result<Self> {
         let since = process::started(getpid()).unwrap_or_default();
-        Ok(Self { epoch: monotonic_micros()?, since })
+        Ok(Self { epoch: monotonic_micros()?, since, is_watched: false })
     }
 }
 

@@ -4,7 +4,7 @@
 //! `[upgrade] head` records the one that serves, for the next manager to begin with.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
@@ -13,6 +13,7 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 use tracing::{error, warn};
 
+use super::program::FileIdentity;
 use super::release::{Release, open_file, read_open};
 use super::run::{Daemon, Role};
 use crate::core::ids::RequestId;
@@ -36,6 +37,9 @@ pub struct Target {
     pub given: String,
     /// The same with all symbolic links resolved: what this generation is pinned to.
     pub resolved: String,
+    /// Which file that is, where it is one.
+    #[serde(default)]
+    pub file: Option<FileIdentity>,
 }
 
 /// Which target a release is to have.
@@ -129,7 +133,10 @@ impl<'a> Bounds<'a> {
         self.check(&resolved, is_there).map_err(|why| refuse(&why))?;
         let text = |path: PathBuf| path.into_os_string().into_string();
         match (text(given), text(resolved)) {
-            (Ok(given), Ok(resolved)) => Ok(Target { given, resolved }),
+            (Ok(given), Ok(resolved)) => {
+                let file = Path::new(&resolved).metadata().ok().filter(Metadata::is_file);
+                Ok(Target { given, file: file.as_ref().map(FileIdentity::of), resolved })
+            }
             _ => Err(refuse(&"its path is not UTF-8")),
         }
     }

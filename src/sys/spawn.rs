@@ -24,7 +24,7 @@ use super::limits::{Limit, Resource};
 use super::strings::{CStrings, Pointers};
 
 /// Where a program is looked for if there is no `PATH` (glibc's confstr(3), `_CS_PATH`).
-const DEFAULT_PATH: &str = "/bin:/usr/bin";
+pub const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// Who a process is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use liveswap::core::ids::{GenerationId, RequestId, WorkerId};
 use liveswap::core::notice::Exit;
-use liveswap::core::spec::{Allowance, Policy, Strategy};
+use liveswap::core::spec::{Allowance, Code, Policy, Strategy};
 use liveswap::core::time::Mono;
 use liveswap::core::word::Word;
 use liveswap::core::{Action, Event, Manager, Scale, Wish};
@@ -145,7 +145,8 @@ impl World {
                 (Event::HookEnded(*id, Err("no".into())), Cost::Surprise),
             ],
             Action::Prepare(id) | Action::Reuse(id, _) => {
-                vec![(Event::Prepared(*id, self.checker.policy().clone()), Cost::Nothing), failed(*id)]
+                let prepared = Event::Prepared(*id, self.checker.policy().clone(), Code::InPlace);
+                vec![(prepared, Cost::Nothing), failed(*id)]
             }
             other => unreachable!("{other:?} is no check"),
         }
@@ -388,10 +389,11 @@ impl Search {
     }
 }
 
-fn small_policy(workers: u32, strategy: Strategy, probation: Duration) -> Policy {
+fn small_policy(workers: u32, strategy: Option<Strategy>, min_ready: Duration, probation: Duration) -> Policy {
     Policy {
         lazy: false,
         strategy,
+        min_ready: Some(min_ready),
         probation,
         ready_timeout: secs(4),
         drain_timeout: secs(4),
@@ -402,13 +404,16 @@ fn small_policy(workers: u32, strategy: Strategy, probation: Duration) -> Policy
     }
 }
 
-fn explore(workers: u32, name: &str, strategy: Strategy) {
+fn explore(workers: u32, name: &str, strategy: impl Into<Option<Strategy>>) {
+    let strategy = strategy.into();
     let surprises =
         env::var("SMALL_WORLDS").map_or(1, |text| text.parse().expect("SMALL_WORLDS is a number"));
     let budget = Budget { upgrades: 1, surprises };
-    for probation in [Duration::ZERO, secs(2)] {
-        let name = format!("{name}, {workers} slots, probation {probation:?}");
-        let first = World::new(&small_policy(workers, strategy, probation), budget);
+    for (min_ready, probation) in
+        [(Duration::ZERO, Duration::ZERO), (Duration::ZERO, secs(2)), (secs(2), Duration::ZERO), (secs(1), secs(2))]
+    {
+        let name = format!("{name}, {workers} slots, min_ready {min_ready:?}, probation {probation:?}");
+        let first = World::new(&small_policy(workers, strategy, min_ready, probation), budget);
         let first = first.unwrap_or_else(|why| panic!("{name}: {why}"));
         let (states, transitions) = Search::run(name.clone(), first);
         println!("{name}: {states} states, {transitions} transitions");
@@ -435,6 +440,12 @@ fn in_every_order_an_upgrade_without_surge_keeps_the_promises() {
 fn in_every_order_a_blue_green_upgrade_keeps_the_promises() {
     explore(1, "blue-green", Strategy::BlueGreen);
     explore(2, "blue-green", Strategy::BlueGreen);
+}
+
+#[test]
+fn in_every_order_an_upgrade_in_place_keeps_the_promises() {
+    explore(1, "auto, in place", None);
+    explore(2, "auto, in place", None);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use liveswap::core::ids::{GenerationId, RequestId, WorkerId};
 use liveswap::core::notice::{Exit, Outcome};
-use liveswap::core::spec::{Allowance, Policy, Readiness, Strategy};
+use liveswap::core::spec::{Allowance, Code, Policy, Readiness, Strategy};
 use liveswap::core::word::Word;
 use liveswap::core::{Event, Scale, Wish};
 
@@ -231,8 +231,8 @@ fn what_serves_is_not_killed_with_the_generations_that_drain() {
 
 #[test]
 fn without_surge_an_old_worker_goes_first() {
-    let mut story = Story::with(Policy { strategy: rolling(0, 1), ..policy(2) });
-    story.next.strategy = rolling(0, 1);
+    let mut story = Story::with(Policy { strategy: Some(rolling(0, 1)), ..policy(2) });
+    story.next.strategy = Some(rolling(0, 1));
     story.release(2, Behaviour::Silent).upgrade();
     assert_eq!(story.ready(1), 1, "one may be missing, not two");
     story.event(Event::Said(story.worker_in(2, 0), Word::Ready));
@@ -243,8 +243,8 @@ fn without_surge_an_old_worker_goes_first() {
 
 #[test]
 fn without_surge_a_failure_restores_the_worker_that_went_first() {
-    let mut story = Story::with(Policy { strategy: rolling(0, 1), ..policy(2) });
-    story.next.strategy = rolling(0, 1);
+    let mut story = Story::with(Policy { strategy: Some(rolling(0, 1)), ..policy(2) });
+    story.next.strategy = Some(rolling(0, 1));
     story.release(2, Behaviour::Exits(1)).upgrade();
     story.expect_order(&["generation 2 rolled back"]);
     assert_eq!(story.ready(1), 2);
@@ -253,7 +253,7 @@ fn without_surge_a_failure_restores_the_worker_that_went_first() {
 #[test]
 fn blue_green_drains_the_old_when_all_the_new_are_ready() {
     let mut story = Story::with_workers(3);
-    story.next.strategy = Strategy::BlueGreen;
+    story.next.strategy = Some(Strategy::BlueGreen);
     story.release(2, Behaviour::Silent).upgrade();
     for slot in 0..3 {
         assert_eq!(story.ready(1), 3);
@@ -266,7 +266,7 @@ fn blue_green_drains_the_old_when_all_the_new_are_ready() {
 #[test]
 fn fewer_workers_in_the_midst_of_blue_green_do_not_hold_it_up() {
     let mut story = Story::with_workers(3);
-    story.next.strategy = Strategy::BlueGreen;
+    story.next.strategy = Some(Strategy::BlueGreen);
     story.release(2, Behaviour::Silent).upgrade();
     story.event(Event::Scale(-2)).event(Event::Scale(1));
     for slot in 0..2 {
@@ -278,7 +278,7 @@ fn fewer_workers_in_the_midst_of_blue_green_do_not_hold_it_up() {
 #[test]
 fn recreate_stops_before_it_starts() {
     let mut story = Story::with_workers(2);
-    story.next.strategy = Strategy::Recreate;
+    story.next.strategy = Some(Strategy::Recreate);
     story.release(1, Behaviour::Stubborn).upgrade();
     story.expect_never("[2/");
     story.after(secs(60));
@@ -288,7 +288,7 @@ fn recreate_stops_before_it_starts() {
 #[test]
 fn recreate_rolls_back_to_the_old_release() {
     let mut story = Story::with_workers(2);
-    story.next.strategy = Strategy::Recreate;
+    story.next.strategy = Some(Strategy::Recreate);
     story.release(2, Behaviour::Exits(7)).upgrade();
     story.expect_order(&[
         "generation 2 rolling back",
@@ -302,7 +302,7 @@ fn recreate_rolls_back_to_the_old_release() {
 #[test]
 fn room_is_made_only_by_what_the_replaced_leave_above_the_floor() {
     let mut story = Story::with_workers(3);
-    story.next.strategy = rolling(1, 1);
+    story.next.strategy = Some(rolling(1, 1));
     story.release(2, Behaviour::Silent).upgrade();
     assert_eq!((story.ready(1), story.draining()), (2, 0), "slot 0 made room for slots 0 and 1");
     story.event(Event::Exited(story.worker_in(2, 1), killed()));
@@ -315,7 +315,7 @@ fn room_is_made_only_by_what_the_replaced_leave_above_the_floor() {
 #[test]
 fn a_rollback_has_the_time_that_a_killed_process_takes_to_go() {
     let mut story = Story::with_workers(2);
-    story.next.strategy = Strategy::Recreate;
+    story.next.strategy = Some(Strategy::Recreate);
     story.next.probation = secs(10);
     story.release(2, Behaviour::Stuck).upgrade();
     story.release(1, Behaviour::Silent).event(Event::Exited(WorkerId(3), Exit::Status(1)));
@@ -506,7 +506,7 @@ fn the_end_of_an_outdated_worker_does_not_hasten_its_successor() {
 
 #[test]
 fn a_respawn_given_up_leaves_one_worker_in_each_slot() {
-    let mut story = Story::with(Policy { strategy: rolling(2, 0), ..policy(2) });
+    let mut story = Story::with(Policy { strategy: Some(rolling(2, 0)), ..policy(2) });
     story.release(1, Behaviour::Silent).event(Event::Respawn(None));
     story.event(Event::Exited(WorkerId(3), Exit::Status(1)));
     story.expect_order(&["respawn given up: worker 3", "worker 4 draining: replaced"]);
@@ -517,7 +517,7 @@ fn a_respawn_given_up_leaves_one_worker_in_each_slot() {
 
 #[test]
 fn a_blue_green_respawn_given_up_keeps_the_workers_that_serve() {
-    let mut story = Story::with(Policy { strategy: Strategy::BlueGreen, ..policy(3) });
+    let mut story = Story::with(Policy { strategy: Some(Strategy::BlueGreen), ..policy(3) });
     story.release(1, Behaviour::Silent).event(Event::Exited(WorkerId(3), Exit::Status(1))).after(secs(1));
     story.event(Event::Respawn(None)).event(Event::Said(WorkerId(5), Word::Ready));
     assert_eq!(story.ready(1), 3, "all serve until every fresh one does");
@@ -767,7 +767,7 @@ fn a_stop_is_answered_when_it_is_over_and_a_second_does_not_hurry_it() {
 fn a_rollback_under_recreate_waits_for_what_drains_already() {
     let mut story = Story::with_workers(1);
     story.release(1, Behaviour::Stubborn).upgrade();
-    story.next.strategy = Strategy::Recreate;
+    story.next.strategy = Some(Strategy::Recreate);
     story.next.drain_timeout = secs(1);
     story.upgrade();
     assert_eq!(story.ready(2) + story.ready(3), 0, "generation 1 has not ended");
@@ -922,4 +922,87 @@ fn an_end_waits_for_connections_that_have_processes() {
     assert_eq!(story.manager.status(), "stopping: connections are left");
     story.event(Event::Guests(false));
     assert!(story.ended);
+}
+
+/// A service whose upgrades must stay ready for a second before the first old worker goes.
+fn careful(workers: u32, strategy: impl Into<Option<Strategy>>) -> Policy {
+    Policy { strategy: strategy.into(), min_ready: Some(secs(1)), ..policy(workers) }
+}
+
+#[test]
+fn no_old_worker_drains_before_the_first_new_one_has_stayed_ready() {
+    let mut story = Story::with(careful(3, rolling(1, 0)));
+    let request = story.upgrade();
+    story.expect_order(&["generation 2 starting", "worker 4 ready"]).expect_never("draining");
+    story.after(secs(1) - Duration::from_millis(1)).expect_never("draining");
+    assert_eq!(story.ready(1), 3);
+    // Those that come later go as they become ready.
+    story.after(Duration::from_millis(1));
+    story.expect_order(&["worker 1 draining: replaced", "generation 2 committed"]);
+    assert_eq!(story.answer(request), Some(&Outcome::Committed));
+}
+
+#[test]
+fn a_release_that_says_ready_and_dies_is_rolled_back_and_touches_nothing() {
+    for strategy in [Some(rolling(1, 0)), Some(Strategy::BlueGreen), None] {
+        let mut story = Story::with(careful(3, strategy));
+        story.code = Code::InPlace;
+        let request = story.upgrade();
+        story.after(Duration::from_millis(300));
+        let first = story.worker_in(2, 0);
+        story.event(Event::Exited(first, Exit::Status(3)));
+        let reason = "worker 4 (slot 0) exited with status 3, 300 ms after it was ready";
+        assert_eq!(story.answer(request), Some(&Outcome::RolledBack(reason.into())), "{strategy:?}");
+        story.expect_never("draining: replaced");
+        story.after(secs(2));
+        assert_eq!(story.manager.status().split(';').next(), Some("generation 1: 3 of 3 ready"));
+    }
+}
+
+#[test]
+fn a_break_in_readiness_begins_the_wait_anew() {
+    let mut story = Story::with(careful(1, rolling(1, 0)));
+    story.upgrade();
+    story.after(Duration::from_millis(900));
+    let first = story.worker_in(2, 0);
+    // Killed from outside: it gets another chance.
+    story.event(Event::Exited(first, Exit::Signal(9, "SIGKILL".into())));
+    story.after(secs(1));
+    story.expect_never("draining");
+    story.after(Duration::from_millis(100));
+    story.expect_order(&["worker 1 draining: replaced", "generation 2 committed"]);
+}
+
+#[test]
+fn without_room_beside_the_old_one_of_them_makes_it_and_the_second_waits() {
+    let mut story = Story::with(careful(3, rolling(0, 2)));
+    story.upgrade();
+    story.expect_order(&["worker 1 draining: replaced", "worker 4 ready"]).expect_never("draining");
+    story.after(secs(1));
+    story.expect_order(&["worker 2 draining: replaced", "worker 3 draining: replaced", "generation 2 committed"]);
+}
+
+#[test]
+fn in_place_all_new_workers_stay_ready_through_the_probation_before_an_old_one_drains() {
+    let mut story = Story::with(Policy { probation: secs(10), ..careful(2, None) });
+    story.code = Code::InPlace;
+    story.upgrade();
+    story.expect_order(&["worker 3 ready", "worker 4 ready"]);
+    story.after(secs(10)).expect_never("draining");
+    assert_eq!((story.ready(1), story.ready(2)), (2, 2));
+    story.after(secs(1));
+    // The probation is over by then.
+    story.expect_order(&["worker 1 draining: replaced", "worker 2 draining: replaced", "generation 2 committed"]);
+    // Its own workers are replaced one by one.
+    story.event(Event::Respawn(None));
+    story.expect_order(&["worker 5 ready", "worker 3 draining: replaced", "worker 6 ready"]);
+}
+
+#[test]
+fn elsewhere_it_goes_slot_by_slot_and_the_probation_follows() {
+    let mut story = Story::with(Policy { probation: secs(10), ..careful(2, None) });
+    story.upgrade();
+    story.after(secs(1));
+    story.expect_order(&["worker 1 draining: replaced", "worker 4 ready", "worker 2 draining", "on probation"]);
+    story.after(secs(10)).expect_order(&["generation 2 committed"]);
 }

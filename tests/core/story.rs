@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use liveswap::core::ids::{GenerationId, RequestId, SlotId, WorkerId};
 use liveswap::core::notice::{Exit, Notice, Outcome, WorkerNotice};
-use liveswap::core::spec::{Allowance, Policy, Readiness, Strategy};
+use liveswap::core::spec::{Allowance, Code, Policy, Readiness, Strategy};
 use liveswap::core::time::Mono;
 use liveswap::core::word::Word;
 use liveswap::core::{Action, Event, Manager, Wish};
@@ -20,7 +20,11 @@ pub fn policy(workers: u32) -> Policy {
         lazy: false,
         readiness: Readiness::Notify,
         ready_timeout: secs(30),
-        strategy: Strategy::Rolling { max_surge: Allowance::Count(1), max_unavailable: Allowance::Count(0) },
+        strategy: Some(Strategy::Rolling {
+            max_surge: Allowance::Count(1),
+            max_unavailable: Allowance::Count(0),
+        }),
+        min_ready: None,
         probation: Duration::ZERO,
         drain_timeout: secs(60),
         max_generations: 4,
@@ -49,6 +53,8 @@ pub struct Story {
     pub manager: Manager,
     pub now: Mono,
     pub next: Policy,
+    /// Where the code of the next generation lies.
+    pub code: Code,
     pub behaviour: BTreeMap<GenerationId, Behaviour>,
     pub hook: Option<Duration>,
     pub check_fails: Option<String>,
@@ -80,6 +86,7 @@ impl Story {
             manager: Manager::new(policy.clone()),
             now: Mono::ZERO,
             next: policy,
+            code: Code::Elsewhere,
             behaviour: BTreeMap::from([(GenerationId(1), first)]),
             hook: None,
             check_fails: None,
@@ -226,9 +233,9 @@ impl Story {
             Action::RunHook(_) | Action::Probe(_) => {}
             Action::Reuse(id, earlier) => {
                 self.reused.push(earlier);
-                self.inbox.push(Event::Prepared(id, self.next.clone()));
+                self.inbox.push(Event::Prepared(id, self.next.clone(), self.code));
             }
-            Action::Prepare(id) => self.inbox.push(Event::Prepared(id, self.next.clone())),
+            Action::Prepare(id) => self.inbox.push(Event::Prepared(id, self.next.clone(), self.code)),
             Action::Start { worker, .. } => match self.behaviour_of(worker) {
                 Behaviour::Good | Behaviour::Stubborn | Behaviour::Stuck => {
                     self.inbox.push(Event::Executed(worker));

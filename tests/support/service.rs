@@ -25,6 +25,9 @@ impl Service {
     }
 
     /// Any other program.
+    ///
+    /// Upgrades begin at once and go slot by slot, whether the code has moved or not; what is about the manager's own choice
+    /// takes these settings back ([`Service::unset`]).
     pub fn command<const N: usize>(command: [&str; N]) -> Self {
         Self {
             release: String::new(),
@@ -33,6 +36,16 @@ impl Service {
             sockets: Vec::new(),
             settings: BTreeMap::new(),
         }
+        .set("upgrade.min_ready", "'0s'")
+        .set("upgrade.strategy", "'rolling'")
+    }
+
+    /// Leaves a setting to the manager.
+    #[must_use]
+    pub fn unset(mut self, key: &str) -> Self {
+        let (table, key) = key.split_once('.').expect("table.key");
+        self.settings.remove(&(table.to_owned(), key.to_owned()));
+        self
     }
 
     /// A Node program as the service's target, its command left to what is usual.
@@ -125,8 +138,10 @@ impl Display for Service {
         }
         let mut current = "service";
         // `service` first: its table is open.
-        let (service, others): (Vec<_>, Vec<_>) =
-            self.settings.iter().partition(|((table, _), _)| table == "service");
+        // Where each connection has a process of its own, an upgrade has nothing to decide.
+        let has_workers = !self.sockets.iter().any(|lines| lines.contains("accept = true"));
+        let settings = self.settings.iter().filter(|((table, _), _)| has_workers || table != "upgrade");
+        let (service, others): (Vec<_>, Vec<_>) = settings.partition(|((table, _), _)| table == "service");
         for ((table, key), value) in service.into_iter().chain(others) {
             if table != current {
                 writeln!(f, "\n[{table}]")?;

@@ -54,10 +54,8 @@ fn every_default_is_the_documented_one() {
             workers: 1,
             readiness: Readiness::Notify,
             ready_timeout: 60 * SECOND,
-            strategy: Strategy::Rolling {
-                max_surge: Allowance::Percent(25),
-                max_unavailable: Allowance::Count(0),
-            },
+            strategy: None,
+            min_ready: None,
             probation: Duration::ZERO,
             drain_timeout: 60 * SECOND,
             max_generations: 4,
@@ -111,6 +109,7 @@ fn the_example_of_a_web_service_means_what_it_says() {
         policy: Policy {
             lazy: false,
             workers: 4,
+            strategy: Some(Strategy::ROLLING),
             probation: 10 * SECOND,
             watchdog: Some(30 * SECOND),
             ..accept(MINIMAL).policy
@@ -343,14 +342,28 @@ fn readiness_follows_the_protocol_unless_it_is_chosen() {
 #[test]
 fn each_strategy_is_read() {
     let strategy = |keys: &str| accept(&format!("{MINIMAL}workers = 4\n[upgrade]\n{keys}")).policy.strategy;
-    assert_eq!(strategy("strategy = \"blue-green\""), Strategy::BlueGreen);
-    assert_eq!(strategy("strategy = \"recreate\""), Strategy::Recreate);
-    let rolling = |max_surge, max_unavailable| Strategy::Rolling { max_surge, max_unavailable };
+    assert_eq!(strategy(""), None);
+    assert_eq!(strategy("strategy = \"auto\""), None);
+    assert_eq!(strategy("strategy = \"rolling\""), Some(Strategy::ROLLING));
+    assert_eq!(strategy("strategy = \"blue-green\""), Some(Strategy::BlueGreen));
+    assert_eq!(strategy("strategy = \"recreate\""), Some(Strategy::Recreate));
+    let rolling = |max_surge, max_unavailable| Some(Strategy::Rolling { max_surge, max_unavailable });
     assert_eq!(
         strategy("max_surge = 0\nmax_unavailable = \"50%\""),
         rolling(Allowance::Count(0), Allowance::Percent(50))
     );
     assert_eq!(strategy("max_surge = 9"), rolling(Allowance::Count(9), Allowance::Count(0)));
+}
+
+#[test]
+fn how_long_new_workers_must_stay_ready_is_said_or_left_open() {
+    let min_ready = |tables: &str| accept(&format!("{MINIMAL}{tables}")).policy.min_ready;
+    assert_eq!(min_ready(""), None);
+    assert_eq!(min_ready("[upgrade]\nmin_ready = \"5s\""), Some(5 * SECOND));
+    assert_eq!(min_ready("[upgrade]\nmin_ready = \"0s\"\nstrategy = \"recreate\""), Some(Duration::ZERO));
+    // To settle is the same promise.
+    assert_eq!(min_ready("[ready]\nwhen = \"settled\""), Some(Duration::ZERO));
+    assert_eq!(min_ready("[ready]\nwhen = \"settled\"\n[upgrade]\nmin_ready = \"2s\""), Some(2 * SECOND));
 }
 
 #[test]

@@ -194,6 +194,16 @@ fn keys_that_contradict_each_other() {
             "`max_unavailable` is ignored unless `strategy = \"rolling\"`",
             "max_unavailable",
         ),
+        (
+            "[upgrade]\nstrategy = \"recreate\"\nmin_ready = \"1s\"",
+            "`min_ready` has no use with `strategy = \"recreate\"`",
+            "min_ready",
+        ),
+        (
+            "[upgrade]\nstrategy = \"auto\"\nmax_surge = 1",
+            "`max_surge` is ignored unless `strategy = \"rolling\"`",
+            "max_surge",
+        ),
         ("[upgrade]\nmax_surge = 0", "`max_surge` and `max_unavailable` must not both be zero", "0"),
         (
             "[upgrade]\nmax_surge = \"0%\"\nmax_unavailable = \"0%\"",

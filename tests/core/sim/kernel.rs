@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use liveswap::core::ids::{GenerationId, WorkerId};
 use liveswap::core::notice::Exit;
-use liveswap::core::spec::{Policy, Readiness};
+use liveswap::core::spec::{Code, Policy, Readiness};
 use liveswap::core::time::Mono;
 use liveswap::core::word::Word;
 use liveswap::core::{Action, Event};
@@ -97,7 +97,8 @@ impl World {
         };
         self.note(|| format!("generation {id} is {release:?}: {policy:?}"));
         self.releases.insert(id, (release, policy.clone()));
-        self.answer_check(Event::Prepared(id, policy));
+        let code = self.chance.pick(&[Code::Elsewhere, Code::InPlace]);
+        self.answer_check(Event::Prepared(id, policy, code));
     }
 
     fn reuse(&mut self, id: GenerationId, earlier: GenerationId) {
@@ -108,7 +109,8 @@ impl World {
         }
         let release = self.releases[&earlier].clone();
         self.note(|| format!("generation {id} is what generation {earlier} was"));
-        self.answer_check(Event::Prepared(id, release.1.clone()));
+        let code = self.chance.pick(&[Code::Elsewhere, Code::InPlace]);
+        self.answer_check(Event::Prepared(id, release.1.clone(), code));
         self.releases.insert(id, release);
     }
 
@@ -128,7 +130,7 @@ impl World {
         let of = |event: &Event| match event {
             Event::FileRead(of, _)
             | Event::HookEnded(of, _)
-            | Event::Prepared(of, _)
+            | Event::Prepared(of, ..)
             | Event::PreparationFailed(of, _) => *of == id,
             _ => false,
         };

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use liveswap::core::ids::{GenerationId, RequestId, SlotId, WorkerId};
 use liveswap::core::notice::{Notice, Outcome};
-use liveswap::core::spec::{Policy, Readiness};
+use liveswap::core::spec::{Allowance, Code, Policy, Readiness, Strategy};
 use liveswap::core::time::Mono;
 use liveswap::core::word::Word;
 use liveswap::core::{Action, Event, Manager, Wish};
@@ -34,6 +34,10 @@ use ensure;
 
 /// The longest that an upgrade may take with the longest time-outs that a seed can choose.
 pub const PATIENCE: Duration = Duration::from_secs(2 * 3600);
+
+/// What rolling is where nobody says how.
+const ROLLING: Strategy =
+    Strategy::Rolling { max_surge: Allowance::Percent(25), max_unavailable: Allowance::Count(0) };
 
 /// The longest that the fake kernel needs to end a process after SIGKILL.
 pub const KILL_TAKES: Duration = Duration::from_millis(5);
@@ -62,6 +66,7 @@ struct Seen {
     deadline: Option<Mono>,
     watchdog: Option<Duration>,
     executed: Option<Mono>,
+    ready_since: Option<Mono>,
     /// Was there, ready, when a respawn began.
     outdated: bool,
     /// When it was asked to end.
@@ -73,12 +78,45 @@ struct Seen {
 #[derive(Clone, Debug)]
 struct Release {
     policy: Policy,
+    /// How it replaces another.
+    strategy: Strategy,
     strength: u32,
     /// It is to have no worker until it is woken.
     asleep: bool,
 }
 
 impl Release {
+    fn first(policy: Policy) -> Self {
+        Self { strategy: policy.strategy.unwrap_or(ROLLING), strength: policy.workers, asleep: policy.lazy, policy }
+    }
+
+    /// One that is to replace another, whose code lies there.
+    fn beside(policy: Policy, code: Code) -> Self {
+        let by_place = if code == Code::InPlace { Strategy::BlueGreen } else { ROLLING };
+        let strategy = policy.strategy.unwrap_or(by_place);
+        Self { strategy, asleep: false, ..Self::first(policy) }
+    }
+
+    /// It serves: what it replaces from now on are workers of its own.
+    fn settle_in(&mut self) {
+        self.strategy = self.policy.strategy.unwrap_or(ROLLING);
+    }
+
+    /// Whether its probation comes before the first drain.
+    fn is_tried_first(&self) -> bool {
+        self.policy.strategy.is_none() && self.strategy == Strategy::BlueGreen
+    }
+
+    /// How long the first new workers must stay ready.
+    fn proof_takes(&self) -> Duration {
+        let min_ready = self.policy.min_ready.unwrap_or_default();
+        match self.strategy {
+            Strategy::Recreate => Duration::ZERO,
+            _ if self.is_tried_first() => min_ready + self.policy.probation,
+            _ => min_ready,
+        }
+    }
+
     /// How many workers it is to have now.
     fn wanted(&self) -> u32 {
         if self.asleep { 0 } else { self.strength }
@@ -102,6 +140,10 @@ struct Course {
     old_has_an_excuse: bool,
     /// The new generation lost a worker with this event.
     has_failed: bool,
+    /// The first new workers have stayed ready for long enough.
+    proven: bool,
+    /// One of the old has gone before that, to make room.
+    made_room: bool,
     /// How many new workers that were killed from outside were made good.
     spared: u32,
     /// The slots that the old generation need not fill any more.
@@ -198,10 +240,7 @@ impl Checker {
         let first = GenerationId(1);
         Self {
             workers: BTreeMap::new(),
-            generations: BTreeMap::from([(
-                first,
-                Release { strength: policy.workers, asleep: policy.lazy, policy },
-            )]),
+            generations: BTreeMap::from([(first, Release::first(policy))]),
             current: first,
             previous: None,
             upgrade: None,
@@ -237,8 +276,10 @@ impl Checker {
     pub fn observe(&mut self, now: Mono, event: &Event, actions: &[Action], manager: &Manager) -> Verdict {
         let newest = self.last_worker;
         self.take_event(now, event);
+        self.note_proof(now);
         for action in actions {
             self.take_action(now, event, action).map_err(|why| format!("{why}, at {action:?}"))?;
+            self.note_proof(now);
         }
         if let Event::Said(id, Word::Ready) = event
             && *id <= newest
@@ -326,9 +367,8 @@ impl Checker {
             }
             Event::Asked(request, wish) => self.take_wish(now, *request, *wish, stale),
             Event::Stop | Event::Kill => self.take_stop(now, *event == Event::Kill),
-            Event::Prepared(generation, policy) => {
-                let release = Release { strength: policy.workers, asleep: false, policy: policy.clone() };
-                self.generations.insert(*generation, release);
+            Event::Prepared(generation, policy, code) => {
+                self.generations.insert(*generation, Release::beside(policy.clone(), *code));
             }
             Event::Executed(id) => {
                 if let Some(worker) = self.workers.get_mut(id) {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use liveswap::core::Scale;
 use liveswap::core::ids::{GenerationId, SlotId, WorkerId};
 use liveswap::core::spec::Strategy;
+use liveswap::core::time::Mono;
 
 use super::{Checker, Course, Phase, Release, Seen, Stage, Verdict, ensure};
 
@@ -80,6 +81,22 @@ impl Checker {
         if let Some(upgrade) = &mut self.upgrade {
             upgrade.given_over.insert(slot);
             upgrade.given_over.extend(all.into_iter().flatten());
+        }
+    }
+
+    /// Whether by now the new workers that there are have stayed ready for long enough: one at least, and all where all are to
+    /// be there first.
+    pub(super) fn note_proof(&mut self, now: Mono) {
+        let Some(to) = self.upgrade.as_ref().filter(|it| it.phase == Phase::Surging).map(|it| it.to) else { return };
+        let rules = &self.generations[&to];
+        let takes = rules.proof_takes();
+        let least = if rules.strategy == Strategy::BlueGreen { rules.wanted() } else { rules.wanted().min(1) };
+        let is_new = |w: &&Seen| w.generation == to && !w.outdated && w.slot.0 < rules.wanted();
+        let new: Vec<_> = self.live().filter(is_new).collect();
+        let has_stayed = |worker: &&Seen| worker.ready_since.is_some_and(|since| since + takes <= now);
+        let proven = takes.is_zero() || new.len() >= least as usize && new.iter().all(has_stayed);
+        if let Some(upgrade) = &mut self.upgrade {
+            upgrade.proven |= proven;
         }
     }
 
@@ -187,7 +204,7 @@ impl Checker {
 
     pub(super) fn surge(&self) -> u32 {
         let rules = self.rules();
-        match rules.policy.strategy {
+        match rules.strategy {
             Strategy::Rolling { max_surge, .. } => max_surge.of(rules.strength),
             Strategy::BlueGreen => rules.strength,
             Strategy::Recreate => 0,
@@ -196,7 +213,7 @@ impl Checker {
 
     pub(super) fn unavailable(&self) -> u32 {
         let rules = self.rules();
-        match rules.policy.strategy {
+        match rules.strategy {
             Strategy::Rolling { max_unavailable, .. } => max_unavailable.of(rules.strength),
             Strategy::BlueGreen => 0,
             Strategy::Recreate => rules.strength,

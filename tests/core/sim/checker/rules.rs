@@ -33,6 +33,8 @@ impl Checker {
                     until,
                     old_has_an_excuse,
                     has_failed: false,
+                    proven: false,
+                    made_room: false,
                     spared: 0,
                     given_over: BTreeSet::new(),
                     goes_back: matches!(notice, Notice::RollbackBegan(..)),
@@ -215,7 +217,7 @@ impl Checker {
         let live = self.live().count() + 1;
         let most = (self.most_workers() + self.surge()) as usize;
         ensure!(live <= most, "{live} live workers, {most} allowed");
-        if self.rules().policy.strategy == Strategy::Recreate {
+        if self.rules().strategy == Strategy::Recreate {
             let other = self.workers.values().any(|w| w.generation != generation || w.outdated);
             ensure!(!other, "another release runs still");
         }
@@ -226,6 +228,7 @@ impl Checker {
             deadline: Some(now + ready_timeout),
             watchdog,
             executed: None,
+            ready_since: None,
             outdated: false,
             asked_at: None,
             signalled: false,
@@ -246,6 +249,7 @@ impl Checker {
         };
         ensure!(is_so, "it is not");
         worker.stage = Stage::Ready;
+        worker.ready_since = Some(now);
         worker.deadline = worker.watchdog.map(|interval| now + interval);
         let slot = worker.slot;
         self.give_over(generation, slot);
@@ -266,6 +270,9 @@ impl Checker {
                 let is_kept = self.phase_of(self.incoming()) == Some(Phase::Surging)
                     && generation == self.current
                     && slot.0 < self.generations[&generation].wanted();
+                if is_kept && why == DrainReason::Replaced {
+                    self.check_proof()?;
+                }
                 if stage == Stage::Ready || is_kept {
                     self.check_leave(id, slot, stage == Stage::Ready)?;
                 }
@@ -287,12 +294,23 @@ impl Checker {
         Ok(())
     }
 
+    /// Checks that the new workers have stayed ready for long enough before one of the old ones goes, unless it is the first, which
+    /// makes room.
+    fn check_proof(&mut self) -> Verdict {
+        let surge = self.surge();
+        if let Some(upgrade) = self.upgrade.as_mut().filter(|upgrade| !upgrade.proven) {
+            let is_first = surge == 0 && !std::mem::replace(&mut upgrade.made_room, true);
+            ensure!(is_first, "the new workers have not been ready for long enough");
+        }
+        Ok(())
+    }
+
     pub(super) fn check_leave(&self, id: WorkerId, slot: SlotId, is_ready: bool) -> Verdict {
         let incoming = self.incoming();
         let strength = self.generations[&incoming].wanted();
         let ready = self.ready_slots(incoming);
         let all = ready.len() == strength as usize;
-        let replaced = match self.rules().policy.strategy {
+        let replaced = match self.rules().strategy {
             Strategy::Recreate => true,
             Strategy::BlueGreen => all,
             Strategy::Rolling { .. } if slot.0 < strength => ready.contains(&slot),
@@ -339,7 +357,7 @@ impl Checker {
     /// While an upgrade surges that goes for the slots that the old generation still keeps: a worker of its own that dies
     /// there is started again. What a failed upgrade left may stand in for it.
     pub(super) fn check_started(&self, now: Mono) -> Verdict {
-        let strategy = self.rules().policy.strategy;
+        let strategy = self.rules().strategy;
         if strategy == Strategy::Recreate
             || self.live().count() >= (self.most_workers() + self.surge()) as usize
         {
@@ -372,7 +390,12 @@ impl Checker {
         ensure!(is_given_up, "what was being prepared goes on");
         match (outcome, course.phase) {
             (Outcome::Committed, Phase::Surging | Phase::Probation) => {
+                let release = self.release(to)?;
+                let is_tried = release.is_tried_first() || release.policy.probation.is_zero();
+                ensure!(is_tried || course.phase == Phase::Probation, "it was on no probation");
+                ensure!(course.proven, "the new workers have not been ready for long enough");
                 self.previous = Some(std::mem::replace(&mut self.current, to));
+                self.generations.entry(to).and_modify(super::Release::settle_in);
                 self.served = true;
                 if !self.is_any_live(&self.stale_to_come) {
                     self.stale_to_come.clear();
