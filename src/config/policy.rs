@@ -174,11 +174,7 @@ pub(super) fn upgrade(
     }
 }
 
-fn min_ready(
-    table: &mut Table<'_>,
-    strategy: Option<Strategy>,
-    problems: &Problems,
-) -> Option<Duration> {
+fn min_ready(table: &mut Table<'_>, strategy: Option<Strategy>, problems: &Problems) -> Option<Duration> {
     let At { value, key, .. } = table.read("min_ready", values::duration)?;
     if strategy == Some(Strategy::Recreate) && !value.is_zero() {
         let flaw = Flaw::new(

@@ -280,7 +280,7 @@ impl Manager {
                 if worker.is_live() {
                     !self.aim().is_met_by(worker)
                 } else {
-                    worker.slot == slot || !self.is_of_incoming(worker)
+                    !worker.is_stuck() && (worker.slot == slot || !self.is_of_incoming(worker))
                 }
             })
     }

@@ -9,12 +9,12 @@ use super::generation::Generation;
 use super::ids::{GenerationId, RequestId, WorkerId};
 use super::notice::{DrainReason, Exit, Notice, Outcome, WorkerNotice};
 use super::roster::Roster;
-use super::spec::Policy;
+use super::spec::{Policy, Strategy};
 use super::time::{Human, Mono};
-use super::upgrade::{Change, answer};
+use super::upgrade::{Change, Phase, Upgrade, answer};
 use super::waiting::Waiting;
 use super::word::Word;
-use super::worker::{Turn, Worker, WorkerState};
+use super::worker::{KILL_TAKES, Turn, Worker, WorkerState};
 use super::{Action, Event};
 
 /// SIGKILL, the one signal whose sender may be the kernel's out-of-memory killer or an operator, never the program.
@@ -117,6 +117,7 @@ impl Manager {
             Event::Probed(id, passed) => self.probed(now, id, passed, out),
             Event::StartFailed(id, why) => self.exited(now, id, Exit::NotExecuted(why), out),
             Event::Exited(id, exit) => self.exited(now, id, exit, out),
+            Event::DoesNotEnd(id, what) => self.does_not_end(now, id, what, out),
             Event::TakenOver(gone) => self.taken_over(now, &gone, out),
         }
         self.tick_workers(now, out);
@@ -152,7 +153,7 @@ impl Manager {
                 self.limit_generations(out);
                 self.forget_generations(out);
             }
-            Some(Stop::Draining) if self.workers.is_empty() && !self.guests => {
+            Some(Stop::Draining) if self.workers.values().all(Worker::is_stuck) && !self.guests => {
                 self.stop = Some(Stop::Ended);
                 answer(std::mem::take(&mut self.awaiting_end), &Outcome::Committed, out);
                 out.push(Action::Exit);
@@ -221,6 +222,21 @@ impl Manager {
                 tell(WorkerNotice::DrainTimedOut(time));
                 self.kill_worker(id, out);
             }
+            Turn::OutlivesSigkill => out.push(Action::Examine(id)),
+        }
+    }
+
+    /// Takes the news that nothing ends a worker: from now on nobody waits for it. `what` says of which process, and why.
+    fn does_not_end(&mut self, now: Mono, id: WorkerId, what: String, out: &mut Vec<Action>) {
+        let is_left = |worker: &Worker| !worker.is_live() && !worker.is_stuck();
+        let Some(worker) = self.workers.get(id).filter(|worker| is_left(worker)) else { return };
+        let is_incoming = worker.generation == self.incoming();
+        self.set_state(id, WorkerState::Stuck);
+        out.push(Action::Tell(Notice::Worker(id, WorkerNotice::Stuck(what.clone()))));
+        let surges = |upgrade: &Upgrade| matches!(upgrade.phase, Phase::Surging { .. });
+        let waits = self.rules().strategy == Strategy::Recreate && self.upgrade().is_some_and(surges);
+        if waits && !is_incoming {
+            self.roll_back(now, what, out);
         }
     }
 
@@ -286,7 +302,7 @@ impl Manager {
     }
 
     pub(super) fn kill_worker(&mut self, id: WorkerId, out: &mut Vec<Action>) {
-        self.set_state(id, WorkerState::Killing);
+        self.set_state(id, WorkerState::Killing { stuck_at: self.now + KILL_TAKES });
         out.push(Action::Kill(id));
     }
 

@@ -100,6 +100,9 @@ pub enum Event {
     Probed(WorkerId, bool),
     /// A worker has ended and was reaped, all it said before was heard.
     Exited(WorkerId, Exit),
+    /// A worker that is to end does not: nothing may be sent to it, or it outlives SIGKILL. The text names its process, and says
+    /// which of the two.
+    DoesNotEnd(WorkerId, String),
     /// The manager was killed, and another goes on with its state. All workers served on but these, which have ended
     /// meanwhile or were never started; nobody has heard what any of them said.
     TakenOver(BTreeSet<WorkerId>),
@@ -161,6 +164,8 @@ pub enum Action {
     Abort(WorkerId),
     /// Send SIGKILL to the worker's whole tree.
     Kill(WorkerId),
+    /// See which process of a worker has outlived SIGKILL; [`Event::DoesNotEnd`] tells.
+    Examine(WorkerId),
     /// The sockets are to be again as this generation wants them.
     RestoreSockets(GenerationId),
     /// Nothing of the generation is left: let go of its sockets.

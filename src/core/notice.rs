@@ -176,6 +176,8 @@ pub enum WorkerNotice {
     Died(Exit),
     /// Killed from outside in an upgrade; it gets another chance.
     Spared,
+    /// Nothing ends it; the text says which process, and why.
+    Stuck(String),
 }
 
 /// How loud a notice is.
@@ -269,7 +271,8 @@ impl Notice {
                 | WorkerNotice::WatchdogTriggered
                 | WorkerNotice::DrainTimedOut(_)
                 | WorkerNotice::Died(_)
-                | WorkerNotice::Spared,
+                | WorkerNotice::Spared
+                | WorkerNotice::Stuck(_),
             ) => Loudness::Warning,
         }
     }
@@ -327,6 +330,7 @@ impl WorkerNotice {
             Self::Ended(_) => "worker-gone",
             Self::Died(_) => "worker-died",
             Self::Spared => "worker-spared",
+            Self::Stuck(_) => "worker-stuck",
         }
     }
 }
@@ -343,6 +347,7 @@ impl fmt::Display for WorkerNotice {
             Self::Ended(exit) => write!(f, "gone: {exit}"),
             Self::Died(exit) => exit.fmt(f),
             Self::Spared => f.write_str("was killed from outside; the upgrade goes on with another"),
+            Self::Stuck(what) => write!(f, "stuck: {what}; it is not waited for any more"),
         }
     }
 }

@@ -12,14 +12,11 @@ use super::respawn::Respawn;
 use super::spec::{Code, Policy, Strategy};
 use super::time::Mono;
 use super::waiting::{Waiting, WantedUpgrade};
-use super::worker::Worker;
+use super::worker::{KILL_TAKES, Worker};
 use super::{Action, Generation};
 
 /// How long reading the service file, or preparing what it defines, may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What a process has, once it was sent SIGKILL, until it must be gone where another waits for its end.
-const KILL_GRACE: Duration = Duration::from_secs(1);
 
 /// How many new workers that were killed from outside an upgrade makes good before it takes the hint.
 const SPARED_KILLS: u32 = 3;
@@ -104,7 +101,9 @@ impl Upgrade {
             // One that is over and not committed waits for workers, and those are events.
             Phase::Probation { until } => Some(until).filter(|until| *until > now),
             Phase::RollingBack { give_up_at, .. } => Some(give_up_at),
-            Phase::Surging { proof: Proof::Running { until }, .. } => Some(until).filter(|until| *until > now),
+            Phase::Surging { proof: Proof::Running { until }, .. } => {
+                Some(until).filter(|until| *until > now)
+            }
             Phase::Surging { proof: Proof::Awaited | Proof::Given, .. } => None,
         }
     }
@@ -300,7 +299,7 @@ impl Manager {
         let at_a_time = (self.rules().surge() + self.rules().unavailable()).max(1);
         old.policy.ready_timeout.saturating_mul(old.strength.div_ceil(at_a_time))
             + self.rules().policy.drain_timeout
-            + KILL_GRACE
+            + KILL_TAKES
     }
 
     /// Returns how long those that drain already may take, where the strategy has the old generation wait for them.

@@ -41,9 +41,14 @@ pub enum WorkerState {
     Draining { since: Mono, kill_at: Mono, why: DrainReason },
     /// Was sent SIGABRT, and may write its core until `kill_at`.
     Aborting { since: Mono, kill_at: Mono },
-    /// Was sent SIGKILL with its whole tree; only its end is missing.
-    Killing,
+    /// Was sent SIGKILL with its whole tree; only its end is missing, and is asked after at `stuck_at`.
+    Killing { stuck_at: Mono },
+    /// Nothing ends it, or nothing may: it fills no slot, and nobody waits for it.
+    Stuck,
 }
+
+/// How long after SIGKILL a process counts as one that does not end: the kernel needs a moment to take down a large one.
+pub(super) const KILL_TAKES: Duration = Duration::from_secs(5);
 
 /// How the readiness of a starting worker is found out next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +73,8 @@ pub(super) enum Turn {
     WatchdogTriggered,
     /// It was to end, and did not in this time.
     DoesNotEnd(Duration),
+    /// It was sent SIGKILL and is still there.
+    OutlivesSigkill,
 }
 
 impl Worker {
@@ -87,7 +94,10 @@ impl Worker {
     pub fn is_live(&self) -> bool {
         match self.state {
             WorkerState::Starting { .. } | WorkerState::Ready { .. } => true,
-            WorkerState::Draining { .. } | WorkerState::Aborting { .. } | WorkerState::Killing => false,
+            WorkerState::Draining { .. }
+            | WorkerState::Aborting { .. }
+            | WorkerState::Killing { .. }
+            | WorkerState::Stuck => false,
         }
     }
 
@@ -101,9 +111,14 @@ impl Worker {
         matches!(self.state, WorkerState::Draining { .. })
     }
 
-    /// Whether it was sent SIGKILL.
+    /// Whether it was sent SIGKILL, or nothing can be sent to it.
     pub(super) fn is_killing(&self) -> bool {
-        matches!(self.state, WorkerState::Killing)
+        matches!(self.state, WorkerState::Killing { .. } | WorkerState::Stuck)
+    }
+
+    /// Whether nothing ends it.
+    pub fn is_stuck(&self) -> bool {
+        self.state == WorkerState::Stuck
     }
 
     /// Returns since when it is ready, where it is.
@@ -113,7 +128,8 @@ impl Worker {
             WorkerState::Starting { .. }
             | WorkerState::Draining { .. }
             | WorkerState::Aborting { .. }
-            | WorkerState::Killing => None,
+            | WorkerState::Killing { .. }
+            | WorkerState::Stuck => None,
         }
     }
 
@@ -131,7 +147,9 @@ impl Worker {
             }
             WorkerState::Ready { alive_by, .. } => alive_by,
             WorkerState::Draining { kill_at, .. } | WorkerState::Aborting { kill_at, .. } => Some(kill_at),
-            WorkerState::Killing => None,
+            // What was asked after once is not asked after again.
+            WorkerState::Killing { stuck_at } => Some(stuck_at).filter(|at| *at < Mono::NEVER),
+            WorkerState::Stuck => None,
         }
     }
 
@@ -151,6 +169,10 @@ impl Worker {
     pub(super) fn taken_over(&mut self, now: Mono, policy: &Policy) {
         self.executed(now, policy);
         self.feed_watchdog(now);
+        if let WorkerState::Killing { stuck_at } = &mut self.state {
+            // Who was to see to it may have died in between.
+            *stuck_at = now + KILL_TAKES;
+        }
     }
 
     /// Whether it may have said that it is ready when nobody listened, and will not say so again.
@@ -175,6 +197,10 @@ impl Worker {
     /// Takes what is due at `now`.
     pub(super) fn tick(&mut self, now: Mono) -> Option<Turn> {
         match &mut self.state {
+            WorkerState::Killing { stuck_at } if *stuck_at <= now => {
+                *stuck_at = Mono::NEVER;
+                Some(Turn::OutlivesSigkill)
+            }
             WorkerState::Starting { ready_by, next } => match *next {
                 Check::Settled { at } if at <= now => Some(self.become_ready(now)),
                 Check::Wait | Check::Settled { .. } | Check::Probe { .. } if *ready_by <= now => {
@@ -192,7 +218,7 @@ impl Worker {
             WorkerState::Draining { since, kill_at, .. } | WorkerState::Aborting { since, kill_at } => {
                 (*kill_at <= now).then(|| Turn::DoesNotEnd(now - *since))
             }
-            WorkerState::Killing => None,
+            WorkerState::Killing { .. } | WorkerState::Stuck => None,
         }
     }
 
@@ -246,7 +272,8 @@ impl Worker {
                 WorkerState::Ready { .. }
                 | WorkerState::Draining { .. }
                 | WorkerState::Aborting { .. }
-                | WorkerState::Killing,
+                | WorkerState::Killing { .. }
+                | WorkerState::Stuck,
                 _,
             ) => None,
         }
@@ -271,7 +298,7 @@ impl Worker {
             | WorkerState::Ready { alive_by: Some(deadline), .. }
             | WorkerState::Draining { kill_at: deadline, .. }
             | WorkerState::Aborting { kill_at: deadline, .. } => *deadline = (*deadline).max(until),
-            WorkerState::Ready { alive_by: None, .. } | WorkerState::Killing => {}
+            WorkerState::Ready { alive_by: None, .. } | WorkerState::Killing { .. } | WorkerState::Stuck => {}
         }
     }
 }

@@ -87,6 +87,7 @@ impl Daemon {
             Action::Drain(worker) => self.drain(worker),
             Action::Abort(worker) => self.signal(worker, libc::SIGABRT),
             Action::Kill(worker) => self.kill(worker),
+            Action::Examine(worker) => self.tell_survival(worker),
             Action::RestoreSockets(generation) => self.restore_sockets(generation),
             Action::Forget(generation) => self.let_go(generation),
             Action::TellHook(generation, outcome) => self.run_after(generation, &outcome),
@@ -246,7 +247,7 @@ impl Daemon {
         }
     }
 
-    pub(super) fn signal_to_drain(&self, worker: WorkerId) {
+    pub(super) fn signal_to_drain(&mut self, worker: WorkerId) {
         let signal =
             self.processes.get(&worker).and_then(|process| self.generations.get(&process.generation));
         if let Some(of) = signal {
@@ -254,7 +255,7 @@ impl Daemon {
         }
     }
 
-    pub(super) fn signal(&self, worker: WorkerId, number: i32) {
+    pub(super) fn signal(&mut self, worker: WorkerId, number: i32) {
         let send = |process: &Process| match (&process.survivor, main_process(process)) {
             (Some(survivor), main) if main == process.pid => survivor.signal(number),
             (_, main) => process::signal(main, number),
@@ -263,10 +264,28 @@ impl Daemon {
             && let Err(error) = send(process)
         {
             warn!("cannot signal worker {worker} ({}): {error}", process.name());
+            self.may_be_beyond_reach(worker, &error);
         }
     }
 
-    pub(super) fn kill(&self, worker: WorkerId) {
+    /// A worker that became another user may be out of our reach for good: then it is not waited for (kill(2)).
+    fn may_be_beyond_reach(&mut self, worker: WorkerId, error: &io::Error) {
+        let Some(process) = self.running(worker) else { return };
+        if error.raw_os_error() == Some(libc::EPERM) {
+            let what = format!("process {} may not be signalled: {error}", process.pid);
+            self.inbox.push_back(Event::DoesNotEnd(worker, what));
+        }
+    }
+
+    /// Tells which process of a worker has outlived SIGKILL.
+    fn tell_survival(&mut self, worker: WorkerId) {
+        if let Some(process) = self.running(worker) {
+            let what = format!("process {} does not end after SIGKILL", process.pid);
+            self.inbox.push_back(Event::DoesNotEnd(worker, what));
+        }
+    }
+
+    pub(super) fn kill(&mut self, worker: WorkerId) {
         let kill = |process: &Process| match &process.survivor {
             Some(survivor) => survivor.kill_tree(),
             None => process::kill_tree(process.pid),
@@ -275,6 +294,7 @@ impl Daemon {
             && let Err(error) = kill(process)
         {
             warn!("cannot kill worker {worker} ({}): {error}", process.name());
+            self.may_be_beyond_reach(worker, &error);
         }
         // After it: one that is being started may not be in its group yet.
         self.kill_cgroup(worker);

@@ -115,6 +115,9 @@ pub enum ManagerError {
     /// There is no runtime directory to be had.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// Workers that nothing ends outlive their manager.
+    #[error("left behind: {}", .0.join("; "))]
+    Left(Vec<String>),
     /// The kernel refused something else.
     #[error("{doing}")]
     Io {
@@ -144,6 +147,7 @@ impl ManagerError {
                     .into(),
             ),
             Self::Runtime(_) => Some("set RUNTIME_DIRECTORY to a folder that this user may write to".into()),
+            Self::Left(_) => Some("see what holds it: `ps -o pid,stat,wchan,user PID`".into()),
             Self::BadFile(_) | Self::Activation(_) | Self::Watch { .. } | Self::Io { .. } => None,
         }
     }
@@ -163,8 +167,9 @@ pub fn hold_signals() {
 pub fn run(source: Source, watched: &[PathBuf], color: bool) -> Result<(), ManagerError> {
     let mut daemon = begin::begin(source, watched, color)?;
     let ended = daemon.run().map_err(|source| ManagerError::Io { doing: "waiting for events", source });
+    let left = daemon.nothing_is_left();
     daemon.part();
-    ended
+    ended.and(left)
 }
 
 /// Goes on with a service whose manager this process was before, as another program, until it has ended; `None` where there
@@ -183,8 +188,9 @@ pub fn resume() -> Option<Result<(), ManagerError>> {
     let daemon = handover::take()?.and_then(resumed).map_err(io("taking over from the manager before"));
     Some(daemon.and_then(|mut daemon| {
         let ended = daemon.run().map_err(io("waiting for events"));
+        let left = daemon.nothing_is_left();
         daemon.part();
-        ended
+        ended.and(left)
     }))
 }
 

@@ -82,7 +82,8 @@ impl Release {
     pub fn code_beside(&self, old: &Self) -> Code {
         let program = |release: &Self| release.program.as_ref().map(|program| program.path.clone());
         let target = |release: &Self| release.target.as_ref().map(|target| target.resolved.clone());
-        let is_same = self.directory == old.directory && program(self) == program(old) && target(self) == target(old);
+        let is_same =
+            self.directory == old.directory && program(self) == program(old) && target(self) == target(old);
         if is_same { Code::InPlace } else { Code::Elsewhere }
     }
 

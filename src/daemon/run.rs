@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::unistd::{Pid, geteuid, getpid};
 use serde::{Deserialize, Serialize};
 
+use super::ManagerError;
 use super::cgroups::Cgroups;
 use super::control::{Control, Door, History};
 use super::doors::OnDemand;
@@ -262,6 +263,21 @@ impl Daemon {
             let occasion = self.care.occasion.take();
             self.mend_sockets(occasion);
         }
+    }
+
+    /// Says at the end which workers outlive us, as nothing ends them.
+    ///
+    /// # Errors
+    ///
+    /// There are such.
+    pub(super) fn nothing_is_left(&self) -> Result<(), ManagerError> {
+        let stuck = self.manager.workers().filter(|(_, worker)| worker.is_stuck());
+        let named = stuck.filter_map(|(id, _)| {
+            let process = self.processes.get(&id)?;
+            Some(format!("worker {id} ({})", process.name()))
+        });
+        let left: Vec<_> = named.collect();
+        if left.is_empty() { Ok(()) } else { Err(ManagerError::Left(left)) }
     }
 
     fn time_to_wait(&self, tick_at: Option<Mono>) -> Option<Duration> {

@@ -38,6 +38,8 @@ enum Process {
     /// Was told to drain, or to abort.
     Finishes,
     Killed,
+    /// Nothing ends it.
+    Stuck,
 }
 
 /// What is left of what may happen beside the usual.
@@ -185,6 +187,7 @@ impl World {
             Event::Executed(id) => world.goes_on(*id, Process::Boots),
             Event::Said(id, Word::Ready) => world.goes_on(*id, Process::Serves),
             Event::Said(id, Word::Stopping) => world.goes_on(*id, Process::Finishes),
+            Event::DoesNotEnd(id, _) => world.goes_on(*id, Process::Stuck),
             Event::Exited(id, _) | Event::StartFailed(id, _) => {
                 world.processes.remove(id);
             }
@@ -213,6 +216,7 @@ impl World {
             Action::Drain(id) | Action::Abort(id) => self.goes_on(id, Process::Finishes),
             Action::Kill(id) => self.goes_on(id, Process::Killed),
             Action::Probe(_)
+            | Action::Examine(_)
             | Action::RestoreSockets(_)
             | Action::Forget(_)
             | Action::TellHook(..)
@@ -258,6 +262,7 @@ fn of_process(id: WorkerId, process: Process) -> Vec<(Event, Cost)> {
     let said = |word| Event::Said(id, word);
     let status = |status| Event::Exited(id, Exit::Status(status));
     let killed = || Event::Exited(id, Exit::Signal(9, "SIGKILL".into()));
+    let stuck = || Event::DoesNotEnd(id, "it does not end".into());
     match process {
         Process::Forked => vec![
             (Event::Executed(id), Cost::Nothing),
@@ -275,8 +280,9 @@ fn of_process(id: WorkerId, process: Process) -> Vec<(Event, Cost)> {
             (said(Word::Stopping), Cost::Surprise),
             (said(Word::WatchdogTrigger), Cost::Surprise),
         ],
-        Process::Finishes => vec![(status(0), Cost::Nothing)],
-        Process::Killed => vec![(killed(), Cost::Nothing)],
+        Process::Finishes => vec![(status(0), Cost::Nothing), (stuck(), Cost::Surprise)],
+        Process::Killed => vec![(killed(), Cost::Nothing), (stuck(), Cost::Surprise)],
+        Process::Stuck => vec![(status(0), Cost::Surprise)],
     }
 }
 
@@ -389,7 +395,12 @@ impl Search {
     }
 }
 
-fn small_policy(workers: u32, strategy: Option<Strategy>, min_ready: Duration, probation: Duration) -> Policy {
+fn small_policy(
+    workers: u32,
+    strategy: Option<Strategy>,
+    min_ready: Duration,
+    probation: Duration,
+) -> Policy {
     Policy {
         lazy: false,
         strategy,
@@ -409,9 +420,12 @@ fn explore(workers: u32, name: &str, strategy: impl Into<Option<Strategy>>) {
     let surprises =
         env::var("SMALL_WORLDS").map_or(1, |text| text.parse().expect("SMALL_WORLDS is a number"));
     let budget = Budget { upgrades: 1, surprises };
-    for (min_ready, probation) in
-        [(Duration::ZERO, Duration::ZERO), (Duration::ZERO, secs(2)), (secs(2), Duration::ZERO), (secs(1), secs(2))]
-    {
+    for (min_ready, probation) in [
+        (Duration::ZERO, Duration::ZERO),
+        (Duration::ZERO, secs(2)),
+        (secs(2), Duration::ZERO),
+        (secs(1), secs(2)),
+    ] {
         let name = format!("{name}, {workers} slots, min_ready {min_ready:?}, probation {probation:?}");
         let first = World::new(&small_policy(workers, strategy, min_ready, probation), budget);
         let first = first.unwrap_or_else(|why| panic!("{name}: {why}"));

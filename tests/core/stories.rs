@@ -979,7 +979,11 @@ fn without_room_beside_the_old_one_of_them_makes_it_and_the_second_waits() {
     story.upgrade();
     story.expect_order(&["worker 1 draining: replaced", "worker 4 ready"]).expect_never("draining");
     story.after(secs(1));
-    story.expect_order(&["worker 2 draining: replaced", "worker 3 draining: replaced", "generation 2 committed"]);
+    story.expect_order(&[
+        "worker 2 draining: replaced",
+        "worker 3 draining: replaced",
+        "generation 2 committed",
+    ]);
 }
 
 #[test]
@@ -992,7 +996,11 @@ fn in_place_all_new_workers_stay_ready_through_the_probation_before_an_old_one_d
     assert_eq!((story.ready(1), story.ready(2)), (2, 2));
     story.after(secs(1));
     // The probation is over by then.
-    story.expect_order(&["worker 1 draining: replaced", "worker 2 draining: replaced", "generation 2 committed"]);
+    story.expect_order(&[
+        "worker 1 draining: replaced",
+        "worker 2 draining: replaced",
+        "generation 2 committed",
+    ]);
     // Its own workers are replaced one by one.
     story.event(Event::Respawn(None));
     story.expect_order(&["worker 5 ready", "worker 3 draining: replaced", "worker 6 ready"]);
@@ -1003,6 +1011,11 @@ fn elsewhere_it_goes_slot_by_slot_and_the_probation_follows() {
     let mut story = Story::with(Policy { probation: secs(10), ..careful(2, None) });
     story.upgrade();
     story.after(secs(1));
-    story.expect_order(&["worker 1 draining: replaced", "worker 4 ready", "worker 2 draining", "on probation"]);
+    story.expect_order(&[
+        "worker 1 draining: replaced",
+        "worker 4 ready",
+        "worker 2 draining",
+        "on probation",
+    ]);
     story.after(secs(10)).expect_order(&["generation 2 committed"]);
 }

@@ -260,6 +260,10 @@ impl Story {
                     self.inbox.push(Event::Exited(worker, Exit::Signal(9, "SIGKILL".into())));
                 }
             }
+            Action::Examine(worker) => {
+                self.inbox
+                    .push(Event::DoesNotEnd(worker, format!("process {} does not end", 4000 + worker.0)));
+            }
             Action::Forget(id) => self.forgotten.push(id),
             Action::Answer(request, outcome) => self.answers.push((request, outcome)),
             Action::Exit => self.ended = true,

@@ -67,7 +67,8 @@ impl Daemon {
                 ("draining", Some(since), Some(kill_at), Some(why.to_string()))
             }
             WorkerState::Aborting { since, kill_at } => ("aborting", Some(since), Some(kill_at), None),
-            WorkerState::Killing => ("killing", None, None, None),
+            WorkerState::Killing { .. } => ("killing", None, None, None),
+            WorkerState::Stuck => ("stuck", None, None, None),
         };
         Worker {
             id: id.0,

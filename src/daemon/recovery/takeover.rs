@@ -244,6 +244,8 @@ fn channel_of(process: &Pidfd, held: &Held) -> Option<OwnedFd> {
 }
 
 fn doomed(manager: &Manager) -> Vec<WorkerId> {
-    let is_doomed = |worker: &crate::core::Worker| worker.state() == WorkerState::Killing;
+    let is_doomed = |worker: &crate::core::Worker| {
+        matches!(worker.state(), WorkerState::Killing { .. } | WorkerState::Stuck)
+    };
     manager.workers().filter(|(_, worker)| is_doomed(worker)).map(|(id, _)| id).collect()
 }

@@ -40,7 +40,8 @@ impl World {
             | Action::Probe(id)
             | Action::Drain(id)
             | Action::Abort(id)
-            | Action::Kill(id) => self.chance.turn_to(Whose::Worker(id.0)),
+            | Action::Kill(id)
+            | Action::Examine(id) => self.chance.turn_to(Whose::Worker(id.0)),
             _ => {}
         }
         match *action {
@@ -60,6 +61,15 @@ impl World {
                     self.soon(Event::Exited(id, Exit::Signal(6, "SIGABRT".into())));
                 }
             }
+            Action::Kill(id) if self.fails(10) => {
+                // It sleeps in the kernel, for a while or for ever.
+                self.checker.kill_is_slow();
+                if self.chance.one_in(2) {
+                    let time = self.chance.time(secs(20));
+                    self.later(time, Coming::Event(Event::Exited(id, Exit::Signal(9, "SIGKILL".into()))));
+                }
+            }
+            Action::Examine(id) => self.soon(Event::DoesNotEnd(id, "process 4711 does not end".into())),
             Action::Kill(id) => {
                 let time = self.chance.time(KILL_TAKES);
                 self.later(time, Coming::Event(Event::Exited(id, Exit::Signal(9, "SIGKILL".into()))));
@@ -260,6 +270,10 @@ impl World {
         let Some(process) = self.processes.get(&id) else { return };
         let (is_odd, limit) = (process.is_odd, process.policy.drain_timeout);
         let time = self.chance.time(limit / 2);
+        if self.fails(20) {
+            // It became another user, and nothing reaches it.
+            self.soon(Event::DoesNotEnd(id, "process 4711 may not be signalled".into()));
+        }
         if !is_odd {
             self.after(time, Event::Exited(id, Exit::Status(0)));
             return;

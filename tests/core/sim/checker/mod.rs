@@ -42,6 +42,9 @@ const ROLLING: Strategy =
 /// The longest that the fake kernel needs to end a process after SIGKILL.
 pub const KILL_TAKES: Duration = Duration::from_millis(5);
 
+/// How long after SIGKILL a process that is still there is asked after.
+pub const STUCK_AFTER: Duration = Duration::from_secs(5);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Starting,
@@ -49,6 +52,8 @@ enum Stage {
     Draining,
     Aborting,
     Killing,
+    /// Nothing ends it.
+    Stuck,
 }
 
 impl Stage {
@@ -87,7 +92,12 @@ struct Release {
 
 impl Release {
     fn first(policy: Policy) -> Self {
-        Self { strategy: policy.strategy.unwrap_or(ROLLING), strength: policy.workers, asleep: policy.lazy, policy }
+        Self {
+            strategy: policy.strategy.unwrap_or(ROLLING),
+            strength: policy.workers,
+            asleep: policy.lazy,
+            policy,
+        }
     }
 
     /// One that is to replace another, whose code lies there.
@@ -228,6 +238,8 @@ pub struct Checker {
     ending: BTreeMap<WorkerId, bool>,
     /// The present event is that another manager takes over.
     takes_over: bool,
+    /// Some process has outlived SIGKILL for a while.
+    kills_slowly: bool,
     /// Connections have processes of their own.
     has_guests: bool,
     /// The present event is to wake the generation that serves, or to let it fall asleep.
@@ -266,6 +278,7 @@ impl Checker {
             cut: None,
             ending: BTreeMap::new(),
             takes_over: false,
+            kills_slowly: false,
             has_guests: false,
             is_to_wake: false,
             is_to_sleep: false,
@@ -307,6 +320,13 @@ impl Checker {
         self.stop_by = self.stop_by.map(|at| at + time);
     }
 
+    /// A process that was sent SIGKILL takes its time.
+    pub fn kill_is_slow(&mut self) {
+        if !std::mem::replace(&mut self.kills_slowly, true) {
+            self.grant(STUCK_AFTER + KILL_TAKES);
+        }
+    }
+
     pub fn has_exited(&self) -> bool {
         self.exited
     }
@@ -324,9 +344,11 @@ impl Checker {
     pub fn check_converged(&self) -> Verdict {
         self.check_over()?;
         ensure!(self.is_full(self.current), "generation {} is not at full strength", self.current);
-        let surplus = self.workers.iter().find(|(_, worker)| !self.is_wanted(worker));
+        let is_surplus = |worker: &Seen| worker.stage != Stage::Stuck && !self.is_wanted(worker);
+        let surplus = self.workers.iter().find(|(_, worker)| is_surplus(worker));
         ensure!(surplus.is_none(), "worker {} is one too many", surplus.map_or(0, |(id, _)| id.0));
-        ensure!(self.generations.len() == 1, "{} generations are there", self.generations.len());
+        let unused = self.generations.keys().find(|id| **id != self.current && !self.has_workers(**id));
+        ensure!(unused.is_none(), "generation {unused:?} is there");
         Ok(())
     }
 
@@ -376,6 +398,11 @@ impl Checker {
                 }
             }
             Event::StartFailed(id, _) | Event::Exited(id, _) => self.take_end(*id),
+            Event::DoesNotEnd(id, _) => {
+                if let Some(worker) = self.workers.get_mut(id).filter(|worker| !worker.stage.is_live()) {
+                    (worker.stage, worker.deadline, worker.signalled) = (Stage::Stuck, None, true);
+                }
+            }
             Event::TakenOver(gone) => self.take_over(now, gone),
             Event::Said(id, word) => self.take_word(now, *id, word),
             Event::Tick
@@ -444,14 +471,15 @@ impl Checker {
     fn take_stop(&mut self, now: Mono, at_once: bool) {
         let longest = self.generations.values().map(|release| release.policy.drain_timeout).max();
         let time = if at_once { Duration::ZERO } else { longest.unwrap_or_default() };
-        let latest = now + time + KILL_TAKES;
+        let kill_takes = if self.kills_slowly { STUCK_AFTER + 2 * KILL_TAKES } else { KILL_TAKES };
+        let latest = now + time + kill_takes;
         let is_second = self.stop_by.is_some();
-        let latest = if is_second { now + KILL_TAKES } else { latest };
+        let latest = if is_second { now + kill_takes } else { latest };
         let asked_for = self.workers.values().filter_map(|worker| worker.deadline).max();
         let latest = if at_once || is_second {
             latest
         } else {
-            latest.max(asked_for.map_or(Mono::ZERO, |at| at + KILL_TAKES))
+            latest.max(asked_for.map_or(Mono::ZERO, |at| at + kill_takes))
         };
         self.stop_by = Some(latest.min(self.stop_by.unwrap_or(latest)));
     }
@@ -538,6 +566,14 @@ impl Checker {
                 self.lost(generation);
             }
             Action::Kill(id) => self.check_kill(now, event, *id)?,
+            Action::Examine(id) => {
+                let worker = self.present(*id)?;
+                ensure!(worker.stage == Stage::Killing, "it was not killed");
+                ensure!(
+                    worker.deadline.take().is_some_and(|at| at <= now),
+                    "it has time left, or was asked after before"
+                );
+            }
             Action::RestoreSockets(generation) => {
                 ensure!(*generation == self.current, "it does not serve");
                 self.sockets_of = *generation;
@@ -557,7 +593,7 @@ impl Checker {
             Action::Tell(notice) => self.check_notice(now, notice)?,
             Action::Exit => {
                 ensure!(self.stop_by.is_some(), "nobody asked for an end");
-                ensure!(self.workers.is_empty(), "workers are left");
+                ensure!(self.all_are_stuck(), "workers are left");
                 ensure!(!self.has_guests, "connections are left");
                 ensure!(!self.exited, "it ends twice");
                 self.exited = true;

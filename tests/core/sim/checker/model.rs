@@ -87,10 +87,13 @@ impl Checker {
     /// Whether by now the new workers that there are have stayed ready for long enough: one at least, and all where all are to
     /// be there first.
     pub(super) fn note_proof(&mut self, now: Mono) {
-        let Some(to) = self.upgrade.as_ref().filter(|it| it.phase == Phase::Surging).map(|it| it.to) else { return };
+        let Some(to) = self.upgrade.as_ref().filter(|it| it.phase == Phase::Surging).map(|it| it.to) else {
+            return;
+        };
         let rules = &self.generations[&to];
         let takes = rules.proof_takes();
-        let least = if rules.strategy == Strategy::BlueGreen { rules.wanted() } else { rules.wanted().min(1) };
+        let least =
+            if rules.strategy == Strategy::BlueGreen { rules.wanted() } else { rules.wanted().min(1) };
         let is_new = |w: &&Seen| w.generation == to && !w.outdated && w.slot.0 < rules.wanted();
         let new: Vec<_> = self.live().filter(is_new).collect();
         let has_stayed = |worker: &&Seen| worker.ready_since.is_some_and(|since| since + takes <= now);
@@ -147,7 +150,12 @@ impl Checker {
         let mut of = self.workers.values().filter(|w| w.generation == generation);
         !self.is_in_use(generation)
             && of.clone().all(|w| !w.stage.is_live())
-            && of.any(|w| w.stage != Stage::Killing)
+            && of.any(|w| !matches!(w.stage, Stage::Killing | Stage::Stuck))
+    }
+
+    /// Whether nobody is left for whom one could wait.
+    pub(super) fn all_are_stuck(&self) -> bool {
+        self.workers.values().all(|worker| worker.stage == Stage::Stuck)
     }
 
     pub(super) fn live(&self) -> impl Iterator<Item = &Seen> {

@@ -9,7 +9,7 @@ use liveswap::core::time::Mono;
 use liveswap::core::word::Word;
 use liveswap::core::{Event, Wish};
 
-use super::{Checker, Course, PATIENCE, Phase, Seen, Stage, Verdict, Want, ensure};
+use super::{Checker, Course, PATIENCE, Phase, STUCK_AFTER, Seen, Stage, Verdict, Want, ensure};
 
 /// How often an upgrade makes good a worker that was killed from outside.
 const SPARED: u32 = 3;
@@ -179,6 +179,11 @@ impl Checker {
                 ensure!(self.ending.get(&id) == Some(&false), "it did not");
                 Ok(())
             }
+            WorkerNotice::Stuck(_) => {
+                let is_told = matches!(event, Event::DoesNotEnd(of, _) if *of == id);
+                ensure!(is_told && self.present(id)?.stage == Stage::Stuck, "it is not");
+                Ok(())
+            }
             WorkerNotice::Spared => {
                 let is_kill = matches!(event, Event::Exited(_, Exit::Signal(9, _)));
                 ensure!(is_kill && self.ending.get(&id) == Some(&true), "it was not killed from outside");
@@ -218,7 +223,8 @@ impl Checker {
         let most = (self.most_workers() + self.surge()) as usize;
         ensure!(live <= most, "{live} live workers, {most} allowed");
         if self.rules().strategy == Strategy::Recreate {
-            let other = self.workers.values().any(|w| w.generation != generation || w.outdated);
+            let is_other = |w: &Seen| w.stage != Stage::Stuck && (w.generation != generation || w.outdated);
+            let other = self.workers.values().any(is_other);
             ensure!(!other, "another release runs still");
         }
         let seen = Seen {
@@ -270,7 +276,8 @@ impl Checker {
                 let is_kept = self.phase_of(self.incoming()) == Some(Phase::Surging)
                     && generation == self.current
                     && slot.0 < self.generations[&generation].wanted();
-                if is_kept && why == DrainReason::Replaced {
+                // A twin that a respawn left over may go at any time.
+                if is_kept && why == DrainReason::Replaced && !self.workers[&id].outdated {
                     self.check_proof()?;
                 }
                 if stage == Stage::Ready || is_kept {
@@ -339,7 +346,7 @@ impl Checker {
             self.disturb();
         }
         let worker = self.present(id)?;
-        ensure!(worker.stage != Stage::Killing, "it was sent SIGKILL before");
+        ensure!(!matches!(worker.stage, Stage::Killing | Stage::Stuck), "it was sent SIGKILL before");
         let is_stop = matches!(event, Event::Stop | Event::Kill | Event::Asked(_, Wish::Kill));
         let is_asked_for = is_stop || is_respawned && worker.outdated && worker.stage.is_live();
         if !is_asked_for {
@@ -348,7 +355,7 @@ impl Checker {
             ensure!(overdue || cut == Some(worker.generation), "it has time left");
         }
         worker.stage = Stage::Killing;
-        worker.deadline = None;
+        worker.deadline = Some(now + STUCK_AFTER);
         Ok(())
     }
 
@@ -424,7 +431,7 @@ impl Checker {
         let (want, began) = (asked.want, self.last_begun > asked.after);
         let ended = self.ended.as_ref().map(|(_, outcome)| outcome);
         let is_true = match (want, outcome) {
-            (Want::End, _) => *outcome == Outcome::Committed && self.workers.is_empty(),
+            (Want::End, _) => *outcome == Outcome::Committed && self.all_are_stuck(),
             (Want::Target, Outcome::Superseded(_)) if self.stop_by.is_none() => {
                 let has_begun = self.upgrade.as_ref().is_some_and(|course| course.target == Some(request));
                 !has_begun && self.target_to_come.is_some_and(|newest| newest > request)

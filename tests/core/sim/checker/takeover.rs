@@ -6,7 +6,7 @@ use liveswap::core::ids::WorkerId;
 use liveswap::core::spec::Readiness;
 use liveswap::core::time::Mono;
 
-use super::{Checker, Phase, Stage, Verdict, ensure};
+use super::{Checker, Phase, STUCK_AFTER, Stage, Verdict, ensure};
 
 impl Checker {
     /// The manager was killed, and another goes on: nobody waits for an answer any more, and nobody wants an end.
@@ -24,7 +24,8 @@ impl Checker {
                 Stage::Starting => worker.executed = Some(now),
                 // Whoever could feed it could not be heard.
                 Stage::Ready => worker.deadline = worker.watchdog.map(|interval| now + interval),
-                Stage::Draining | Stage::Aborting | Stage::Killing => {}
+                Stage::Killing => worker.deadline = Some(now + STUCK_AFTER),
+                Stage::Draining | Stage::Aborting | Stage::Stuck => {}
             }
         }
         for id in gone {
