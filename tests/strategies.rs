@@ -14,7 +14,7 @@ use support::log::{Step, Transition, Verdict};
 use support::manager::{Manager, Place, Starter, Worker, text_of, wait_gone};
 use support::process::of;
 use support::service::Service;
-use support::{eventually, loopback};
+use support::{eventually, loopback, worker_program};
 
 /// Follows the log from a settled state; returns the fewest ready and the most live workers at any time.
 ///
@@ -132,6 +132,53 @@ fn the_manager_chooses_by_where_the_code_lies() {
     let log = manager.transitions(place);
     let (ready, draining) = (places(&log, 3, Step::Ready), places(&log, 2, Step::Draining));
     assert!(ready.len() == 4 && draining.first() > ready.last(), "{log:?}");
+    manager.stop();
+}
+
+#[test]
+fn what_has_become_of_the_old_code_is_told() {
+    let starter = Starter::default();
+    for folder in ["one", "two"] {
+        fs::create_dir(starter.path(folder)).expect("a folder");
+    }
+    let program = starter.path("server");
+    let replace = || {
+        let copy = program.with_extension("new");
+        fs::copy(worker_program(), &copy).expect("a copy");
+        fs::rename(&copy, &program).expect("the program replaced");
+    };
+    replace();
+    let service = Service::worker().program(program.display()).listen(loopback());
+    let within = |folder| service.clone().release(folder).set("service.directory", format!("'{folder}'"));
+    let mut manager = starter.start(within("one"));
+    manager.wait_ready();
+    let upgraded = |service: Service| {
+        let place = manager.place();
+        manager.rewrite(service);
+        let answer = manager.ask(r#"{"cmd":"upgrade"}"#);
+        (answer["old_code"].as_str().expect("a word").to_owned(), answer["note"].clone(), place)
+    };
+    let (old_code, note, _) = upgraded(within("two"));
+    assert_eq!((old_code.as_str(), note.as_str()), ("pinned", None));
+    let (old_code, note, place) = upgraded(within("two"));
+    let folder = manager.path("two").canonicalize().expect("a path");
+    let words =
+        format!("generations 2 and 3 share {}: a rollback starts whatever lies there now", folder.display());
+    assert_eq!((old_code.as_str(), note.as_str()), ("same folder", Some(words.as_str())));
+    manager.wait_log(place, [&words]);
+    replace();
+    let (old_code, note, _) = upgraded(within("two"));
+    assert_eq!(old_code, "replaced");
+    assert!(
+        note.as_str().is_some_and(|note| note.contains("server was replaced: a rollback starts")),
+        "{note}"
+    );
+    assert_eq!(manager.ask(r#"{"cmd":"status"}"#)["status"]["old_code"], "replaced");
+    // Of a release that failed: those that serve are safe, those that are started again may not be.
+    let (old_code, note, _) = upgraded(within("two").args(["--exit", "3"]));
+    assert_eq!(old_code, "same folder");
+    let words = "a worker that is started again runs whatever lies there now";
+    assert!(note.as_str().is_some_and(|note| note.contains(words)), "{note}");
     manager.stop();
 }
 

@@ -105,6 +105,7 @@ impl Change<'_> {
             Ok((service, reply)) if reply.ok => {
                 if !self.json {
                     say(&self.done(&service, &reply));
+                    mention(&reply);
                 }
                 Status::Done.into()
             }
@@ -208,6 +209,14 @@ pub(super) fn explain(service: &str, reply: &Reply) {
     });
     let cause = reply.reason.as_deref().unwrap_or(&reply.value);
     report::print_failure(&heading, Some(cause), &details, reply.hint.as_deref().or(again.as_deref()));
+    mention(reply);
+}
+
+/// Prints what is to be known of the old code before one relies on it.
+fn mention(reply: &Reply) {
+    if let Some(note) = &reply.note {
+        output::error_lines(&format!("note: {note}"));
+    }
 }
 
 fn details(evidence: &Evidence) -> Vec<String> {

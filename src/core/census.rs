@@ -158,12 +158,14 @@ impl Census {
             Gate::First => !is_kept || matches!(ground, Ground::MakesRoom),
             Gate::Shut => !is_kept,
         };
-        let may = passes
-            && match ground {
-                Ground::Replaced => !is_kept && !it.is_ready || self.is_replaced(it.slot),
-                Ground::Surplus => it.hold == Hold::Leftover && self.ready_total > self.base,
-                Ground::MakesRoom => self.may_make_room(it.is_ready),
-            };
+        if !passes {
+            return false;
+        }
+        let may = match ground {
+            Ground::Replaced => !is_kept && !it.is_ready || self.is_replaced(it.slot),
+            Ground::Surplus => it.hold == Hold::Leftover && self.ready_total > self.base,
+            Ground::MakesRoom => self.may_make_room(it.is_ready),
+        };
         if may {
             if is_kept && self.gate == Gate::First {
                 self.gate = Gate::Shut;

@@ -357,6 +357,11 @@ impl Daemon {
                 warn!(event = event.event, generation, worker, slot, pid, outcome, reason, "{text}");
             }
         }
+        if let Notice::UpgradeEnded(to, Outcome::Committed | Outcome::RolledBack(_)) = notice
+            && let Some((_, Some(note))) = self.old_code()
+        {
+            info!("generation {to}: {note}");
+        }
     }
 
     /// Tells of a transition with all that is known of whom it is about.

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::release::Release;
+use super::run::Daemon;
+use crate::core::ids::GenerationId;
+use crate::core::notice::Outcome;
 use crate::core::spec::Code;
 use crate::sys::spawn::DEFAULT_PATH;
 
@@ -75,6 +78,59 @@ pub enum OldCode {
     Replaced,
     /// Both generations start the same files; whether what these load has changed is not known.
     SameFolder,
+}
+
+impl OldCode {
+    /// The word for it in answers.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Pinned => "pinned",
+            Self::Replaced => "replaced",
+            Self::SameFolder => "same folder",
+        }
+    }
+}
+
+impl Daemon {
+    /// What has become of the code beside which that of the last upgrade was started: of the generation before, or of the one
+    /// that serves where the upgrade has failed. With it comes what is to be known before one relies on it.
+    pub(super) fn old_code(&self) -> Option<(OldCode, Option<String>)> {
+        let (to, outcome) = self.manager.last_upgrade()?;
+        let (new, old) = match outcome {
+            Outcome::Committed if to == self.manager.current() => (to, self.manager.previous()?),
+            Outcome::RolledBack(_) => (to, self.manager.current()),
+            Outcome::Committed | Outcome::Refused(_) | Outcome::Superseded(_) => return None,
+        };
+        let (new_release, old_release) = (self.release_of(new)?, self.release_of(old)?);
+        let old_code = new_release.old_code(old_release);
+        let place = match (&new_release.target, old_code) {
+            (_, OldCode::Pinned) => return Some((old_code, None)),
+            (Some(target), OldCode::Replaced) => target.resolved.clone(),
+            (None, OldCode::Replaced) => new_release.program.as_ref()?.path.display().to_string(),
+            (_, OldCode::SameFolder) => new_release.directory.display().to_string(),
+        };
+        let starts = if *outcome == Outcome::Committed {
+            "a rollback starts"
+        } else {
+            "a worker that is started again runs"
+        };
+        let note = match old_code {
+            OldCode::Replaced => {
+                format!(
+                    "{place} was replaced: {starts} what lies there now, not the code of generation {old}"
+                )
+            }
+            OldCode::Pinned | OldCode::SameFolder => {
+                format!("generations {old} and {new} share {place}: {starts} whatever lies there now")
+            }
+        };
+        Some((old_code, Some(note)))
+    }
+
+    fn release_of(&self, generation: GenerationId) -> Option<&Release> {
+        let kept = self.kept.as_ref().filter(|(id, _)| *id == generation).map(|(_, release)| release);
+        self.generations.get(&generation).map(|of| &of.release).or(kept)
+    }
 }
 
 impl Release {

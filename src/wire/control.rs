@@ -281,6 +281,12 @@ pub struct Reply {
     /// The worker whose loss made an upgrade fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Evidence>,
+    /// What has become of the code that served before the upgrade: `pinned`, `replaced` or `same folder`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_code: Option<String>,
+    /// What to know before one relies on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// [`VERSION`], in the answers to `ping`, `status` and `events`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u32>,

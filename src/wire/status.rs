@@ -39,6 +39,9 @@ pub struct Status {
     /// The generation to which a rollback would go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<u64>,
+    /// What has become of the code of the generation to which a rollback would go: `pinned`, `replaced` or `same folder`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_code: Option<String>,
     /// How the last upgrade ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_upgrade: Option<LastUpgrade>,

@@ -95,7 +95,10 @@ impl Daemon {
         // A respawn that fails has nothing to do with the latest upgrade.
         let is_respawn = matches!(asker.cmd.as_str(), "respawn" | "kill");
         let failed = matches!(outcome, Outcome::RolledBack(_)) && !is_respawn;
+        let old_code = self.old_code().filter(|_| matches!(asker.cmd.as_str(), "upgrade" | "rollback"));
         let reply = Reply {
+            old_code: old_code.as_ref().map(|(what, _)| what.word().into()),
+            note: old_code.and_then(|(_, note)| note),
             generation: Some(self.manager.current().0),
             evidence: self.history.evidence.clone().filter(|_| failed),
             ..Reply::of(&asker.cmd, outcome)

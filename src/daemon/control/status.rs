@@ -7,6 +7,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::super::run::Daemon;
 use crate::core::ids::WorkerId;
+use crate::core::notice::Outcome;
 use crate::core::time::Mono;
 use crate::core::{self, WorkerState};
 use crate::wire::status::{LastUpgrade, Socket, Status, WaitingSlot, Worker};
@@ -41,6 +42,10 @@ impl Daemon {
             ready: u32::try_from(ready).unwrap_or(u32::MAX),
             upgrading_to: self.manager.upgrading_to().map(|id| id.0),
             previous: self.manager.previous().map(|id| id.0),
+            old_code: self
+                .old_code()
+                .filter(|_| matches!(self.manager.last_upgrade(), Some((_, Outcome::Committed))))
+                .map(|(old_code, _)| old_code.word().into()),
             last_upgrade: self.manager.last_upgrade().map(|(to, outcome)| LastUpgrade {
                 generation: to.0,
                 outcome: outcome.word().into(),
