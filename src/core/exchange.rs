@@ -135,9 +135,14 @@ impl Manager {
         }
     }
 
+    /// Whether the first new workers are still to show that they stay ready.
+    pub(super) fn is_proving(&self) -> bool {
+        self.gate() != Gate::Open
+    }
+
     /// Whether it is one of the first new workers, which are to show that they stay ready.
     pub(super) fn is_to_prove(&self, worker: &Worker) -> bool {
-        self.is_of_incoming(worker) && self.gate() != Gate::Open
+        self.is_of_incoming(worker) && self.is_proving()
     }
 
     /// Sees whether the first new workers have stayed ready for long enough: as many of them as there is room for.

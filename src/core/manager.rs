@@ -94,10 +94,23 @@ impl Manager {
         let is_of_one = matches!(event, Event::Executed(_) | Event::Said(..));
         let is_due = self.next_deadline().is_some_and(|at| at <= now);
         self.now = self.now.max(now);
-        let now = self.now;
         let before = out.len();
         match event {
-            Event::Tick => {}
+            Event::Heard(event) => return self.take(*event, out),
+            event => self.take(event, out),
+        }
+        self.tick_workers(self.now, out);
+        if !is_of_one || is_due || out.len() > before {
+            self.settle(out);
+        }
+    }
+
+    /// Takes an event for what it says, without a look at the clock or at what follows.
+    fn take(&mut self, event: Event, out: &mut Vec<Action>) {
+        let now = self.now;
+        match event {
+            Event::Tick | Event::Heard(_) => {}
+            Event::Overslept => self.overslept(now),
             Event::Upgrade(request) => self.ask_upgrade(request, out),
             Event::Respawn(request) => self.ask_respawn(request, out),
             Event::SocketReplaced => self.socket_replaced(),
@@ -120,9 +133,20 @@ impl Manager {
             Event::DoesNotEnd(id, what) => self.does_not_end(now, id, what, out),
             Event::TakenOver(gone) => self.taken_over(now, &gone, out),
         }
-        self.tick_workers(now, out);
-        if !is_of_one || is_due || out.len() > before {
-            self.settle(out);
+    }
+
+    /// Gives what workers must keep to in time once more the time that it has.
+    fn overslept(&mut self, now: Mono) {
+        let incoming = self.incoming();
+        let is_proving = self.is_proving();
+        for (_, worker) in self.workers.iter_mut() {
+            let policy = &self.generations[&worker.generation].policy;
+            worker.overslept(now, policy, is_proving && worker.generation == incoming);
+        }
+        let probation = self.rules().policy.probation;
+        let latest = self.latest_restoration(now);
+        if let Some(upgrade) = self.upgrade_mut() {
+            upgrade.overslept(now, probation, latest);
         }
     }
 

@@ -103,6 +103,12 @@ pub enum Event {
     /// A worker that is to end does not: nothing may be sent to it, or it outlives SIGKILL. The text names its process, and says
     /// which of the two.
     DoesNotEnd(WorkerId, String),
+    /// Something happened while more is known to have happened before now: nothing is judged by the clock before all of it was
+    /// heard. The [`Event::Tick`] that follows judges.
+    Heard(Box<Event>),
+    /// The manager was not woken when it wanted to be, as the machine slept or somebody stopped it. Workers may have fared alike, so what
+    /// they must keep to in time they may take as long for once more.
+    Overslept,
     /// The manager was killed, and another goes on with its state. All workers served on but these, which have ended
     /// meanwhile or were never started; nobody has heard what any of them said.
     TakenOver(BTreeSet<WorkerId>),

@@ -95,6 +95,17 @@ impl Upgrade {
         matches!(self.phase, Phase::Surging { .. } | Phase::Probation { .. })
     }
 
+    /// Gives it the time once more that it has: `latest` is when the old generation must be back.
+    pub(super) fn overslept(&mut self, now: Mono, probation: Duration, latest: Mono) {
+        match &mut self.phase {
+            Phase::Checking { until, .. } => *until = (*until).max(now + CHECK_TIMEOUT),
+            Phase::Probation { until } => *until = (*until).max(now + probation),
+            Phase::RollingBack { give_up_at, .. } => *give_up_at = (*give_up_at).max(latest),
+            // It follows from since when the workers are ready.
+            Phase::Surging { .. } => {}
+        }
+    }
+
     pub(super) fn deadline(&self, now: Mono) -> Option<Mono> {
         match self.phase {
             Phase::Checking { until, .. } => Some(until),

@@ -175,6 +175,32 @@ impl Worker {
         }
     }
 
+    /// Gives it the time once more that it has for what it is at; one that `is_proving` that it stays ready begins anew.
+    pub(super) fn overslept(&mut self, now: Mono, policy: &Policy, is_proving: bool) {
+        let watchdog = self.watchdog;
+        match &mut self.state {
+            WorkerState::Starting { ready_by, next } => {
+                *ready_by = (*ready_by).max(now + policy.ready_timeout);
+                if let (Check::Settled { at }, Readiness::Settled(settle)) = (next, policy.readiness) {
+                    *at = (*at).max(now + settle);
+                }
+            }
+            WorkerState::Ready { since, alive_by } => {
+                if is_proving {
+                    *since = now;
+                }
+                *alive_by = alive_by.zip(watchdog).map(|(at, interval)| at.max(now + interval));
+            }
+            WorkerState::Draining { kill_at, .. } | WorkerState::Aborting { kill_at, .. } => {
+                *kill_at = (*kill_at).max(now + policy.drain_timeout);
+            }
+            WorkerState::Killing { stuck_at } if *stuck_at < Mono::NEVER => {
+                *stuck_at = (*stuck_at).max(now + KILL_TAKES);
+            }
+            WorkerState::Killing { .. } | WorkerState::Stuck => {}
+        }
+    }
+
     /// Whether it may have said that it is ready when nobody listened, and will not say so again.
     pub(super) fn may_be_unheard(&self, policy: &Policy) -> bool {
         matches!(self.state, WorkerState::Starting { .. }) && policy.readiness == Readiness::Notify

@@ -44,6 +44,12 @@ use crate::sys::spawn::{Report, Spawned};
 use crate::sys::stall::StallTimer;
 use crate::sys::wait::{Poller, Ready};
 
+/// Who is woken so much later than it wanted to be has overslept: the machine was asleep, or the manager was stopped.
+const OVERSLEPT: Duration = Duration::from_secs(1);
+
+/// How often all that has been said is read before deadlines are judged: a worker that never stops talking does not stop time.
+const MOST_ROUNDS: usize = 16;
+
 /// A generation as the shell keeps it, for as long as the core has a use for it.
 #[derive(Debug)]
 pub(super) struct Generation {
@@ -184,6 +190,14 @@ impl Daemon {
             self.poller.wait(timeout, &mut ready)?;
             stall.start();
             self.collect(&ready);
+            let late = tick_at.map_or(Duration::ZERO, |at| self.now() - at);
+            let is_due = tick_at.is_some_and(|at| at <= self.now());
+            if is_due {
+                self.hear_all(&mut ready)?;
+            }
+            if late > OVERSLEPT {
+                self.inbox.push_front(Event::Overslept);
+            }
             if mem::take(&mut self.loose_ends.reaps_again) {
                 self.reap_all();
             }
@@ -198,7 +212,7 @@ impl Daemon {
             self.kill_late_leftovers();
             self.kill_late_guests();
             self.try_doors_again();
-            if tick_at.is_some_and(|at| at <= self.now()) {
+            if is_due {
                 self.inbox.push_back(Event::Tick);
             }
         }
@@ -207,6 +221,18 @@ impl Daemon {
         self.cgroups.tidy(|_| false);
         self.outputs.pass_on_the_rest();
         self.outputs.flush(&self.poller);
+        Ok(())
+    }
+
+    /// Reads all that has been said by now, before anybody is judged for a silence.
+    fn hear_all(&mut self, ready: &mut Vec<Ready>) -> io::Result<()> {
+        for _ in 0..MOST_ROUNDS {
+            self.poller.wait(Some(Duration::ZERO), ready)?;
+            if ready.is_empty() {
+                break;
+            }
+            self.collect(ready);
+        }
         Ok(())
     }
 
@@ -229,6 +255,9 @@ impl Daemon {
                 _ => None,
             };
             let now = self.now();
+            // What waits may acquit whoever is due.
+            let is_due = !self.inbox.is_empty() && self.manager.next_deadline().is_some_and(|at| at <= now);
+            let event = if is_due && event != Event::Overslept { Event::Heard(Box::new(event)) } else { event };
             self.foresee(now, &event);
             self.manager.handle(now, event, &mut actions);
             if !actions.is_empty() {

@@ -1019,3 +1019,29 @@ fn elsewhere_it_goes_slot_by_slot_and_the_probation_follows() {
     ]);
     story.after(secs(10)).expect_order(&["generation 2 committed"]);
 }
+
+#[test]
+fn what_was_said_in_time_is_heard_before_anybody_is_judged() {
+    let mut story = Story::with(policy(2));
+    story.release(2, Behaviour::Silent).upgrade();
+    let first = story.worker_in(2, 0);
+    story.now = story.now + secs(30);
+    // Both wait to be heard, and the time of one is over.
+    story.event(Event::Heard(Box::new(Event::Said(story.worker_in(1, 1), Word::Watchdog))));
+    story.event(Event::Heard(Box::new(Event::Said(first, Word::Ready))));
+    story.event(Event::Tick);
+    story.expect_order(&["worker 3 ready", "worker 1 draining: replaced"]).expect_never("rolling back");
+}
+
+#[test]
+fn who_has_overslept_gives_everybody_the_time_once_more() {
+    let mut story = Story::with(Policy { watchdog: Some(secs(3)), ..policy(2) });
+    story.release(2, Behaviour::Silent).upgrade();
+    story.now = story.now + secs(3600);
+    story.event(Event::Overslept);
+    story.expect_never("watchdog").expect_never("not ready");
+    story.after(secs(3));
+    story.expect_order(&["worker 1 missed its watchdog", "worker 2 missed its watchdog"]);
+    story.after(secs(26)).expect_never("not ready");
+    story.after(secs(1)).expect_order(&["worker 3 not ready after 30 s"]);
+}

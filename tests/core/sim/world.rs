@@ -59,6 +59,8 @@ pub struct World {
     pub checker: Checker,
     pub coming: BTreeMap<(Mono, u64), Coming>,
     order: u64,
+    /// The manager is woken late, and sees it.
+    oversleeps: bool,
     pub processes: BTreeMap<WorkerId, Process>,
     pub newest_worker: WorkerId,
     pub newest_generation: GenerationId,
@@ -91,6 +93,7 @@ impl World {
             checker: Checker::new(policy.clone()),
             coming: BTreeMap::new(),
             order: 0,
+            oversleeps: false,
             processes: BTreeMap::new(),
             newest_worker: WorkerId(0),
             newest_generation: GenerationId(1),
@@ -204,6 +207,9 @@ impl World {
             }
         };
         self.now = self.now.max(due.0);
+        if std::mem::take(&mut self.oversleeps) {
+            self.handle(&Event::Overslept)?;
+        }
         if due.1
             && let Some((_, coming)) = self.coming.pop_first()
         {
@@ -227,6 +233,7 @@ impl World {
                 self.note(|| format!("THE CLOCK LEAPS by {leap:?}"));
                 self.now = self.now + leap;
                 self.checker.clock_jumped(leap);
+                self.oversleeps = self.chance.one_in(2);
             }
             _ => {}
         }
@@ -258,8 +265,19 @@ impl World {
         }
     }
 
-    /// Hands an event in and performs what follows.
+    /// Hands an event in and performs what follows. Where somebody is due by now, the event may be one of several that are heard
+    /// before the clock is looked at.
     pub fn handle(&mut self, event: &Event) -> Verdict {
+        let is_due = self.faults && self.manager.next_deadline().is_some_and(|at| at <= self.now);
+        let is_heard = !matches!(event, Event::Tick | Event::Overslept | Event::TakenOver(_));
+        if is_due && is_heard && self.chance.one_in(2) {
+            self.hand_in(&Event::Heard(Box::new(event.clone())))?;
+            return self.hand_in(&Event::Tick);
+        }
+        self.hand_in(event)
+    }
+
+    fn hand_in(&mut self, event: &Event) -> Verdict {
         self.events += 1;
         let age = if *event == Event::Tick { Duration::ZERO } else { std::mem::take(&mut self.age) };
         let read = Mono(0) + self.now.since(Mono(0) + age);
@@ -274,7 +292,7 @@ impl World {
         self.checker.grant(age);
         // Where the choices are given somebody looks for the first sign of a failure.
         let (quiet, travel) = if self.chance.is_replay() { (1, 10) } else { (16, 200) };
-        if self.events.is_multiple_of(quiet) {
+        if self.events.is_multiple_of(quiet) && !matches!(event, Event::Heard(_)) {
             self.check_quiet()?;
         }
         if self.events.is_multiple_of(travel) {

@@ -287,6 +287,10 @@ impl Checker {
 
     /// Takes one event and what the core made of it.
     pub fn observe(&mut self, now: Mono, event: &Event, actions: &[Action], manager: &Manager) -> Verdict {
+        let (event, is_judged) = match event {
+            Event::Heard(event) => (&**event, false),
+            event => (event, true),
+        };
         let newest = self.last_worker;
         self.take_event(now, event);
         self.note_proof(now);
@@ -303,7 +307,7 @@ impl Checker {
         if let Event::TakenOver(_) = event {
             self.check_taken_over(newest)?;
         }
-        self.check_state(now, manager)
+        if is_judged { self.check_state(now, manager) } else { Ok(()) }
     }
 
     /// The clock jumped: nobody can be blamed for what was due meanwhile.
@@ -398,6 +402,7 @@ impl Checker {
                 }
             }
             Event::StartFailed(id, _) | Event::Exited(id, _) => self.take_end(*id),
+            Event::Overslept => self.oversleep(now),
             Event::DoesNotEnd(id, _) => {
                 if let Some(worker) = self.workers.get_mut(id).filter(|worker| !worker.stage.is_live()) {
                     (worker.stage, worker.deadline, worker.signalled) = (Stage::Stuck, None, true);
@@ -406,6 +411,7 @@ impl Checker {
             Event::TakenOver(gone) => self.take_over(now, gone),
             Event::Said(id, word) => self.take_word(now, *id, word),
             Event::Tick
+            | Event::Heard(_)
             | Event::Upgrade(None)
             | Event::Respawn(None)
             | Event::SocketReplaced
@@ -413,6 +419,25 @@ impl Checker {
             | Event::HookEnded(..)
             | Event::PreparationFailed(..)
             | Event::Probed(..) => {}
+        }
+    }
+
+    /// What was due in the meantime is given as much time again.
+    fn oversleep(&mut self, now: Mono) {
+        self.grant(PATIENCE);
+        let proving = self.upgrade.as_ref().filter(|it| it.phase == Phase::Surging && !it.proven).map(|it| it.to);
+        for worker in self.workers.values_mut() {
+            let policy = &self.generations[&worker.generation].policy;
+            let time = match worker.stage {
+                Stage::Starting => policy.ready_timeout,
+                Stage::Ready => worker.watchdog.unwrap_or_default(),
+                Stage::Draining | Stage::Aborting => policy.drain_timeout,
+                Stage::Killing | Stage::Stuck => STUCK_AFTER,
+            };
+            worker.deadline = worker.deadline.map(|at| at.max(now + time));
+            if worker.stage == Stage::Ready && Some(worker.generation) == proving {
+                worker.ready_since = Some(now);
+            }
         }
     }
 
