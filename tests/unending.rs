@@ -4,14 +4,14 @@
 mod support;
 
 use nix::sys::ptrace;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use support::client::{Target, ask};
 use support::log::Verdict;
-use support::loopback;
-use support::manager::{Manager, Starter};
+use support::manager::{Manager, Place, Starter};
 use support::service::Service;
+use support::{is_root, loopback};
 
 /// A process that its parent cannot reap, whatever it was sent, before this is dropped: the kernel keeps it for whoever traces it
 /// (ptrace(2)).
@@ -74,4 +74,40 @@ fn under_recreate_it_takes_the_upgrade_back() {
     manager.wait_workers(1, 1);
     manager.signal(Signal::SIGTERM);
     assert_eq!(manager.wait_exit().code(), Some(0));
+}
+
+/// A manager that may do all that it takes to run workers as another user, but end them.
+fn without_cap_kill() -> Starter {
+    Starter::default().by(&["setpriv", "--bounding-set=-kill", "--inh-caps=-kill"])
+}
+
+#[test]
+fn workers_that_could_not_be_ended_are_refused_at_the_start() {
+    if !is_root("taking a capability away") {
+        return;
+    }
+    let service = Service::worker().listen(loopback()).set("service.user", "'nobody'");
+    let mut manager = without_cap_kill().start(service);
+    manager.wait_log(Place::START, ["workers of user", "could not be ended", "lacks CAP_KILL"]);
+    assert_eq!(manager.wait_exit().code(), Some(3));
+}
+
+#[test]
+fn a_worker_that_has_become_another_user_is_named_and_not_waited_for() {
+    if !is_root("taking a capability away") {
+        return;
+    }
+    let address = loopback();
+    let service = Service::worker().listen(address);
+    let left = service.clone().release(1).after("exec setpriv --reuid=65534 --clear-groups \"$0\" \"$@\"");
+    let mut manager = without_cap_kill().start(left);
+    manager.wait_ready();
+    let old = manager.wait_workers(1, 1).remove(0);
+    let place = manager.place();
+    manager.upgrade_committed(service.release(2));
+    manager.wait_log(place, [&format!("stuck: process {} may not be signalled", old.pid)]);
+    manager.signal(Signal::SIGTERM);
+    manager.wait_log(place, [&format!("left behind: worker 1 (generation 1, slot 0, pid {})", old.pid)]);
+    kill(Pid::from_raw(old.pid), Signal::SIGKILL).expect("it is there");
+    assert_eq!(manager.wait_exit().code(), Some(1));
 }

@@ -23,7 +23,7 @@ use crate::config::original::{self, Original};
 use crate::config::{self, COMMAND_LINE, Origin};
 use crate::core::printable::{Printable, printable};
 use crate::core::spec::{Identity, ProcessSpec, ServiceSpec, SocketSpec};
-use crate::sys::names;
+use crate::sys::{names, process};
 use crate::wire::secret::Secret;
 
 /// The longest service file or environment file that is read, in bytes.
@@ -163,6 +163,7 @@ impl Release {
         let control_group = group.map_err(&mut note).unwrap_or_default().map(Into::into);
         let token = spec.control.token_file.as_deref().map(read_token).transpose();
         let control_token = token.map_err(|why| problems.push(why)).unwrap_or_default();
+        problems.extend(credentials.as_ref().and_then(beyond_reach));
         let is_to_be_made = yet_to_run && spec.hooks.are_any_before();
         let user = credentials.as_ref().map_or_else(|| geteuid().as_raw(), |who| who.uid);
         let target = wanted.find(&Bounds::of(&spec, is_to_be_made, user), &mut warnings);
@@ -192,20 +193,32 @@ impl Release {
 
 /// Finds the program of the command, with the variables that the workers will have.
 fn program(
-    process: &ProcessSpec,
+    spec: &ProcessSpec,
     environment: &BTreeMap<String, String>,
     target: Option<&Target>,
     directory: &Path,
 ) -> Option<Program> {
     let word = match target {
-        Some(target) => process.command[0].replace("{target}", &target.resolved),
-        None => process.command[0].clone(),
+        Some(target) => spec.command[0].replace("{target}", &target.resolved),
+        None => spec.command[0].clone(),
     };
-    let own = std::env::var_os("PATH").filter(|_| !process.clear_environment);
+    let own = std::env::var_os("PATH").filter(|_| !spec.clear_environment);
     let path = environment.get("PATH").map(OsString::from).or(own);
     let differs = |text: &str| text.contains("{slot}") || text.contains("{generation}");
     let is_one = !differs(&word) && !path.as_ref().and_then(|path| path.to_str()).is_some_and(differs);
     is_one.then(|| Program::find(&word, path.as_deref(), directory)).flatten()
+}
+
+/// Says where workers would be out of our reach once they are started: whom nothing can end serves for ever.
+fn beyond_reach(who: &Credentials) -> Option<String> {
+    let is_other = who.uid != geteuid().as_raw();
+    (is_other && !process::may_signal_others()).then(|| {
+        format!(
+            "workers of user {} could not be ended, as this manager lacks CAP_KILL: give it that capability \
+             (AmbientCapabilities=CAP_KILL in a unit, --cap-add KILL for a container), or leave `user` out",
+            who.uid
+        )
+    })
 }
 
 /// Resolves `directory`, symbolic links and all.

@@ -257,7 +257,8 @@ impl Daemon {
             let now = self.now();
             // What waits may acquit whoever is due.
             let is_due = !self.inbox.is_empty() && self.manager.next_deadline().is_some_and(|at| at <= now);
-            let event = if is_due && event != Event::Overslept { Event::Heard(Box::new(event)) } else { event };
+            let event =
+                if is_due && event != Event::Overslept { Event::Heard(Box::new(event)) } else { event };
             self.foresee(now, &event);
             self.manager.handle(now, event, &mut actions);
             if !actions.is_empty() {

@@ -88,6 +88,17 @@ pub fn own_umask() -> u32 {
     mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
 }
 
+/// `CAP_KILL` of capabilities(7), a bit of the effective set.
+const CAP_KILL: u64 = 1 << 5;
+
+/// Whether we may signal the processes of other users (kill(2)); where /proc does not say, we are taken to.
+pub fn may_signal_others() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    effective.is_none_or(|set| set & CAP_KILL != 0)
+}
+
 /// Returns our own children, reaped ones excluded.
 ///
 /// # Errors

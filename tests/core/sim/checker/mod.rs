@@ -425,7 +425,8 @@ impl Checker {
     /// What was due in the meantime is given as much time again.
     fn oversleep(&mut self, now: Mono) {
         self.grant(PATIENCE);
-        let proving = self.upgrade.as_ref().filter(|it| it.phase == Phase::Surging && !it.proven).map(|it| it.to);
+        let proving =
+            self.upgrade.as_ref().filter(|it| it.phase == Phase::Surging && !it.proven).map(|it| it.to);
         for worker in self.workers.values_mut() {
             let policy = &self.generations[&worker.generation].policy;
             let time = match worker.stage {
