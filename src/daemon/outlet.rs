@@ -1,7 +1,8 @@
 //! Our standard output and error, which may be a pipe that nobody reads or a stopped terminal.
 //!
 //! Text goes into a bounded buffer and from there as the other side takes it. A manager that waited for its log's reader
-//! would let its workers down; so beyond the bound whole pieces of text are lost, and the log says how many.
+//! would let its workers down; so beyond the bound whole pieces of text are lost. So is what cannot be written at all, where a
+//! file may not grow any more. The log says how many lines that were, as soon as it takes text again.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IsTerminal, Write, stderr, stdout};
@@ -37,8 +38,22 @@ pub struct Outlet(Mutex<Waiting>);
 struct Waiting {
     text: VecDeque<u8>,
     lost: usize,
+    /// Whether anything was written since the last line was lost: only then is there a use in telling of it.
+    takes: bool,
+    last: LastLine,
     /// Whether it goes to a terminal, which obeys what it is sent.
     is_terminal: bool,
+}
+
+/// The last line that was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LastLine {
+    /// It has its end.
+    Whole,
+    /// Its rest is yet to be written.
+    Begun,
+    /// Its rest was dropped, so what comes next needs a line of its own.
+    Cut,
 }
 
 /// What became of an attempt to write what waits.
@@ -46,15 +61,21 @@ struct Waiting {
 pub enum Flushed {
     /// Nothing is left.
     All,
-    /// There is no more room.
+    /// There is no more room now, or a signal came between.
     Some,
-    /// Nobody will ever read it there.
+    /// What is left cannot be written: nobody reads it, or there is no room on the disk.
     Broken,
 }
 
 impl Outlet {
     const fn new() -> Self {
-        Self(Mutex::new(Waiting { text: VecDeque::new(), lost: 0, is_terminal: false }))
+        Self(Mutex::new(Waiting {
+            text: VecDeque::new(),
+            lost: 0,
+            takes: false,
+            last: LastLine::Whole,
+            is_terminal: false,
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -88,23 +109,46 @@ impl Outlet {
         waiting.text = text.into_iter().chain(waiting.text.drain(..)).collect();
     }
 
-    /// Returns how many lines were lost since it was last asked.
+    /// Returns how many lines were lost since it was last asked; 0 as long as nothing was written after them.
     pub fn take_lost(&self) -> usize {
-        std::mem::take(&mut self.lock().lost)
+        let mut waiting = self.lock();
+        if waiting.takes { std::mem::take(&mut waiting.lost) } else { 0 }
     }
 
-    /// Lets go of what waits.
+    /// Counts lines as lost, whose number could not be told after all.
+    fn give_back_lost(&self, lost: usize) {
+        let mut waiting = self.lock();
+        waiting.lost += lost;
+        waiting.takes = false;
+    }
+
+    /// Drops what waits.
     pub fn discard(&self) {
         self.lock().text.clear();
+    }
+
+    /// Drops what waits, as it cannot be written, and counts its lines as lost.
+    fn lose(&self) {
+        let mut waiting = self.lock();
+        if waiting.text.is_empty() {
+            return;
+        }
+        waiting.lost += waiting.text.iter().filter(|byte| **byte == b'\n').count().max(1);
+        waiting.takes = false;
+        if waiting.last == LastLine::Begun {
+            waiting.last = LastLine::Cut;
+        }
+        waiting.text.clear();
     }
 
     /// Writes what `to` takes without waiting.
     pub fn flush(&self, to: &Writer) -> Flushed {
         let mut waiting = self.lock();
         while !waiting.text.is_empty() {
-            match to.write_some(waiting.text.as_slices().0) {
+            match waiting.write_some(to) {
                 Ok(0) => return Flushed::Some,
-                Ok(count) => drop(waiting.text.drain(..count)),
+                Ok(_) => {}
+                Err(error) if is_for_now(&error) => return Flushed::Some,
                 Err(_) => return Flushed::Broken,
             }
         }
@@ -114,10 +158,33 @@ impl Outlet {
     }
 }
 
+/// Whether an error of a write says nothing about what is at the other end: a signal, or a kernel without memory.
+fn is_for_now(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM))
+}
+
 impl Waiting {
+    /// Writes what `to` takes at once of the text, or the end of a line whose rest was dropped.
+    fn write_some(&mut self, to: &Writer) -> io::Result<usize> {
+        if self.last == LastLine::Cut {
+            let count = to.write_some(b"\n")?;
+            if count > 0 {
+                self.last = LastLine::Whole;
+            }
+            return Ok(count);
+        }
+        let count = to.write_some(self.text.as_slices().0)?;
+        if let Some(last) = self.text.drain(..count).next_back() {
+            self.last = if last == b'\n' { LastLine::Whole } else { LastLine::Begun };
+            self.takes = true;
+        }
+        Ok(count)
+    }
+
     fn push_within(&mut self, limit: usize, line: &[u8]) {
         if self.text.len() + line.len() > limit {
             self.lost += 1;
+            self.takes = false;
         } else {
             self.text.extend(line);
         }
@@ -207,11 +274,17 @@ impl Outputs {
         };
         let watched = self.blocked.contains(&stream);
         let mut flushed = outlet.flush(&way.to);
-        if flushed == Flushed::All && watched {
+        if flushed == Flushed::All {
             let lost = outlet.take_lost();
             if lost > 0 {
-                warn!("{lost} lines of {stream} were lost, as nobody read them");
+                warn!(
+                    "{lost} lines of {stream} were lost, as they could not be written: nobody read them, or there was no room"
+                );
+                // That warning goes to standard error, whichever it is about.
                 flushed = outlet.flush(&way.to);
+                if flushed == Flushed::Broken {
+                    outlet.give_back_lost(lost);
+                }
             }
         }
         if flushed == Flushed::Broken {
@@ -227,7 +300,7 @@ impl Outputs {
                 }
                 // What waits is written when the journal is there again, if there is one.
                 Err(_) if way.journal.is_some() => {}
-                Err(_) => outlet.discard(),
+                Err(_) => outlet.lose(),
             }
             return;
         }
@@ -299,6 +372,52 @@ mod tests {
             ours.read_exact(&mut buffer).unwrap();
             assert_eq!(String::from_utf8(buffer).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_counted_and_told_when_it_can() {
+        let outlet = Outlet::new();
+        outlet.push(b"one\n");
+        let (mut ours, theirs) = output_pipe().unwrap();
+        assert_eq!(outlet.flush(&Writer::to(&theirs).unwrap()), Flushed::All);
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let full = Writer::to(&full).unwrap();
+        for _ in 0..2 {
+            outlet.push(b"two\n");
+            outlet.push(b"three\n");
+            assert_eq!(outlet.flush(&full), Flushed::Broken);
+            outlet.lose();
+            assert_eq!(outlet.take_lost(), 0, "there is nowhere to tell it");
+        }
+        outlet.push(b"four\n");
+        assert_eq!(outlet.flush(&Writer::to(&theirs).unwrap()), Flushed::All);
+        assert_eq!((outlet.take_lost(), outlet.take_lost()), (4, 0));
+        let mut buffer = [0; 9];
+        ours.read_exact(&mut buffer).unwrap();
+        assert_eq!(&buffer, b"one\nfour\n");
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_gets_an_end() {
+        let outlet = Outlet::new();
+        outlet.push(b"beginning");
+        let (mut ours, theirs) = output_pipe().unwrap();
+        let writer = Writer::to(&theirs).unwrap();
+        assert_eq!(outlet.flush(&writer), Flushed::All);
+        outlet.push(b" and end\n");
+        outlet.lose();
+        outlet.push(b"next\n");
+        assert_eq!(outlet.flush(&writer), Flushed::All);
+        let mut buffer = [0; 15];
+        ours.read_exact(&mut buffer).unwrap();
+        assert_eq!(&buffer, b"beginning\nnext\n");
+    }
+
+    #[test]
+    fn an_interrupted_write_says_nothing_of_the_reader() {
+        let of = io::Error::from_raw_os_error;
+        assert!(is_for_now(&of(libc::EINTR)) && is_for_now(&of(libc::EAGAIN)));
+        assert!(!is_for_now(&of(libc::EPIPE)) && !is_for_now(&of(libc::EFBIG)));
     }
 
     #[test]

@@ -4,12 +4,12 @@
 
 use std::io;
 use std::mem::offset_of;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 use nix::sys::stat::fstat;
 
 use super::options::{get_bytes, get_number};
+use super::sock_diag;
 
 /// The parts of `sock_diag(7)` that libc lacks.
 mod diag {
@@ -44,16 +44,10 @@ fn of_tcp(fd: &impl AsFd) -> io::Result<u32> {
 fn of_unix(fd: &impl AsFd) -> io::Result<u32> {
     // The kernel finds the socket by its inode number, of which it keeps 32 bits.
     let inode = u32::try_from(fstat(fd)?.st_ino & u64::from(u32::MAX)).unwrap_or_default();
-    let netlink = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        SockProtocol::NetlinkSockDiag,
-    )?;
-    send(netlink.as_raw_fd(), &request(inode), MsgFlags::empty())?;
+    let netlink = sock_diag::open()?;
+    sock_diag::ask(&netlink, &request(inode))?;
     let mut answer = [0; 1024];
-    // The kernel answers within send(2), so there is nothing to wait for.
-    let length = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    let length = sock_diag::answer(&netlink, &mut answer)?;
     backlog_in(&answer[..length])
 }
 

@@ -2,16 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-
-use nix::sys::socket::{MsgFlags, recv, send};
 
 use super::held;
 use super::listener::{Address, Kind, kind, local_address};
 use super::sock_diag::{
-    ANSWER, HEADER, NO_COOKIE, PIECE, REQUEST_DUMP, REQUEST_ONE, address, attribute, canonical, each_message,
-    number, open, put, request, start,
+    self, ANSWER, HEADER, NO_COOKIE, PIECE, REQUEST_DUMP, REQUEST_ONE, address, attribute, canonical,
+    each_message, number, open, put, request, start,
 };
 
 /// The states, a bit each, of a socket that listens, and of one that is bound and not connected (net/tcp_states.h).
@@ -100,11 +98,11 @@ fn trimmed(name: &[u8]) -> &[u8] {
 /// Asks, and takes each answer of at least `least` bytes.
 fn ask(request: &[u8], least: usize, mut take: impl FnMut(&[u8])) -> io::Result<()> {
     let netlink: OwnedFd = open()?;
-    send(netlink.as_raw_fd(), request, MsgFlags::empty())?;
+    sock_diag::ask(&netlink, request)?;
     let is_dump = request.get(6..8) == Some(&REQUEST_DUMP.to_ne_bytes()[..]);
     let mut buffer = vec![0; PIECE];
     loop {
-        let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let length = sock_diag::answer(&netlink, &mut buffer)?;
         match each_message(&buffer[..length], least, &mut take) {
             // There is none.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) && !is_dump => return Ok(()),

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 
+use super::retry::at_once;
 use super::rights::receive;
 
 /// Makes the two ends: ours, which never blocks, and the worker's.
@@ -32,7 +33,8 @@ pub fn send_some(channel: impl AsFd, bytes: &[u8], descriptor: Option<BorrowedFd
     let rights = descriptor.as_ref().map(|fd| ControlMessage::ScmRights(fd));
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     let bytes = [IoSlice::new(bytes)];
-    Ok(sendmsg::<()>(channel.as_fd().as_raw_fd(), &bytes, rights.as_slice(), flags, None)?)
+    let channel = channel.as_fd().as_raw_fd();
+    Ok(at_once(|| sendmsg::<()>(channel, &bytes, rights.as_slice(), flags, None))?)
 }
 
 /// Receives what has come, as much as there is room for; 0 where the other end was closed. Descriptors that come beside it

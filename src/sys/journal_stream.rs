@@ -16,6 +16,8 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::fstat;
 
+use super::retry::at_once;
+
 /// How much may wait in a stream until the journal takes it, in bytes; as systemd has it for a unit's.
 const SEND_BUFFER: usize = 8 << 20;
 
@@ -54,7 +56,8 @@ impl JournalSocket {
     pub fn connect(&self, identifier: &str) -> io::Result<OwnedFd> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-        connect(stream.as_raw_fd(), &UnixAddr::new(&self.path)?)?;
+        let address = UnixAddr::new(&self.path)?;
+        at_once(|| connect(stream.as_raw_fd(), &address))?;
         // It is a wish: with less, writers wait sooner.
         let _ = setsockopt(&stream, SndBufForce, &SEND_BUFFER)
             .or_else(|_| setsockopt(&stream, SndBuf, &SEND_BUFFER));
@@ -62,8 +65,8 @@ impl JournalSocket {
         // Identifier, unit (the journal knows it by the cgroup), priority, whether lines begin with another, and three
         // places to forward to, which the journal's own configuration chooses.
         let head = format!("{}\n\n{}\n1\n0\n0\n0\n", identifier.replace('\n', " "), LOG_DAEMON | LOG_INFO);
-        let sent =
-            send(stream.as_raw_fd(), head.as_bytes(), MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)?;
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        let sent = at_once(|| send(stream.as_raw_fd(), head.as_bytes(), flags))?;
         if sent < head.len() {
             return Err(io::ErrorKind::WriteZero.into());
         }

@@ -20,6 +20,7 @@ use nix::sys::socket::{
 };
 
 use super::options::get_number;
+use super::retry::at_once;
 
 /// Where a socket is bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,12 +227,7 @@ pub fn is_shut_down(fd: impl AsFd) -> io::Result<bool> {
     // nix has no name for POLLRDHUP, and would drop the bit from the answer.
     let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
     // SAFETY: the array has one element, as the call says, and outlives it.
-    // With a signal pending even a look that waits for nothing is interrupted.
-    while let Err(error) = Errno::result(unsafe { libc::poll(&raw mut poll, 1, 0) }) {
-        if error != Errno::EINTR {
-            return Err(error.into());
-        }
-    }
+    at_once(|| Errno::result(unsafe { libc::poll(&raw mut poll, 1, 0) }))?;
     Ok(poll.revents & (libc::POLLRDHUP | libc::POLLHUP) != 0)
 }
 

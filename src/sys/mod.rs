@@ -38,6 +38,7 @@ pub mod random;
 mod raw;
 pub mod reaper;
 pub mod rest;
+pub mod retry;
 pub mod rights;
 pub mod shared_options;
 pub mod signals;

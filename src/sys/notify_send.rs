@@ -13,6 +13,8 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
+use super::retry::at_once;
+
 /// A way to one receiver of notify datagrams.
 #[derive(Debug)]
 pub struct NotifySender {
@@ -78,8 +80,9 @@ impl NotifySender {
         let (parts, descriptors) = ([IoSlice::new(datagram)], [beside.as_raw_fd()]);
         let rights = [ControlMessage::ScmRights(&descriptors)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        match sendmsg(self.socket.as_raw_fd(), &parts, &rights, flags, Some(&raw(&self.address)?)) {
-            Err(Errno::ETOOMANYREFS | Errno::EINTR) => Err(io::ErrorKind::WouldBlock.into()),
+        let address = raw(&self.address)?;
+        match at_once(|| sendmsg(self.socket.as_raw_fd(), &parts, &rights, flags, Some(&address))) {
+            Err(Errno::ETOOMANYREFS) => Err(io::ErrorKind::WouldBlock.into()),
             sent => Ok(sent.map(|_| ())?),
         }
     }

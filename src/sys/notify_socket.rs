@@ -123,14 +123,12 @@ impl NotifySocket {
     }
 
     fn receive_with(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Option<Datagram>> {
-        let Received { len, mut descriptors, sender, flags } = loop {
+        let Received { len, mut descriptors, sender, flags } =
             match rights::receive_in(&self.socket, buffer, control) {
-                Ok(received) => break received,
-                Err(Errno::EINTR) => {}
+                Ok(received) => received,
                 Err(Errno::EAGAIN) => return Ok(None),
                 Err(error) => return Err(error.into()),
-            }
-        };
+            };
         let control_truncated = flags & libc::MSG_CTRUNC != 0;
         if control_truncated {
             descriptors.clear();

@@ -9,6 +9,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use nix::sys::stat::{FileStat, SFlag};
 
 use super::folder::Folder;
+use super::retry::at_once;
 
 /// What stands at a path where a socket is to be bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +57,7 @@ pub fn occupant_in(folder: &Folder, path: &Path) -> io::Result<Occupant> {
     let probe = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
     // A name too long for the way by the descriptor: the probe changes nothing, wherever it goes.
     let address = UnixAddr::new(&folder.path_to(name)).or_else(|_| UnixAddr::new(path))?;
-    match connect(probe.as_raw_fd(), &address) {
+    match at_once(|| connect(probe.as_raw_fd(), &address)) {
         // EPERM: it is connected to another and takes nothing from us.
         Ok(()) | Err(Errno::EPROTOTYPE | Errno::EPERM | Errno::EAGAIN) => Ok(Occupant::Live),
         Err(Errno::ECONNREFUSED) => Ok(Occupant::Stale),

@@ -15,6 +15,7 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{dup2_stderr, dup2_stdout, pipe2, write};
 
 use super::held::anew;
+use super::retry::at_once;
 
 /// Makes a pipe for what a child writes: the end that we read, which never blocks, and the end that it writes to, which
 /// does, as programs expect.
@@ -72,7 +73,7 @@ pub fn write_message(pipe: impl AsFd, message: &[u8]) -> io::Result<()> {
     if message.len() > PIPE_BUF {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    write(pipe, message)?;
+    at_once(|| write(&pipe, message))?;
     Ok(())
 }
 
@@ -170,24 +171,31 @@ impl Writer {
             if !is_ready(&self.fd, PollFlags::POLLOUT, PollTimeout::ZERO)? {
                 break;
             }
-            let result = match self.way {
-                Way::Plain => write(&self.fd, piece),
-                Way::Socket => {
-                    send(self.fd.as_raw_fd(), piece, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)
-                }
-                Way::Shared => match write_now(self.fd.as_fd(), piece) {
-                    // A kernel before 6.5: poll(2) has said that there is room, which is all that is to be had.
-                    Err(Errno::EOPNOTSUPP) => write(&self.fd, piece),
-                    written => written,
-                },
-            };
-            match result {
+            match self.write_piece(piece) {
                 Ok(count) => written += count,
+                // Not now: a call that may wait all the same is not made again at once, and so it stays bounded.
                 Err(Errno::EAGAIN | Errno::EINTR) => break,
+                // What was written before counts; the next call meets the error again.
+                Err(_) if written > 0 => break,
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(written)
+    }
+
+    fn write_piece(&self, piece: &[u8]) -> nix::Result<usize> {
+        match self.way {
+            Way::Plain => write(&self.fd, piece),
+            Way::Socket => {
+                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                at_once(|| send(self.fd.as_raw_fd(), piece, flags))
+            }
+            Way::Shared => match at_once(|| write_now(self.fd.as_fd(), piece)) {
+                // A kernel before 6.5: poll(2) has said that there is room, and nothing says more.
+                Err(Errno::EOPNOTSUPP) => write(&self.fd, piece),
+                written => written,
+            },
+        }
     }
 }
 
@@ -234,13 +242,11 @@ pub fn wait_readable(fd: impl AsFd, timeout: Duration) -> io::Result<bool> {
 
 fn is_ready(fd: impl AsFd, interest: PollFlags, timeout: PollTimeout) -> io::Result<bool> {
     let mut fds = [PollFd::new(fd.as_fd(), interest)];
-    loop {
-        match poll(&mut fds, timeout) {
-            // With a signal pending even a look that waits for nothing is interrupted (poll(2)), and says nothing.
-            Err(Errno::EINTR) if timeout == PollTimeout::ZERO => {}
-            ready => return Ok(ready? == 1),
-        }
+    if timeout == PollTimeout::ZERO {
+        // With a signal pending even a look that waits for nothing is interrupted (poll(2)).
+        return Ok(at_once(|| poll(&mut fds, timeout))? == 1);
     }
+    Ok(poll(&mut fds, timeout)? == 1)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use nix::errno::Errno;
 
 use super::foreign::ForeignFd;
+use super::retry::at_once;
 
 /// The most descriptors that one message can bring (`SCM_MAX_FD`, unix(7)).
 pub const MAX_DESCRIPTORS: usize = 253;
@@ -82,8 +83,10 @@ pub(super) fn receive_in(socket: impl AsFd, buffer: &mut [u8], control: &mut [u8
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = control.len() as _;
     let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
-    // SAFETY: the message points to two live exclusive slices, with their lengths, and to a live iovec.
-    let len = Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags) })?;
+    let len = at_once(|| {
+        // SAFETY: the message points to two live exclusive slices, with their lengths, and to a live iovec.
+        Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags) })
+    })?;
     let written = control.len().min(message.msg_controllen as _);
     // SAFETY: the kernel has just written these control messages, and nobody else has read them.
     let (descriptors, sender) = unsafe { take_control(&control[..written]) };

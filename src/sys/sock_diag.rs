@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
+use super::retry::at_once;
+
 /// `SOCK_DIAG_BY_FAMILY` of linux/sock_diag.h.
 const BY_FAMILY: u16 = 20;
 
@@ -54,7 +56,7 @@ pub fn connections(ports: &BTreeSet<u16>) -> io::Result<BTreeSet<u32>> {
             let mut request = request(REQUEST_DUMP, family);
             put(&mut request, HEADER + 4, &CONNECTED.to_ne_bytes());
             put(&mut request, HEADER + 8, &port.to_be_bytes());
-            send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
+            ask(&netlink, &request)?;
             read_dump(&netlink, *port, &mut inodes)?;
         }
     }
@@ -75,9 +77,9 @@ pub fn makers_of_listeners(address: SocketAddr) -> io::Result<BTreeSet<u32>> {
         let mut request = request(REQUEST_DUMP, family);
         put(&mut request, HEADER + 4, &LISTENING.to_ne_bytes());
         put(&mut request, HEADER + 8, &address.port().to_be_bytes());
-        send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
+        ask(&netlink, &request)?;
         loop {
-            let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let length = answer(&netlink, &mut buffer)?;
             let is_last = each_message(&buffer[..length], ANSWER, |body| {
                 let port = u16::from_be_bytes([body[4], body[5]]);
                 let is_there = port == address.port() && accepts(body, address.ip().to_canonical());
@@ -131,10 +133,9 @@ pub fn end(near: SocketAddr, far: SocketAddr) -> io::Result<Option<End>> {
     put(&mut request, HEADER + 28, &octets(far.ip()));
     put(&mut request, HEADER + 48, &NO_COOKIE);
     let netlink = open()?;
-    send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
+    ask(&netlink, &request)?;
     let mut buffer = vec![0; PIECE];
-    // The kernel has answered when send(2) returns.
-    let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT)?;
+    let length = answer(&netlink, &mut buffer)?;
     match read_one(&buffer[..length], near, far) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         found => found,
@@ -212,9 +213,22 @@ fn read_one(answer: &[u8], near: SocketAddr, far: SocketAddr) -> io::Result<Opti
     Ok(found)
 }
 
+/// Opens a way to ask the kernel for sockets.
 pub(super) fn open() -> io::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok(socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkSockDiag)?)
+}
+
+/// Sends a request.
+pub(super) fn ask(netlink: &OwnedFd, request: &[u8]) -> io::Result<()> {
+    at_once(|| send(netlink.as_raw_fd(), request, MsgFlags::empty()))?;
+    Ok(())
+}
+
+/// Takes the next piece of the answer, and returns how many bytes it has. The kernel has the first piece ready when send(2)
+/// returns, and the next one as soon as one is read, so nothing is waited for.
+pub(super) fn answer(netlink: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(at_once(|| recv(netlink.as_raw_fd(), buffer, MsgFlags::empty()))?)
 }
 
 /// Begins a `struct nlmsghdr` and a `struct inet_diag_req_v2`.
@@ -244,7 +258,7 @@ pub(super) fn put(request: &mut [u8], at: usize, bytes: &[u8]) {
 fn read_dump(netlink: &OwnedFd, port: u16, inodes: &mut BTreeSet<u32>) -> io::Result<()> {
     let mut buffer = vec![0; PIECE];
     loop {
-        let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let length = answer(netlink, &mut buffer)?;
         if length == 0 || read_piece(&buffer[..length], port, inodes)? {
             return Ok(());
         }

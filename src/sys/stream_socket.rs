@@ -14,6 +14,7 @@ use nix::sys::socket::{
 use super::foreign::ForeignFd;
 use super::handover::hand_over;
 use super::output::is_readable;
+use super::retry::at_once;
 use super::rights::receive;
 
 /// The most that is thrown away at the end, in bytes.
@@ -60,7 +61,8 @@ impl Read for StreamSocket {
 impl Write for StreamSocket {
     /// Writes what there is room for now; `WouldBlock` where there is none.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        Ok(at_once(|| send(self.socket.as_raw_fd(), bytes, flags))?)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -100,7 +102,8 @@ fn accept_as(listener: BorrowedFd<'_>, flags: SockFlag) -> io::Result<Option<Own
     match accept4(listener.as_raw_fd(), flags) {
         // SAFETY: the descriptor was made just now, for this alone.
         Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) })),
-        // Nobody was there, or whoever it was has gone again.
+        // Nobody was there, or the client has gone again. Where it was a signal the connection waits still, and the listener is
+        // reported again. The call is not made again here: it may wait, where others have changed the listener's flags.
         Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => Ok(None),
         // The network's own errors are reported here and mean the same (accept(2)).
         Err(

@@ -4,13 +4,11 @@
 //! getsockopt(2) tells of none of the first kind. sock_diag(7) does, to a process with `CAP_NET_ADMIN`.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
-
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use std::os::fd::AsFd;
 
 use super::held::inode;
 use super::options::{get_bytes, get_number, set_bytes};
-use super::sock_diag::{attribute, each_socket, listening};
+use super::sock_diag::{self, attribute, each_socket, listening};
 
 /// `TCP_MD5SIG_EXT` and `TCP_AO_INFO` of linux/tcp.h.
 const TCP_MD5SIG_EXT: i32 = 32;
@@ -52,14 +50,12 @@ pub fn peers(fd: impl AsFd) -> io::Result<Peers> {
     let family = get_number(&fd, libc::SOL_SOCKET, libc::SO_DOMAIN)?;
     let inode = u32::try_from(inode(&fd)? & u64::from(u32::MAX)).unwrap_or_default();
     let Some(port) = super::listener::port(&fd)? else { return Ok(Peers(Vec::new())) };
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkSockDiag)?;
-    send(netlink.as_raw_fd(), &listening(family, port), MsgFlags::empty())?;
+    let netlink = sock_diag::open()?;
+    sock_diag::ask(&netlink, &listening(family, port))?;
     let mut peers = Vec::new();
     let mut buffer = vec![0; 32 * 1024];
     loop {
-        // The kernel has the next piece ready as soon as one is read.
-        let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let length = sock_diag::answer(&netlink, &mut buffer)?;
         let is_last = each_socket(&buffer[..length], |of, rest| {
             if of == inode {
                 peers.extend(attribute(rest, MD5SIG).unwrap_or_default().chunks_exact(KEY).map(peer));
