@@ -65,6 +65,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    daemon::reset_signals();
     // Before anything else: a SIGHUP that comes while we start is an upgrade that somebody wants, not our end.
     let words = || std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
     let is_original = words().next().is_some_and(|first| original::is_meant(&first));

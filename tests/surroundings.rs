@@ -3,13 +3,17 @@
 #[expect(dead_code, reason = "no single test uses all of the support")]
 mod support;
 
+use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::client::{Target, ask};
-use support::loopback;
 use support::manager::{Place, Starter};
+use support::process::status;
 use support::service::Service;
+use support::{eventually, loopback};
 
 #[test]
 fn the_watchdog_of_the_service_manager_is_fed() {
@@ -84,6 +88,60 @@ fn nobody_has_to_read_the_log() {
     }
     manager.signal(Signal::SIGTERM);
     assert!(manager.wait_exit().success());
+}
+
+#[test]
+fn a_log_that_may_not_grow_ends_nobody_and_its_lines_are_counted() {
+    let (folder, address) = (tempfile::tempdir().unwrap(), loopback());
+    let path = folder.path().join("log");
+    // Larger than what else the manager writes, which the limit is for as well.
+    fs::write(&path, vec![b'x'; 1 << 20]).unwrap();
+    let file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+    // What workers say is the same there: SIGXFSZ is for them what it always was.
+    let service = Service::worker().listen(address);
+    let mut manager = Starter::default().writes_to(file.into()).start(service.clone().release(1));
+    manager.wait_ready();
+    let size = fs::metadata(&path).unwrap().len() + 20;
+    manager.limit(&format!("--fsize={size}:"));
+    for release in 2..5 {
+        let ended = manager.cli_upgrade(service.clone().release(release));
+        assert_eq!(ended.status, 0, "{ended:?}");
+        assert_eq!(ask(&Target::Tcp(address)).unwrap().release, release.to_string());
+    }
+    for worker in manager.workers() {
+        let ignored = u64::from_str_radix(&status(worker.pid, "SigIgn"), 16).expect("a mask");
+        assert_eq!(ignored & (1 << (Signal::SIGXFSZ as i32 - 1)), 0, "a worker ignores SIGXFSZ");
+    }
+    assert_eq!(fs::metadata(&path).unwrap().len(), size);
+    manager.limit("--fsize=unlimited:");
+    assert_eq!(manager.cli_upgrade(service.clone().release(5)).status, 0);
+    eventually("the number of the lines that were lost", || {
+        let log = fs::read_to_string(&path).unwrap();
+        let line = log.lines().find(|line| line.contains("lines of standard error were lost"))?;
+        let count = line.split(" lines of").next()?.rsplit(' ').next()?.parse::<u32>().ok()?;
+        (count > 5).then_some(())
+    });
+    manager.stop();
+}
+
+#[test]
+fn a_parent_that_ignores_sigchld_changes_nothing() {
+    let starter = Starter::default().by(&["env", "--ignore-signal=CHLD", "--block-signal=ALRM"]);
+    let mut manager = starter.start(Service::worker().listen(loopback()).release(1));
+    manager.wait_ready();
+    let worker = manager.wait_workers(1, 1)[0].pid;
+    let ignored = u64::from_str_radix(&status(worker, "SigIgn"), 16).expect("a mask");
+    assert_eq!(ignored & (1 << (Signal::SIGCHLD as i32 - 1)), 0, "the worker ignores SIGCHLD");
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    manager.wait_log(Place::START, ["worker 1", "SIGKILL"]);
+    manager.wait_log(Place::START, ["worker 2", "ready"]);
+    let checked = Command::new("env")
+        .args(["--ignore-signal=CHLD", env!("CARGO_BIN_EXE_liveswap"), "check"])
+        .arg(manager.path("web.toml"))
+        .output()
+        .unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    manager.stop();
 }
 
 #[test]

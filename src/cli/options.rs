@@ -123,6 +123,7 @@ impl Options {
     ///
     /// What kept it from starting; nothing that happens later ends a manager early.
     pub fn run(self) -> Result<(), ManagerError> {
+        daemon::reset_signals();
         daemon::hold_signals();
         if let Some(ended) = daemon::resume() {
             return ended;

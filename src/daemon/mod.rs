@@ -153,6 +153,13 @@ impl ManagerError {
     }
 }
 
+/// Sets back the signals that whoever started this program may have had ignored or blocked and that our children and time-outs
+/// need. To be called by every command, before all else.
+pub fn reset_signals() {
+    // It cannot fail for real signals.
+    let _ = signals::reset_inherited();
+}
+
 /// Keeps the signals that drive a manager pending, so that none is lost before it can be obeyed. To be called first of all.
 pub fn hold_signals() {
     // It cannot fail for a set of real signals; if it did, the old window would be open again and no more.

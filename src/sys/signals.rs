@@ -24,6 +24,8 @@ use serde::{Deserialize, Serialize};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
 
+use super::retry::at_once;
+
 /// A signal that the manager obeys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -97,6 +99,20 @@ impl Received {
     }
 }
 
+/// Sets back what the program that started us may have left, and what would keep us from our work: a SIGCHLD that is ignored
+/// makes children vanish before they can be waited for (waitid(2), `ECHILD`), and a SIGALRM that is blocked or ignored
+/// leaves calls that wait unbounded. To be called before the first child is made.
+///
+/// # Errors
+/// Those of sigaction(2) and sigprocmask(2).
+pub fn reset_inherited() -> io::Result<()> {
+    for needed in [signal::Signal::SIGCHLD, signal::Signal::SIGALRM] {
+        // SAFETY: the default runs no code of ours.
+        unsafe { signal::signal(needed, SigHandler::SigDfl) }?;
+    }
+    Ok(SigSet::from(signal::Signal::SIGALRM).thread_unblock()?)
+}
+
 /// Keeps the signals of this module pending until [`Signals::install`], which is why it is called first of all, or
 /// [`Signals::let_in`]. They stay pending over execve(2) (signal(7)).
 ///
@@ -121,13 +137,16 @@ impl AsFd for Signals {
 }
 
 impl Signals {
-    /// Installs the handlers (`SA_RESTART`), ignores SIGPIPE, and lets in what was kept pending.
+    /// Installs the handlers (`SA_RESTART`), ignores SIGPIPE and SIGXFSZ, so that a write which cannot be done is an error and
+    /// no death, and lets in what was kept pending.
     ///
     /// # Errors
     /// Those of sigaction(2), signalfd(2) and `epoll_create1(2)`.
     pub fn install() -> io::Result<Self> {
-        // SAFETY: to ignore a signal runs no code of ours.
-        unsafe { signal::signal(signal::Signal::SIGPIPE, SigHandler::SigIgn) }?;
+        for ignored in [signal::Signal::SIGPIPE, signal::Signal::SIGXFSZ] {
+            // SAFETY: to ignore a signal runs no code of ours.
+            unsafe { signal::signal(ignored, SigHandler::SigIgn) }?;
+        }
         let numbers = Signal::CAUGHT.map(Signal::number);
         let (read, write) = UnixStream::pair()?;
         let caught = SignalDelivery::with_pipe(read, write, WithRawSiginfo, numbers)?;
@@ -164,7 +183,7 @@ impl Signals {
                 Signal::from_number(info.si_signo).map(|signal| Received::new(signal, info.si_code, sender)),
             );
         }
-        while let Some(info) = self.blocked.read_signal()? {
+        while let Some(info) = at_once(|| self.blocked.read_signal())? {
             let number = info.ssi_signo.cast_signed();
             let sender = || info.ssi_pid.cast_signed();
             received.extend(
@@ -322,6 +341,32 @@ mod tests {
             drop(reader);
             assert_eq!(writer.write(b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         });
+    }
+
+    #[test]
+    fn a_file_that_may_not_grow_is_an_error_and_no_death() {
+        pristine(concat!(module_path!(), "::a_file_that_may_not_grow_is_an_error_and_no_death"), || {
+            let _signals = Signals::install().unwrap();
+            let mut file = tempfile::tempfile().unwrap();
+            let limit = super::super::limits::Limit { soft: Some(4), hard: None };
+            super::super::raw::set_limit(super::super::limits::Resource::Fsize, limit).unwrap();
+            assert_eq!(file.write(b"longer").unwrap(), 4);
+            assert_eq!(file.write(b"x").unwrap_err().raw_os_error(), Some(libc::EFBIG));
+        });
+    }
+
+    #[test]
+    fn a_parent_that_ignores_its_children_does_not_decide_for_us() {
+        pristine(
+            concat!(module_path!(), "::a_parent_that_ignores_its_children_does_not_decide_for_us"),
+            || {
+                // SAFETY: to ignore a signal runs no code of ours.
+                unsafe { signal::signal(signal::Signal::SIGCHLD, SigHandler::SigIgn) }.unwrap();
+                reset_inherited().unwrap();
+                let child = fork_into(|| ()).unwrap();
+                assert_eq!(wait_for_exit(child), Exit::Code(1));
+            },
+        );
     }
 
     #[test]
