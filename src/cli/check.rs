@@ -21,7 +21,7 @@ pub struct CheckArgs {
 pub fn run(args: &CheckArgs) -> ExitCode {
     let mut status = Status::Done;
     for file in &args.files {
-        let checked = std::path::absolute(file)
+        let checked = daemon::absolute(file)
             .map_err(|error| error.to_string())
             .and_then(|path| daemon::check(&path, wants_color()).map_err(|refusal| refusal.details));
         match checked {

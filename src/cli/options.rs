@@ -5,10 +5,9 @@ use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::run::folder;
 use crate::config::is_node_program;
 use crate::config::original::Original;
-use crate::daemon::{self, ManagerError, Source};
+use crate::daemon::{self, ManagerError, Source, folder};
 
 /// The port of the control server where nobody says.
 pub const DEFAULT_PORT: u16 = 3000;

@@ -1,8 +1,7 @@
 //! `liveswap run`: the manager in the foreground.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -13,7 +12,7 @@ use super::output;
 use super::report::{self, Status};
 use crate::config::flags::Flags;
 use crate::daemon::log::{self, LogFormat};
-use crate::daemon::{self, ManagerError, Source, init};
+use crate::daemon::{self, ManagerError, Source, absolute, folder, init};
 
 /// The flags that make a service.
 const WITHOUT_FILE: &str = "Without a file";
@@ -183,9 +182,9 @@ fn found(
     watch: &[PathBuf],
     flags: impl FnOnce(PathBuf) -> Flags,
 ) -> io::Result<(Source, Vec<PathBuf>)> {
-    let mut watched = watch.iter().map(std::path::absolute).collect::<io::Result<Vec<_>>>()?;
+    let mut watched = watch.iter().map(absolute).collect::<io::Result<Vec<_>>>()?;
     let source = match file {
-        Some(file) => Source::File(std::path::absolute(file)?),
+        Some(file) => Source::File(absolute(file)?),
         None => Source::Flags(flags(folder()?)),
     };
     if let Source::File(file) = &source
@@ -194,14 +193,4 @@ fn found(
         watched.push(file.clone());
     }
     Ok((source, watched))
-}
-
-/// Returns the folder that we are in by the name that the shell has for it: where that goes through a symbolic link, an
-/// upgrade is to follow it anew.
-pub(super) fn folder() -> io::Result<PathBuf> {
-    let here = std::env::current_dir()?;
-    let named = std::env::var_os("PWD").map(PathBuf::from).filter(|named| named.is_absolute());
-    let place = |path: &Path| path.metadata().map(|folder| (folder.dev(), folder.ino()));
-    let same = |named: &PathBuf| place(named).is_ok_and(|named| place(&here).is_ok_and(|here| named == here));
-    Ok(named.filter(same).unwrap_or(here))
 }

@@ -62,7 +62,7 @@ pub struct UnitArgs {
 
 /// Prints the unit; status 3 where the file is bad.
 pub fn print(args: &UnitArgs) -> ExitCode {
-    let places = std::path::absolute(&args.file).and_then(|file| Ok((file, std::env::current_exe()?)));
+    let places = daemon::absolute(&args.file).and_then(|file| Ok((file, std::env::current_exe()?)));
     let (file, program) = match places {
         Ok(places) => places,
         Err(error) => {

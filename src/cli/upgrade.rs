@@ -14,6 +14,7 @@ use super::connection::{Connection, ConnectionError, understood};
 use super::output;
 use super::progress::Progress;
 use super::report::{self, Status};
+use crate::daemon;
 use crate::wire::control::{Command, Evidence, Line, Reply, Request};
 use crate::wire::status;
 
@@ -55,7 +56,7 @@ pub struct RollbackArgs {
 ///
 /// It is empty, or not UTF-8, which the protocol is.
 pub(super) fn absolute(path: &Path) -> io::Result<String> {
-    let text = std::path::absolute(path)?.into_os_string().into_string();
+    let text = daemon::absolute(path)?.into_os_string().into_string();
     text.map_err(|path| io::Error::other(format!("{} is not UTF-8", path.display())))
 }
 

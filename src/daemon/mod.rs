@@ -84,6 +84,7 @@ use crate::core::spec::ServiceSpec;
 use crate::sys::activation::ActivationError;
 use crate::sys::handover::Unpacked;
 use crate::sys::limits::{self, Resource};
+pub use crate::sys::paths::{absolute, folder};
 use crate::sys::signals;
 
 /// The exit status after a bug of ours (`EX_SOFTWARE` of sysexits.h).

@@ -4,13 +4,14 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf, absolute};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::stat::stat;
 use nix::unistd::execve;
 
 use super::handover::Luggage;
+use super::paths::absolute;
 
 /// What the kernel appends to the name of a file that was removed since it was executed (proc_pid_exe(5)).
 const DELETED: &str = " (deleted)";

@@ -32,6 +32,7 @@ pub mod options;
 pub mod output;
 pub mod own_folder;
 pub mod path_watch;
+pub mod paths;
 pub mod pidfd;
 pub mod process;
 pub mod random;

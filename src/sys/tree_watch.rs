@@ -2,7 +2,7 @@
 //!
 //! What has its name from a tool and not from a person is left out: hidden files and folders, `target`, and the copies that
 //! editors end with `~`. Each path is also watched from the folder that it stands in, so that it may be replaced, or go and
-//! come back.
+//! come back; and so is each symbolic link on the way to it, such as `current`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -36,6 +36,8 @@ struct Folder {
     whole: bool,
     /// What counts in any case.
     names: BTreeSet<OsString>,
+    /// Links on the way to what is watched: where one leads elsewhere, all behind it is another.
+    links: BTreeSet<OsString>,
 }
 
 impl TreeWatch {
@@ -53,6 +55,13 @@ impl TreeWatch {
     fn add_all(&mut self) -> io::Result<()> {
         let paths = mem::take(&mut self.paths);
         let added = paths.iter().try_for_each(|path| {
+            for link in path.ancestors().skip(1).filter(|way| way.is_symlink()) {
+                if let (Some(folder), Some(name)) = (link.parent(), link.file_name())
+                    && let Some(folder) = self.add(folder)?
+                {
+                    folder.links.insert(name.to_owned());
+                }
+            }
             if let (Some(folder), Some(name)) = (path.parent(), path.file_name())
                 && let Some(folder) = self.add(folder)?
             {
@@ -131,11 +140,16 @@ impl TreeWatch {
         }
         let (Some(folder), Some(name)) = (self.folders.get(&event.wd), &event.name) else { return Ok(None) };
         let is_named = folder.names.contains(name);
+        let path = folder.path.join(name);
+        if folder.links.contains(name) {
+            self.forget(&path);
+            self.add_all()?;
+            return Ok(Some(path));
+        }
         let is_meant = is_named || (folder.whole && counts(name));
         if !is_meant {
             return Ok(None);
         }
-        let path = folder.path.join(name);
         // A link that was given is followed, one that was found is not.
         if is_named || event.mask.contains(AddWatchFlags::IN_ISDIR) {
             if event.mask.intersects(AddWatchFlags::IN_MOVE) {
@@ -222,6 +236,19 @@ mod tests {
         expect(None);
         fs::write(at("two/file"), "").unwrap();
         expect(Some("current/file"));
+
+        // So is one on the way.
+        fs::write(at("two/part"), "").unwrap();
+        let mut behind = TreeWatch::new(vec![at("current/part")]).unwrap();
+        for target in ["one", "two"] {
+            let _ = fs::write(at("one/part"), "");
+            assert_eq!(behind.changed().unwrap(), (target == "two").then(|| at("current/part")));
+            symlink(target, at("next")).unwrap();
+            fs::rename(at("next"), at("current")).unwrap();
+            assert_eq!(behind.changed().unwrap(), Some(at("current")));
+        }
+        drop(behind);
+        while watch.changed().unwrap().is_some() {}
 
         // A path may go and come back.
         fs::remove_dir_all(at("src")).unwrap();
