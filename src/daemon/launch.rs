@@ -103,6 +103,9 @@ impl Common {
             // It is about our own outputs. What has another stream to the journal is told of that.
             variables.remove(OsStr::new(JOURNAL_VARIABLE));
         }
+        // The manager's own names the folder from which that was started, perhaps by a link: programs that believe it would leave
+        // the release to which they are pinned.
+        variables.insert(OsStr::new("PWD"), release.directory.as_os_str().into());
         let mut by_slot = Vec::new();
         for (name, value) in &release.environment {
             if value.contains("{slot}") {
