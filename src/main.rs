@@ -4,6 +4,7 @@ use std::panic;
 use std::process::{self, ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
+use liveswap::cli::output::Purpose;
 use liveswap::cli::{
     change, check, completions, demo, events, man, original, output, run, status, try_handover, unit, upgrade,
 };
@@ -13,7 +14,8 @@ use liveswap::daemon;
 const EXIT_STATUS: &str = "\
 The command line of the Node.js tool of this name: liveswap -s TARGET, -u [PATH], -k, -d, -m TEXT, -v; `liveswap -s --help`.
 
-Exit status: 0 done; 1 refused, failed or rolled back; 2 wrong arguments; 3 bad service file; 4 no such manager; 70 a bug.";
+Exit status: 0 done; 1 refused, failed or rolled back; 2 wrong arguments; 3 bad service file; 4 no such manager; 70 a bug; \
+74 done, but the output could not be written (141: a pipe that nobody reads).";
 
 /// Swaps the code of a running network service without losing a connection
 #[derive(Parser)]
@@ -76,14 +78,31 @@ fn main() -> ExitCode {
         output::bug(bug);
         process::exit(daemon::BUG);
     }));
-    if is_original {
-        return original::run(std::env::args_os());
-    }
+    let (ended, purpose) = if is_original { original() } else { modern() };
+    output::end(ended, purpose)
+}
+
+fn original() -> (ExitCode, Purpose) {
+    let prints = std::env::args_os().any(|word| word == "--help" || word == "-h" || word == "-v");
+    (original::run(std::env::args_os()), if prints { Purpose::Output } else { Purpose::Deed })
+}
+
+fn modern() -> (ExitCode, Purpose) {
     let command = match output::parse::<Cli>(std::env::args_os()) {
         Ok(cli) => cli.command,
-        Err(status) => return status,
+        Err(status) => return (status, Purpose::Output),
     };
-    match command {
+    let purpose = match command {
+        Command::Upgrade(_)
+        | Command::Rollback(_)
+        | Command::Respawn(_)
+        | Command::Scale(_)
+        | Command::Message(_)
+        | Command::Stop(_)
+        | Command::Reexec(_) => Purpose::Deed,
+        _ => Purpose::Output,
+    };
+    let ended = match command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Upgrade(args) => upgrade::upgrade(&args),
@@ -103,5 +122,6 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::DemoWorker(args) => demo::worker(args),
         Command::TryHandover(args) => try_handover::run::<Cli>(args),
-    }
+    };
+    (ended, purpose)
 }

@@ -26,7 +26,7 @@ pub fn run(args: &CheckArgs) -> ExitCode {
             .and_then(|path| daemon::check(&path, wants_color()).map_err(|refusal| refusal.details));
         match checked {
             Ok(checked) => {
-                // Who does not read it has the exit status.
+                // What cannot be written is told at the end.
                 let _ = output::line(&format!("{}: {}", file.display(), checked.summary));
                 for warning in checked.warnings {
                     report::print_warning(&format!("{}: {warning}", file.display()));

@@ -19,7 +19,7 @@ pub struct CompletionsArgs {
 pub fn print(args: &CompletionsArgs, command: &mut Command) -> ExitCode {
     let mut text = Vec::new();
     generate(args.shell, command, "liveswap", &mut text);
-    // Who does not read it has the exit status.
+    // What cannot be written is told at the end.
     let _ = output::lines(&String::from_utf8_lossy(&text));
     Status::Done.into()
 }

@@ -230,7 +230,7 @@ fn named(path: &Path) -> io::Result<Option<String>> {
 
 /// Prints an answer as Node's `console.log` prints an object.
 fn answer(command: &str, value: &str, ok: bool) -> ExitCode {
-    // Who does not read it has the exit status.
+    // What cannot be written is told at the end.
     let _ = output::line(&format!("{{ cmd: {}, value: {} }}", quoted(command), quoted(value)));
     if ok { Status::Done.into() } else { Status::Failed.into() }
 }

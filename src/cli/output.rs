@@ -4,11 +4,18 @@
 //! nothing goes out as it came. A [`line`] is one line, whatever is in it; [`lines`] are laid out by us and keep their newlines
 //! and our own colours. Everything else that could steer a terminal or hide is escaped, on a terminal or not: a log is read
 //! on a terminal later.
+//!
+//! A success whose output could not be written is none: each command ends by [`end`], which makes it a failure.
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal, Write, stderr, stdout};
+use std::fs::File;
+use std::io::{self, ErrorKind, IsTerminal, Write, stderr, stdout};
+use std::os::fd::AsFd;
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue};
@@ -17,13 +24,74 @@ use clap::{Error, Parser};
 use super::report::Status;
 use crate::wire::printable::{Printable, printable, printable_json, printable_lines};
 
+/// What kept something from being printed on standard output, for the first time.
+static UNWRITTEN: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// How long a write waits before it tries again, where standard output was made non-blocking by a program that shares it.
+const TRY_AGAIN: Duration = Duration::from_millis(5);
+
+/// What a command is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To print something.
+    Output,
+    /// To do something; what it prints is beside that.
+    Deed,
+}
+
+/// Returns the exit status of a command that is otherwise done: a success is none where its output could not be written.
+///
+/// Where nobody reads any more, a command that prints ends quietly with the status of a program that SIGPIPE has killed, as
+/// cat(1) and the like do. One that does something keeps its own status then: what it did is what counts.
+#[must_use]
+pub fn end(status: ExitCode, purpose: Purpose) -> ExitCode {
+    let unwritten = UNWRITTEN.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match (unwritten, purpose) {
+        (None, _) => status,
+        _ if status != ExitCode::SUCCESS => status,
+        (Some(error), Purpose::Output) if error.kind() == ErrorKind::BrokenPipe => Status::Unread.into(),
+        (Some(error), Purpose::Deed) if error.kind() == ErrorKind::BrokenPipe => status,
+        (Some(error), purpose) => {
+            error_line(&format!("Error: cannot write to standard output: {error}"));
+            if purpose == Purpose::Deed {
+                error_line("Hint: what was asked for is done all the same");
+            }
+            Status::Unwritten.into()
+        }
+    }
+}
+
+/// Writes to standard output, and notes where that fails. Past the buffer of std, which takes a descriptor that may not be
+/// written to for a success.
+fn put(bytes: &[u8]) -> io::Result<()> {
+    let written = stdout().as_fd().try_clone_to_owned().and_then(|to| write_all(&mut File::from(to), bytes));
+    if let Err(error) = &written {
+        let again = error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
+        UNWRITTEN.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(again);
+    }
+    written
+}
+
+fn write_all(to: &mut File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match to.write(bytes) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(TRY_AGAIN),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Prints a line on standard output.
 ///
 /// # Errors
 ///
 /// Those of write(2): nobody reads it.
 pub fn line(text: &str) -> io::Result<()> {
-    writeln!(stdout(), "{}", Printable(text))
+    put(format!("{}\n", Printable(text)).as_bytes())
 }
 
 /// Prints text that is laid out already, and shows it at once.
@@ -32,9 +100,7 @@ pub fn line(text: &str) -> io::Result<()> {
 ///
 /// Those of write(2): nobody reads it.
 pub fn lines(text: &str) -> io::Result<()> {
-    let mut to = stdout();
-    to.write_all(printable_lines(text).as_bytes())?;
-    to.flush()
+    put(printable_lines(text).as_bytes())
 }
 
 /// Prints a line of JSON.
@@ -43,7 +109,7 @@ pub fn lines(text: &str) -> io::Result<()> {
 ///
 /// Those of write(2): nobody reads it.
 pub fn json(text: &str) -> io::Result<()> {
-    writeln!(stdout(), "{}", printable_json(text.trim_end()))
+    put(format!("{}\n", printable_json(text.trim_end())).as_bytes())
 }
 
 /// Prints text that is laid out already in the place of what stood on the terminal before; in a pipe it follows.
@@ -54,7 +120,7 @@ pub fn json(text: &str) -> io::Result<()> {
 pub fn screen(text: &str) -> io::Result<()> {
     if stdout().is_terminal() {
         // Home, and nothing left of what stood there.
-        stdout().write_all(b"\x1b[H\x1b[2J")?;
+        put(b"\x1b[H\x1b[2J")?;
     }
     lines(text)
 }
@@ -95,7 +161,7 @@ pub fn usage(error: Error) -> ExitCode {
         error_lines(&text);
         return Status::Usage.into();
     }
-    // Who does not read it has the exit status.
+    // What cannot be written is told at the end.
     let _ = lines(&text);
     Status::Done.into()
 }

@@ -19,8 +19,12 @@ pub enum Status {
     BadFile = 3,
     /// There is no such manager.
     NoManager = 4,
+    /// All is done, but what there was to say could not be written (`EX_IOERR` of sysexits.h).
+    Unwritten = 74,
     /// Ended by Ctrl-C.
     Interrupted = 130,
+    /// Nobody reads what there was to say: the status of a program that was killed by SIGPIPE.
+    Unread = 141,
 }
 
 impl From<Status> for ExitCode {

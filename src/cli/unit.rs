@@ -79,7 +79,7 @@ pub fn print(args: &UnitArgs) -> ExitCode {
     };
     match unit(&spec, &file, &program) {
         Ok(text) => {
-            // Who does not read it has the exit status.
+            // What cannot be written is told at the end.
             let _ = output::lines(&text);
             Status::Done.into()
         }

@@ -134,7 +134,7 @@ impl Change<'_> {
             let heard = connection.hear()?;
             let is_snapshot = matches!(&heard.line, Line::Reply(reply) if reply.cmd == "events");
             if self.json && !is_snapshot {
-                // Who does not read it has the exit status.
+                // What cannot be written is told at the end.
                 let _ = output::json(&heard.text);
             }
             match heard.line {
@@ -231,7 +231,7 @@ fn details(evidence: &Evidence) -> Vec<String> {
     }
 }
 
-/// Prints a line; who does not read it has the exit status.
+/// Prints a line; what cannot be written is told at the end.
 pub(super) fn say(line: &str) {
     let _ = output::line(line);
 }
