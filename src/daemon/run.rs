@@ -420,7 +420,7 @@ impl Daemon {
                     }
                     None => failure.step.to_string(),
                 };
-                process.failure = Some(format!("{step}: {}", failure.error()));
+                process.failure = Some(format!("{step}: {}", failure.reason()));
             }
             Err(error) => process.failure = Some(format!("reading its report: {error}")),
         }

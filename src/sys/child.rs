@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 
+use super::interpreter::Interpreter;
 use super::limits::{Limit, Resource};
 use super::raw::{self, Sweep};
 use super::spawn::{Credentials, Failure, Step};
@@ -58,7 +59,8 @@ pub(super) fn run(plan: &mut Plan) -> ! {
     raw::leave_terminal();
     let Err(failure) = become_program(plan);
     // Nobody else is there to be told where this fails.
-    let _ = raw::write(plan.report, &failure.encode());
+    let (text, length) = failure.encode();
+    let _ = raw::write(plan.report, text.get(..length).unwrap_or_default());
     raw::exit(CANNOT_START)
 }
 
@@ -91,11 +93,13 @@ fn become_program(plan: &mut Plan) -> Result<Infallible, Failure> {
     for number in &plan.own_pids {
         plan.environment.write_number(number, pid);
     }
-    at(Step::Execute, execute(plan))
+    let Err(errno) = execute(plan);
+    let interpreter = interpreter(plan, errno);
+    Err(Failure { step: Step::Execute, errno: errno as i32, interpreter })
 }
 
 fn at<T>(step: Step, result: nix::Result<T>) -> Result<T, Failure> {
-    result.map_err(|errno| Failure { step, errno: errno as i32 })
+    result.map_err(|errno| Failure { step, errno: errno as i32, interpreter: Interpreter::NONE })
 }
 
 fn open_standard_input() -> nix::Result<()> {
@@ -120,6 +124,12 @@ fn place_descriptors(plan: &mut Plan) -> nix::Result<()> {
 
 fn lift(fd: c_int, beyond: c_int) -> nix::Result<c_int> {
     if fd >= beyond { Ok(fd) } else { raw::duplicate_beyond(fd, beyond) }
+}
+
+/// Returns what the first program that is there is to be interpreted by, where that is to blame.
+fn interpreter(plan: &Plan, error: Errno) -> Interpreter {
+    let mut found = plan.programs.iter().map(|program| Interpreter::to_blame(program, error));
+    found.find(|found| *found != Interpreter::NONE).unwrap_or(Interpreter::NONE)
 }
 
 /// Tries the programs in turn, as execvpe(3) does, but gives no file without `#!` to a shell.

@@ -20,6 +20,7 @@ pub mod fork;
 pub mod handover;
 pub mod held;
 pub mod holders;
+pub mod interpreter;
 pub mod journal_stream;
 pub mod limits;
 pub mod listener;

@@ -22,6 +22,9 @@ const SIGNAL_SET_BYTES: usize = 8;
 /// The highest signal number of Linux.
 const MAX_SIGNAL: c_int = 64;
 
+/// How a file is opened that is only read.
+const READ_ONLY: c_int = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_CLOEXEC;
+
 /// The kernel's `struct sigaction`, of which only the handler is ever set: it comes first on every architecture but MIPS.
 type KernelAction = [usize; 8];
 
@@ -49,10 +52,32 @@ pub(super) fn reset_signals(ignore_sigpipe: bool) {
         unsafe { syscall!(Sysno::rt_sigprocmask, libc::SIG_SETMASK, &raw const none, 0, SIGNAL_SET_BYTES) };
 }
 
-/// Opens `path` for reading.
+/// Opens `path` for reading, without waiting for what is no file.
 pub(super) fn open(path: &CStr) -> nix::Result<c_int> {
     // SAFETY: the path is a C string.
-    descriptor(unsafe { syscall!(Sysno::openat, libc::AT_FDCWD, path.as_ptr(), libc::O_RDONLY) })
+    descriptor(unsafe { syscall!(Sysno::openat, libc::AT_FDCWD, path.as_ptr(), READ_ONLY) })
+}
+
+/// Reads from a place in a file, and returns how many bytes there were.
+pub(super) fn read_at(fd: c_int, buffer: &mut [u8], at: u64) -> nix::Result<usize> {
+    let at = usize::try_from(at).map_err(|_| Errno::EOVERFLOW)?;
+    // By two calls: pread(2) takes its place in as many ways as there are architectures of 32 bits.
+    // SAFETY: lseek(2) touches no memory of ours.
+    checked(unsafe { syscall!(Sysno::lseek, fd, at, libc::SEEK_SET) })?;
+    // SAFETY: the buffer is as long as said.
+    checked(unsafe { syscall!(Sysno::read, fd, buffer.as_mut_ptr(), buffer.len()) })
+}
+
+/// Closes a descriptor that the child has opened itself.
+pub(super) fn close(fd: c_int) {
+    // SAFETY: nothing of ours owns it.
+    let _ = unsafe { syscall!(Sysno::close, fd) };
+}
+
+/// Whether the calling process may execute what is at `path`, and that is there.
+pub(super) fn may_execute(path: &CStr) -> bool {
+    // SAFETY: the path is a C string.
+    unsafe { syscall!(Sysno::faccessat, libc::AT_FDCWD, path.as_ptr(), libc::X_OK) }.is_ok()
 }
 
 /// Makes `target` a copy of `source`, not closed on execve(2).

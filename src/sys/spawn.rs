@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::child::Plan;
 use super::cradle::{Cradle, Memory};
 use super::handover::{HandOver, Luggage, Number, Unpacked};
+use super::interpreter::Interpreter;
 use super::limits::{Limit, Resource};
 use super::strings::{CStrings, Pointers};
 
@@ -229,10 +230,9 @@ impl Spawned {
         }
         // Only now is it sure that the child has let go of our memory: after its report it had yet to exit.
         self.cradle = None;
-        match <[u8; Failure::LENGTH]>::try_from(self.heard.as_slice()) {
-            _ if self.heard.is_empty() => Some(Report::Executed),
-            Ok(bytes) => Failure::decode(bytes).map(Report::Failed),
-            Err(_) => None,
+        match self.heard.as_slice() {
+            [] => Some(Report::Executed),
+            heard => Failure::decode(heard).map(Report::Failed),
         }
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a start report in no known form"))
     }
@@ -288,6 +288,8 @@ pub struct Failure {
     pub step: Step,
     /// The error's number (errno(3)).
     pub errno: i32,
+    /// What the program is to be interpreted by, where that is to blame and not the program.
+    pub interpreter: Interpreter,
 }
 
 /// What a process does on its way to become its program, in this order.
@@ -367,29 +369,48 @@ impl fmt::Display for Step {
 }
 
 impl Failure {
-    /// How many bytes it takes in a report.
-    const LENGTH: usize = 5;
+    /// How many bytes it takes in a report at most: what write(2) puts into a pipe in one piece.
+    const LENGTH: usize = 128;
 
-    /// Returns the step's code and the error's number, as a report has them.
-    pub(super) fn encode(self) -> [u8; Self::LENGTH] {
-        let [a, b, c, d] = self.errno.to_ne_bytes();
-        [self.step.encode(), a, b, c, d]
+    /// Returns the step's code, the error's number and the interpreter's name, as a report has them, and how many bytes that are.
+    pub(super) fn encode(self) -> ([u8; Self::LENGTH], usize) {
+        let mut text = [0; Self::LENGTH];
+        let errno = self.errno.to_ne_bytes();
+        let parts =
+            [self.step.encode()].into_iter().chain(errno).chain(self.interpreter.name().iter().copied());
+        let mut length = 0;
+        for (to, from) in text.iter_mut().zip(parts) {
+            *to = from;
+            length += 1;
+        }
+        (text, length)
     }
 
-    fn decode(bytes: [u8; Self::LENGTH]) -> Option<Self> {
-        let [code, errno @ ..] = bytes;
-        Some(Self { step: Step::decode(code)?, errno: i32::from_ne_bytes(errno) })
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let [code, a, b, c, d, interpreter @ ..] = bytes else { return None };
+        let errno = i32::from_ne_bytes([*a, *b, *c, *d]);
+        Some(Self { step: Step::decode(*code)?, errno, interpreter: Interpreter::named(interpreter) })
     }
 
-    /// Returns the error, with its words.
-    pub fn error(self) -> io::Error {
-        io::Error::from_raw_os_error(self.errno)
+    /// Returns the error in words, with the interpreter that it is about.
+    pub fn reason(self) -> String {
+        let error = io::Error::from_raw_os_error(self.errno);
+        let name = self.interpreter.name();
+        if name.is_empty() {
+            return error.to_string();
+        }
+        let hint = if name.ends_with(b"\r") {
+            "; the line ends in a carriage return: save the file with the line ends of Unix"
+        } else {
+            ""
+        };
+        format!("its interpreter `{}`: {error}{hint}", String::from_utf8_lossy(name).escape_debug())
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.step, self.error())
+        write!(f, "{}: {}", self.step, self.reason())
     }
 }
 

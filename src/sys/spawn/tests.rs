@@ -116,7 +116,7 @@ fn written(launch: &Launch<'_>) -> String {
 /// Runs a child that cannot start, and returns why.
 fn failure(launch: &Launch<'_>) -> (Step, i32) {
     agreed(runs(launch).map(|outcome| {
-        let Report::Failed(Failure { step, errno }) = outcome.report else { panic!("{outcome:?}") };
+        let Report::Failed(Failure { step, errno, .. }) = outcome.report else { panic!("{outcome:?}") };
         assert_eq!((outcome.exit, outcome.output.as_str()), (Exit::Code(127), ""));
         (step, errno)
     }))
@@ -393,8 +393,9 @@ fn a_report_is_not_waited_for_and_counts_when_the_child_has_gone() {
     let (report, input) = pipe2(OFlag::O_NONBLOCK).unwrap();
     let mut spawned = Spawned { pid: Pid::this(), report, heard: Vec::new(), cradle: None };
     assert_eq!(spawned.report().unwrap(), Report::NotYet);
-    let failure = Failure { step: Step::Directory, errno: libc::ENOENT };
-    unistd::write(&input, &failure.encode()).unwrap();
+    let failure = plain(Step::Directory, libc::ENOENT);
+    let (text, length) = failure.encode();
+    unistd::write(&input, &text[..length]).unwrap();
     assert_eq!(spawned.report().unwrap(), Report::NotYet);
     drop(input);
     assert_eq!(spawned.report().unwrap(), Report::Failed(failure));
@@ -461,10 +462,7 @@ fn an_error_of_the_child_is_none_of_ours() {
         Errno::clear();
         waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
         assert_eq!(Errno::last_raw(), 0);
-        assert_eq!(
-            final_report(spawned),
-            Report::Failed(Failure { step: Step::Execute, errno: libc::ENOENT })
-        );
+        assert_eq!(final_report(spawned), Report::Failed(plain(Step::Execute, libc::ENOENT)));
         assert_eq!(wait_for_exit(pid), Exit::Code(127));
     });
 }
@@ -472,15 +470,80 @@ fn an_error_of_the_child_is_none_of_ours() {
 #[test]
 fn every_step_survives_the_pipe() {
     for step in Step::all() {
-        let failure = Failure { step, errno: libc::EPERM };
-        assert_eq!(Failure::decode(failure.encode()), Some(failure));
+        let failures =
+            [plain(step, libc::EPERM), Failure { interpreter: Interpreter::named(b"/x"), ..plain(step, 2) }];
+        for failure in failures {
+            let (text, length) = failure.encode();
+            assert_eq!(Failure::decode(&text[..length]), Some(failure));
+        }
     }
-    assert_eq!(Failure::decode([200, 0, 0, 0, 0]), None);
+    assert_eq!(Failure::decode(&[200, 0, 0, 0, 0]), None);
+    assert_eq!(Failure::decode(&[0, 0, 0, 0]), None);
+}
+
+/// A failure that is no interpreter's.
+fn plain(step: Step, errno: i32) -> Failure {
+    Failure { step, errno, interpreter: Interpreter::NONE }
+}
+
+#[test]
+fn an_interpreter_that_cannot_be_executed_is_named() {
+    isolated(|| {
+        let folder = tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let write = |name: &str, text: &[u8], mode| {
+            fs::write(at(name), text).unwrap();
+            fs::set_permissions(at(name), Permissions::from_mode(mode)).unwrap();
+        };
+        write("plain", b"text", 0o755);
+        write("folder-less", format!("#!{}/x\n", at("plain")).as_bytes(), 0o755);
+        write("dos", b"#!/bin/sh\r\nexit\r\n", 0o755);
+        write("missing", b"#! /nonexistent/python9 -u\n", 0o755);
+        write("not-executable", b"#!/nonexistent/python9\n", 0o644);
+        // A copy of a binary whose loader is another.
+        let mut binary = fs::read("/proc/self/exe").unwrap();
+        let loader = b"/ld-linux";
+        let place = binary.windows(loader.len()).position(|part| part == loader);
+        for (program, errno, interpreter) in [
+            ("dos", libc::ENOENT, "/bin/sh\r"),
+            ("missing", libc::ENOENT, "/nonexistent/python9"),
+            ("folder-less", libc::ENOTDIR, &format!("{}/x", at("plain"))),
+            ("plain", libc::ENOEXEC, ""),
+            ("not-executable", libc::EACCES, ""),
+            ("nothing", libc::ENOENT, ""),
+        ] {
+            let spawned = spawn(launch(&[&at(program)])).unwrap();
+            let pid = spawned.pid;
+            let interpreter = Interpreter::named(interpreter.as_bytes());
+            let expected = Failure { step: Step::Execute, errno, interpreter };
+            assert_eq!(final_report(spawned), Report::Failed(expected), "{program}");
+            wait_for_exit(pid);
+        }
+        if let Some(place) = place {
+            binary[place + 1] = b'x';
+            write("binary", &binary, 0o755);
+            let spawned = spawn(launch(&[&at("binary")])).unwrap();
+            let pid = spawned.pid;
+            let Report::Failed(failure) = final_report(spawned) else { panic!("it has no such loader") };
+            assert!(String::from_utf8_lossy(failure.interpreter.name()).contains("/xd-linux"), "{failure}");
+            wait_for_exit(pid);
+        }
+    });
 }
 
 #[test]
 fn failures_are_told_in_words() {
-    let failure = |step| Failure { step, errno: libc::ENOENT };
+    let by =
+        |name: &[u8]| Failure { interpreter: Interpreter::named(name), ..plain(Step::Execute, 2) }.reason();
+    assert_eq!(by(b"/bin/x"), "its interpreter `/bin/x`: No such file or directory (os error 2)");
+    assert!(
+        by(b"/bin/sh\r").starts_with("its interpreter `/bin/sh\\r`: No such file"),
+        "{}",
+        by(b"/bin/sh\r")
+    );
+    assert!(by(b"/bin/sh\r").contains("carriage return"));
+
+    let failure = |step| plain(step, libc::ENOENT);
     let words = failure(Step::Limit(Resource::Nofile)).to_string();
     assert_eq!(words, "setting the limit `nofile`: No such file or directory (os error 2)");
     let describe = |step: Step| step.describe(Path::new("/srv/app"), "./server");
