@@ -49,3 +49,40 @@ fn every_bad_file_is_told_of_and_the_sound_ones_too() {
     assert!(text(&output.stdout).starts_with("two.toml: service `two`"), "{said}");
     assert_eq!(output.status.code(), Some(3));
 }
+
+#[test]
+fn sockets_that_cannot_both_be_bound_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("d")).unwrap();
+    std::os::unix::fs::symlink("d", folder.path().join("l")).unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let check_two = |one: &str, two: &str, more: &str| {
+        let file = format!(
+            "[service]\ncommand = ['true']\n[[socket]]\nname = 'one'\nlisten = '{one}'\n\
+             [[socket]]\nname = 'two'\nlisten = '{two}'\n{more}\n"
+        );
+        let output = check(&[("web.toml", &file)]);
+        (output.status.code(), text(&output.stderr))
+    };
+    for (one, two, word) in [
+        ("0.0.0.0:80", "[::]:80", "bind_ipv6_only"),
+        ("127.0.0.1:80", "[::]:80", "bind_ipv6_only"),
+        ("127.0.0.1:80", "0.0.0.0:80", "remove one"),
+        ("127.0.0.1:80", "[::ffff:127.0.0.1]:80", "one socket serves all workers"),
+        (&at("d/a"), &at("l/a"), "remove one"),
+        (&at("d/a"), &at("d/../d/a"), "remove one"),
+    ] {
+        let (status, said) = check_two(one, two, "");
+        assert!(status == Some(3) && said.contains(word) && said.contains("one"), "{one} {two}: {said}");
+    }
+    for (one, two, more) in [
+        ("0.0.0.0:80", "[::]:80", "bind_ipv6_only = 'ipv6-only'"),
+        ("127.0.0.1:0", "127.0.0.1:0", ""),
+        ("0.0.0.0:80", "0.0.0.0:80", "type = 'datagram'"),
+        (&at("d/a"), &at("a"), ""),
+    ] {
+        assert_eq!(check_two(one, two, more).0, Some(0), "{one} {two} {more}");
+    }
+    let (status, said) = check_two("0.0.0.0:80", "@two", "[control]\ntcp = '127.0.0.1:80'");
+    assert!(status == Some(3) && said.contains("the control server (127.0.0.1:80)"), "{said}");
+}

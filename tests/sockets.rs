@@ -452,3 +452,44 @@ fn a_socket_that_is_shut_down_without_end_is_repaired_each_time_and_told_of_a_fe
     assert_eq!(told, 10, "repairs told of");
     manager.stop();
 }
+
+#[test]
+fn the_port_that_the_kernel_chose_is_told_and_stays() {
+    let service = Service::worker()
+        .socket("name = 'one'\nlisten = '127.0.0.1:0'")
+        .socket("name = 'two'\nlisten = '127.0.0.1:0'");
+    let mut manager = Manager::start(service.clone().release(1));
+    let ports = |manager: &Manager| {
+        let status = manager.ask(r#"{"cmd":"status"}"#);
+        let sockets = status["status"]["sockets"].as_array().expect("sockets").clone();
+        let port = |socket: &serde_json::Value| socket["listen"].as_str().expect("an address").parse();
+        sockets.iter().map(|socket| port(socket).expect("an address")).collect::<Vec<SocketAddr>>()
+    };
+    let chosen = ports(&manager);
+    assert!(chosen.len() == 2 && chosen[0] != chosen[1], "{chosen:?}");
+    for (name, address) in ["one", "two"].into_iter().zip(&chosen) {
+        let line = format!("socket `{name}` (127.0.0.1:0) listens on {address}");
+        manager.wait_log(Place::START, [&line]);
+        assert_eq!(release_at(&Target::Tcp(*address)), "1");
+    }
+    manager.upgrade_committed(service.clone().release(2));
+    assert_eq!(ports(&manager), chosen);
+    manager.reexec();
+    manager.upgrade_committed(service.release(3));
+    assert_eq!(ports(&manager), chosen);
+    manager.crash();
+    let place = manager.place();
+    manager.restart();
+    manager.wait_said(place, "READY=1", |message| message.is("READY"));
+    assert_eq!(ports(&manager), chosen);
+    manager.stop();
+}
+
+#[test]
+fn the_control_server_of_the_same_file_is_blamed_for_its_address() {
+    let address = loopback();
+    let service = Service::worker().listen(address).set("control.tcp", format!("'{address}'"));
+    let mut manager = Starter::default().start(service);
+    manager.wait_log(Place::START, ["the control server", "of the same file has this address"]);
+    assert!(!manager.wait_exit().success());
+}

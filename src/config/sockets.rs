@@ -92,8 +92,21 @@ pub(super) fn read(root: &mut Table<'_>, origin: &Origin, problems: &Problems) -
 
 /// Whether the kernel could never bind both. A UNIX path is one file, whatever it carries.
 fn collide(left: &SocketSpec, right: &SocketSpec) -> bool {
-    left.address == right.address
-        && (left.kind == right.kind || matches!(left.address, SocketAddress::Path(_)))
+    let is_one = match (&left.address, &right.address) {
+        // Port 0 is another one each time. IPv4 can be written as IPv6.
+        (SocketAddress::Inet(left), SocketAddress::Inet(right)) => {
+            left.port() != 0 && canonical(*left) == canonical(*right)
+        }
+        (left, right) => left == right,
+    };
+    is_one && (left.kind == right.kind || matches!(left.address, SocketAddress::Path(_)))
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip if ip == address.ip() => address,
+        ip => SocketAddr::new(ip, address.port()),
+    }
 }
 
 /// Reads one socket; `None` where it has no good address and type. The place is that of `listen`.

@@ -219,6 +219,10 @@ pub struct Checked {
 pub fn check(file: &Path, color: bool) -> Result<Checked, Refusal> {
     let release = Release::read(&Source::File(file.to_owned()), &Wanted::First, false, color)?;
     let failed = |error: io::Error| Refusal::new(&format!("{}: {error}", file.display()));
+    let clashes = sockets::clashes(&release.spec);
+    if !clashes.is_empty() {
+        return Err(Refusal::of(&Source::File(file.to_owned()), &clashes));
+    }
     let heritage = Heritage::take(limits::own(Resource::Nofile).map_err(failed)?);
     let warnings = launch::missing_programs(&release, &heritage).map_err(failed)?;
     Ok(Checked { summary: summary(&release.spec), warnings })

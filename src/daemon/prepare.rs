@@ -6,7 +6,7 @@ use std::{io, mem};
 
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::checker::{Checker, CheckerState};
 use super::launch::Common;
@@ -335,7 +335,11 @@ impl Daemon {
 ///
 /// What failed; then nothing has changed.
 pub(super) fn prepare_sockets(sockets: &mut Sockets, release: &Release) -> Result<Prepared, SocketError> {
-    let prepared = sockets.prepare(&plans(release))?;
+    let prepared =
+        sockets.prepare(&plans(release)).map_err(|error| error.beside(release.spec.control.tcp))?;
+    for note in &prepared.notes {
+        info!("{note}");
+    }
     for warning in &prepared.warnings {
         warn!("{warning}");
     }

@@ -112,7 +112,7 @@ impl Refusal {
     }
 
     /// Refuses a service for all that it refers to and that cannot be had.
-    fn of(source: &Source, problems: &[String]) -> Self {
+    pub(super) fn of(source: &Source, problems: &[String]) -> Self {
         let (short, long) = match source {
             Source::File(path) => {
                 let name = path.file_name().unwrap_or(path.as_os_str()).display();

@@ -21,6 +21,7 @@ mod error;
 mod guard;
 mod inherited;
 mod listener;
+mod overlap;
 mod plan;
 mod record;
 #[cfg(test)]
@@ -34,13 +35,14 @@ use std::rc::{Rc, Weak};
 
 use nix::errno::Errno;
 
-use crate::core::spec::{SocketAddress, SocketSpec};
+use crate::core::spec::SocketSpec;
 use crate::sys::activation::Inherited;
 use crate::sys::path_watch::{PathWatch, WatchedPath};
 
 pub use error::{Problem, SocketError, Step};
 pub use guard::Hurt;
 pub use listener::Listener;
+pub use overlap::clashes;
 pub use plan::{Owner, SocketPlan};
 pub use record::{ListenerRecord, ListenerState};
 
@@ -62,13 +64,15 @@ pub struct Prepared {
     pub listeners: Vec<Rc<Listener>>,
     /// What could not be had but is no reason to refuse, one sentence each, for the log.
     pub warnings: Vec<String>,
+    /// What is worth a line of the log, one sentence each: the ports that the kernel chose.
+    pub notes: Vec<String>,
 }
 
 impl Prepared {
     /// Those of a generation that was written down: they stand at these places among all.
     pub(super) fn among(all: &[Rc<Listener>], places: &[usize]) -> Self {
         let listeners = places.iter().filter_map(|place| all.get(*place)).map(Rc::clone);
-        Self { listeners: listeners.collect(), warnings: Vec::new() }
+        Self { listeners: listeners.collect(), warnings: Vec::new(), notes: Vec::new() }
     }
 }
 
@@ -102,11 +106,14 @@ impl Sockets {
     pub fn prepare(&mut self, wanted: &[SocketPlan]) -> Result<Prepared, SocketError> {
         let Found { listeners: found, mut warnings } = self.find(wanted)?;
         let mut listeners = Vec::with_capacity(wanted.len());
+        let mut notes = Vec::new();
         for (plan, found) in wanted.iter().zip(found) {
-            listeners.push(match found {
+            let listener = match found {
                 Some(listener) => listener,
-                None => Rc::new(self.bind(plan)?),
-            });
+                None => Rc::new(self.bind(plan, &listeners)?),
+            };
+            notes.extend(listener.chosen_port());
+            listeners.push(listener);
         }
         change_all(&listeners, wanted)?;
 
@@ -120,7 +127,7 @@ impl Sockets {
         for listener in &listeners {
             warnings.extend(self.register(listener));
         }
-        Ok(Prepared { listeners, warnings })
+        Ok(Prepared { listeners, warnings, notes })
     }
 
     /// Binds a socket that a worker asked for, or finds it where the service has it already; at `any_port` it is always a new
@@ -132,10 +139,10 @@ impl Sockets {
         let is_it = |known: &Rc<Listener>| !any_port && known.plan().is_same_socket(plan) && !known.is_dead();
         let listener = match self.listeners().into_iter().find(is_it) {
             Some(known) => known,
-            None => Rc::new(self.bind(plan)?),
+            None => Rc::new(self.bind(plan, &[])?),
         };
         let warnings = self.register(&listener);
-        Ok(Prepared { listeners: vec![listener], warnings })
+        Ok(Prepared { listeners: vec![listener], warnings, notes: Vec::new() })
     }
 
     /// Binds a socket that could not be kept as it was before.
@@ -168,9 +175,8 @@ impl Sockets {
     /// It goes on after a failure and returns all of them.
     pub fn revert(&self, old: &[SocketPlan]) -> Vec<SocketError> {
         let mut errors = Vec::new();
-        for listener in self.listeners() {
-            let plan = old.iter().find(|plan| listener.plan().is_same_socket(plan));
-            if let Some(plan) = plan
+        for (plan, listener) in old.iter().zip(matched(&self.listeners(), old)) {
+            if let Some(listener) = listener
                 && let Err(problem) = listener.change(plan)
             {
                 errors.push(problem.of(plan));
@@ -191,11 +197,11 @@ impl Sockets {
         }
         dead.make_room();
         let bound = Listener::bind_over(&plan, Some(dead));
-        let listener = Rc::new(bound.map_err(|problem| self.explain(&plan, problem).of(&plan))?);
+        let listener = Rc::new(bound.map_err(|problem| self.explain(&plan, &[], problem).of(&plan))?);
         listener.succeeds(dead);
         self.live.retain(|known| !std::ptr::eq(known.as_ptr(), Rc::as_ptr(dead)));
         let warnings = self.register(&listener);
-        Ok(Prepared { listeners: vec![listener], warnings })
+        Ok(Prepared { listeners: vec![listener], warnings, notes: Vec::new() })
     }
 
     /// Returns all sockets that some generation uses.
@@ -236,17 +242,16 @@ impl Sockets {
     fn find(&self, wanted: &[SocketPlan]) -> Result<Found, SocketError> {
         let live = self.listeners();
         let mut found = Vec::with_capacity(wanted.len());
-        for plan in wanted {
-            let known = live.iter().find(|listener| listener.plan().is_same_socket(plan));
-            if known.is_some_and(|known| known.is_dead() && known.is_inherited()) {
+        for (plan, known) in wanted.iter().zip(matched(&live, wanted)) {
+            if known.as_ref().is_some_and(|known| known.is_dead() && known.is_inherited()) {
                 return Err(Problem::ActivatorsOwn.of(plan));
             }
             // Whoever commits to a socket that nothing revives would promise what cannot be had.
             let known = known.filter(|known| !known.is_dead());
-            if let Some(option) = known.and_then(|known| known.unchangeable(plan)) {
+            if let Some(option) = known.as_ref().and_then(|known| known.unchangeable(plan)) {
                 return Err(Problem::Unchangeable(option).of(plan));
             }
-            found.push(known.cloned());
+            found.push(known);
         }
         self.refuse_strangers()?;
         let mut warnings = Vec::new();
@@ -269,29 +274,39 @@ impl Sockets {
         }
     }
 
-    /// Binds a new socket, and tells whose fault it is where the address is taken.
-    fn bind(&self, plan: &SocketPlan) -> Result<Listener, SocketError> {
+    /// Binds a new socket beside others that were just bound, and tells whose fault it is where the address is taken.
+    fn bind(&self, plan: &SocketPlan, beside: &[Rc<Listener>]) -> Result<Listener, SocketError> {
         // One that could not be replaced is still known, and with it the folder of its path.
         let before = self.listeners().into_iter().find(|known| known.plan().is_same_socket(plan));
         let before = before.filter(|known| known.file.is_some());
-        Listener::bind_over(plan, before.as_deref()).map_err(|problem| self.explain(plan, problem).of(plan))
+        Listener::bind_over(plan, before.as_deref())
+            .map_err(|problem| self.explain(plan, beside, problem).of(plan))
     }
 
-    fn explain(&self, plan: &SocketPlan, problem: Problem) -> Problem {
-        match problem {
+    fn explain(&self, plan: &SocketPlan, beside: &[Rc<Listener>], problem: Problem) -> Problem {
+        let (error, otherwise): (_, fn(io::Error) -> Problem) = match problem {
             Problem::Failed { step: Step::Binding | Step::Listening, error }
                 if error.raw_os_error() == Some(Errno::EADDRINUSE as i32) =>
             {
-                let ours = self.listeners().into_iter().find(|known| overlap(&known.plan(), plan));
-                if ours.as_ref().is_some_and(|ours| ours.is_dead()) {
-                    return Problem::Dead(error);
-                }
-                match ours.map(|known| known.plan().spec.clone()) {
-                    Some(SocketSpec { name, listen, .. }) => Problem::Overlaps { name, listen, error },
-                    None => Problem::Taken(error),
-                }
+                (error, Problem::Taken)
             }
-            other => other,
+            Problem::LivePath => (Errno::EADDRINUSE.into(), |_| Problem::LivePath),
+            other => return other,
+        };
+        let is_in_the_way = |known: &&Rc<Listener>| overlap::overlap(&known.plan().spec, &plan.spec, false);
+        if let Some(other) = beside.iter().find(is_in_the_way) {
+            let spec = &other.plan().spec;
+            let (name, listen) = (spec.name.clone(), spec.listen.clone());
+            return Problem::Own { name, listen, hint: overlap::how_to_tell_apart(spec, &plan.spec) };
+        }
+        let live = self.listeners();
+        let ours = live.iter().find(is_in_the_way);
+        if ours.is_some_and(|ours| ours.is_dead()) {
+            return Problem::Dead(error);
+        }
+        match ours.map(|known| known.plan().spec.clone()) {
+            Some(SocketSpec { name, listen, .. }) => Problem::Overlaps { name, listen, error },
+            None => otherwise(error),
         }
     }
 
@@ -322,16 +337,21 @@ fn change_all(listeners: &[Rc<Listener>], wanted: &[SocketPlan]) -> Result<(), S
     Ok(())
 }
 
-/// Returns whether two sockets cannot both be bound.
-fn overlap(one: &SocketPlan, other: &SocketPlan) -> bool {
-    one.spec.kind == other.spec.kind
-        && match (&one.spec.address, &other.spec.address) {
-            (SocketAddress::Inet(one), SocketAddress::Inet(other)) => {
-                let is_everywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
-                one.port() == other.port() && (is_everywhere || one.ip() == other.ip())
-            }
-            (one, other) => one == other,
+/// Returns the listener that each plan is about already, each at most once: of sockets whose port the kernel chooses there may be
+/// several that only their names tell apart, or nothing but their order.
+fn matched(listeners: &[Rc<Listener>], plans: &[SocketPlan]) -> Vec<Option<Rc<Listener>>> {
+    let mut left: Vec<_> = listeners.iter().collect();
+    let mut matched: Vec<Option<Rc<Listener>>> = vec![None; plans.len()];
+    for by_name in [true, false] {
+        for (plan, matched) in plans.iter().zip(&mut matched).filter(|(_, matched)| matched.is_none()) {
+            let is_it = |one: &&Rc<Listener>| {
+                let one = one.plan();
+                one.is_same_socket(plan) && (!by_name || one.spec.name == plan.spec.name)
+            };
+            *matched = left.iter().position(is_it).map(|place| Rc::clone(left.remove(place)));
         }
+    }
+    matched
 }
 
 /// Leads a sentence with the socket that it is about.

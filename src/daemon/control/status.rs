@@ -111,7 +111,7 @@ impl Daemon {
         let sockets = of.sockets.listeners.iter().chain(demanded).map(|listener| {
             let spec = &listener.plan().spec;
             let broken = self.is_beyond_repair(listener) || self.is_shared_dead(listener);
-            Socket { name: spec.name.clone(), listen: spec.listen.clone(), broken }
+            Socket { name: spec.name.clone(), listen: listener.listens_on(), broken }
         });
         sockets.collect()
     }

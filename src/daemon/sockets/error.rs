@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 
 use nix::errno::Errno;
 use thiserror::Error;
 
+use super::overlap::covers;
 use super::plan::SocketPlan;
 use crate::core::spec::{SocketAddress, SocketKind};
 use crate::sys::options::SocketOption;
@@ -65,6 +67,19 @@ pub enum Problem {
         /// What bind(2) said.
         error: io::Error,
     },
+    /// Another socket of the same file holds the address.
+    #[error("socket `{name}` ({listen}) of the same file holds this address")]
+    Own {
+        /// The name of the other socket.
+        name: String,
+        /// Its address as the file wrote it.
+        listen: String,
+        /// What to do next.
+        hint: &'static str,
+    },
+    /// The control server of the same file holds the address.
+    #[error("the control server ({0}) of the same file has this address")]
+    Control(SocketAddr),
     /// Another program holds the path.
     #[error("another program has this path bound")]
     LivePath,
@@ -136,8 +151,23 @@ impl SocketError {
             | Problem::Taken(error)
             | Problem::Overlaps { error, .. }
             | Problem::Dead(error) => error.raw_os_error().unwrap_or(Errno::EINVAL as i32),
-            Problem::LivePath | Problem::NotASocket => Errno::EADDRINUSE as i32,
+            Problem::LivePath | Problem::NotASocket | Problem::Own { .. } | Problem::Control(_) => {
+                Errno::EADDRINUSE as i32
+            }
             Problem::Unchangeable(_) | Problem::ActivatorsOwn => Errno::EINVAL as i32,
+        }
+    }
+
+    /// Blames the control server, where it is that which has the address, and no other program.
+    #[must_use]
+    pub fn beside(self, control: Option<SocketAddr>) -> Self {
+        match (self, control) {
+            (Self::Socket { plan, problem: Problem::Taken(_) }, Some(control))
+                if covers(&plan.spec, control) =>
+            {
+                Self::Socket { plan, problem: Problem::Control(control) }
+            }
+            (error, _) => error,
         }
     }
 
@@ -160,6 +190,8 @@ impl SocketError {
 fn hint(plan: &SocketPlan, problem: &Problem) -> Option<String> {
     match problem {
         Problem::Taken(_) => Some(who_listens(plan)),
+        Problem::Own { hint, .. } => Some((*hint).into()),
+        Problem::Control(_) => Some("give one of the two another address".into()),
         Problem::LivePath => Some(format!("find it with {}", who_listens(plan))),
         Problem::Overlaps { .. } => Some(
             "a running service cannot change over to an address that its old one covers: choose another port, or \

@@ -4,12 +4,14 @@ use std::cell::{Cell, OnceCell, Ref, RefCell};
 use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use super::error::{Problem, Step};
 use super::plan::{Owner, SocketPlan};
 use super::upkeep::Upkeep;
+use crate::core::spec::{SocketAddress, SocketSpec};
 use crate::sys::activation::Inherited;
 use crate::sys::backlog::backlog;
 use crate::sys::folder::{MadeFolders, Place};
@@ -160,6 +162,26 @@ impl Listener {
     /// Returns what the socket is at present; for one just inherited, its `FDNAME` and address.
     pub fn plan(&self) -> Ref<'_, SocketPlan> {
         self.plan.borrow()
+    }
+
+    /// Returns where it listens: as the file has it, with the port that the kernel chose where the file leaves that to it.
+    pub fn listens_on(&self) -> String {
+        match self.chosen() {
+            Some(local) => local.to_string(),
+            None => self.plan().spec.listen.clone(),
+        }
+    }
+
+    /// Returns a sentence that tells the port that the kernel chose.
+    pub(super) fn chosen_port(&self) -> Option<String> {
+        let local = self.chosen()?;
+        let SocketSpec { name, listen, .. } = &self.plan().spec;
+        Some(format!("socket `{name}` ({listen}) listens on {local}"))
+    }
+
+    fn chosen(&self) -> Option<SocketAddr> {
+        let is_open = matches!(self.plan().spec.address, SocketAddress::Inet(address) if address.port() == 0);
+        self.upkeep.local().filter(|_| is_open)
     }
 
     /// Returns whether an activator bound it.

@@ -20,7 +20,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use tempfile::TempDir;
 
 use super::*;
-use crate::core::spec::{SocketKind, SocketOptions};
+use crate::core::spec::{SocketAddress, SocketKind, SocketOptions};
 use crate::sys::backlog::backlog;
 use crate::sys::listener::tests::{eventually, reachable};
 use crate::sys::listener::{Address, disconnect, listen, local_address};

@@ -177,3 +177,50 @@ fn what_is_no_socket_is_never_removed() {
     assert!(message.ends_with("what stands at this path is no socket"), "{message}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
 }
+
+#[test]
+fn sockets_whose_port_the_kernel_chooses_are_as_many_as_are_asked_for() {
+    let named = |name: &str| plan(name, "127.0.0.1:0", SocketKind::Stream, SocketOptions::default());
+    let mut sockets = Sockets::new(Vec::new());
+    let wanted = [named("a"), named("b"), named("same"), named("same")];
+    let first = sockets.prepare(&wanted).unwrap();
+    let ports = |prepared: &Prepared| prepared.listeners.iter().map(|one| inet(one)).collect::<Vec<_>>();
+    let chosen = ports(&first);
+    for (index, port) in chosen.iter().enumerate() {
+        assert!(!chosen[..index].contains(port), "{chosen:?}");
+        assert!(first.notes[index].ends_with(&format!("listens on {port}")), "{:?}", first.notes);
+        assert_eq!(first.listeners[index].listens_on(), port.to_string());
+    }
+    // They stay what they are in whatever order, and under another name.
+    let turned = [named("same"), named("b"), named("other"), named("same")];
+    let again = sockets.prepare(&turned).unwrap();
+    assert_eq!(ports(&again), [chosen[2], chosen[1], chosen[0], chosen[3]]);
+}
+
+#[test]
+fn a_socket_of_the_same_file_is_named_where_it_is_in_the_way() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("d")).unwrap();
+    std::os::unix::fs::symlink("d", folder.path().join("l")).unwrap();
+    let path = |way: &str| folder.path().join(way).to_str().unwrap().to_owned();
+    let port = own_address().rsplit_once(':').unwrap().1.to_owned();
+    for (one, two) in [
+        (path("d/a"), path("l/a")),
+        (path("d/a"), path("d/../d/a")),
+        (format!("127.0.0.1:{port}"), format!("0.0.0.0:{port}")),
+        (format!("0.0.0.0:{port}"), format!("[::]:{port}")),
+    ] {
+        if reachable(["[::1]:0"]).is_empty() && two.starts_with('[') {
+            continue;
+        }
+        let make =
+            |name: &str, listen: &str| plan(name, listen, SocketKind::Stream, SocketOptions::default());
+        let plans = [make("one", &one), make("two", &two)];
+        let error = Sockets::new(Vec::new()).prepare(&plans).unwrap_err();
+        let said = error.to_string();
+        let expected =
+            format!("socket `two` ({two}): socket `one` ({one}) of the same file holds this address");
+        assert_eq!(said, expected);
+        assert_eq!(error.hint().unwrap().contains("bind_ipv6_only"), two.starts_with('['));
+    }
+}
