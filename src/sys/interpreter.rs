@@ -14,7 +14,7 @@ use super::raw;
 const HEAD: usize = 256;
 
 /// How much of a name is kept, in bytes.
-const MOST: usize = 120;
+const MOST: usize = 112;
 
 /// The first bytes of an ELF file, and its header entry that names a loader (elf(5)).
 const ELF: &[u8] = b"\x7fELF";

@@ -14,6 +14,7 @@ pub mod control_socket;
 pub mod control_tcp;
 mod cradle;
 pub mod exec;
+pub mod failure;
 pub mod folder;
 pub mod foreign;
 pub mod fork;

@@ -11,6 +11,7 @@ use nix::unistd::{geteuid, getsid, setgid, setgroups, setuid};
 use tempfile::tempdir;
 
 use super::super::fork::tests::{isolated, wait_for_exit};
+use super::super::interpreter::Interpreter;
 use super::super::limits;
 use super::super::raw;
 use super::super::reaper::Exit;
