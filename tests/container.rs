@@ -225,6 +225,24 @@ fn a_stop_outlives_the_manager_that_was_to_bring_it_about() {
 }
 
 #[test]
+fn a_stop_refuses_new_clients_though_pid_1_had_kept_the_sockets() {
+    let address = loopback();
+    let Some(container) = Container::start(Starter::default(), &service().listen(address).release(1)) else {
+        return;
+    };
+    let container = container.wait_ready();
+    let mut held = Connection::open(&Target::Tcp(address)).expect("a connection");
+    held.get("/", true).expect("an answer");
+    container.signal(Signal::SIGTERM);
+    container.manager.wait_until("refused clients", || {
+        let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+        std::net::TcpStream::connect(address).is_err_and(refused).then_some(())
+    });
+    held.get("/", false).expect("an answer by the worker that drains");
+    assert!(container.stop().success());
+}
+
+#[test]
 fn a_program_that_cannot_be_executed_is_no_end_of_those_who_serve() {
     let address = loopback();
     let starter = Starter::default().of_a_copy();

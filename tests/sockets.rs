@@ -5,10 +5,10 @@ mod support;
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use liveswap::sys::options::{SocketOption, Value, get};
@@ -492,4 +492,63 @@ fn the_control_server_of_the_same_file_is_blamed_for_its_address() {
     let mut manager = Starter::default().start(service);
     manager.wait_log(Place::START, ["the control server", "of the same file has this address"]);
     assert!(!manager.wait_exit().success());
+}
+
+fn is_refused<T>(connection: &io::Result<T>) -> bool {
+    connection.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+#[test]
+fn while_a_stop_drains_new_clients_are_refused_and_old_ones_served() {
+    let starter = Starter::default();
+    let (address, path) = (loopback(), starter.path("web.sock"));
+    let service = Service::worker().workers(2).listen(address).listen(path.display());
+    let mut manager = starter.start(service);
+    manager.wait_ready();
+    let mut held = Connection::open(&Target::Tcp(address)).expect("a connection");
+    held.get("/", true).expect("an answer");
+    manager.signal(Signal::SIGTERM);
+    manager.wait_until("refused clients", || {
+        (is_refused(&TcpStream::connect(address)) && UnixStream::connect(&path).is_err()).then_some(())
+    });
+    assert!(!path.exists(), "the path outlives the socket");
+    held.get("/", false).expect("an answer by the worker that drains");
+    assert!(manager.wait_exit().success());
+}
+
+#[test]
+fn a_stop_leaves_the_path_of_a_socket_that_the_service_manager_keeps() {
+    let starter = Starter::default().variable("FDSTORE", 8);
+    let path = starter.path("web.sock");
+    let mut manager = starter.start(Service::worker().listen(path.display()));
+    manager.wait_ready();
+    manager.signal(Signal::SIGTERM);
+    assert!(manager.wait_exit().success());
+    assert!(path.exists(), "clients cannot reach the stored socket");
+    // Nobody has kept it in truth.
+    assert!(is_refused(&UnixStream::connect(&path)));
+}
+
+#[test]
+fn a_stop_that_is_replaced_in_its_midst_and_killed_is_followed_by_a_start_with_all_sockets() {
+    let starter = Starter::default();
+    let (address, path) = (loopback(), starter.path("web.sock"));
+    let service = Service::worker().workers(2).listen(address).listen(path.display());
+    let mut manager = starter.start(service);
+    manager.wait_ready();
+    let mut held = Connection::open(&Target::Tcp(address)).expect("a connection");
+    held.get("/", true).expect("an answer");
+    let place = manager.place();
+    manager.signal(Signal::SIGTERM);
+    manager.wait_log(place, ["stopping: 2 workers"]);
+    manager.signal(Signal::SIGUSR2);
+    manager.wait_log(place, ["goes on as the manager"]);
+    manager.crash();
+    let place = manager.place();
+    manager.restart();
+    manager.wait_said(place, "READY=1", |message| message.is("READY"));
+    for target in [Target::Tcp(address), Target::Unix(path)] {
+        ask(&target).unwrap_or_else(|error| panic!("{target:?}: {error}"));
+    }
+    manager.stop();
 }

@@ -481,6 +481,61 @@ fn sockets_outlive_manager_and_workers_in_the_store_of_systemd() {
     assert_eq!(unit.property("NFileDescriptorStore"), "0");
 }
 
+fn a_restart_loses_no_connection(test: &str, systemd: &str, drop_in: &str) {
+    if outside(test, systemd) {
+        return;
+    }
+    let (address, path) = (loopback(), std::path::PathBuf::from("/run/shop/web.sock"));
+    let unit = Unit::start("web", &service(address).listen(path.display()).release(1), drop_in);
+    let load = Load::start(&[Target::Tcp(address), Target::Unix(path)], &MODES);
+    for _ in 0..3 {
+        load.wait_for_more(50);
+        unit.systemctl("restart");
+    }
+    load.wait_for_more(50);
+    load.stop().assert_spotless();
+    unit.systemctl("stop");
+    assert_eq!(unit.property("Result"), "success", "{}", unit.journal());
+}
+
+#[test]
+fn a_restart_under_systemd_257_loses_no_connection() {
+    a_restart_loses_no_connection("a_restart_under_systemd_257_loses_no_connection", "257", "");
+}
+
+#[test]
+fn a_restart_under_systemd_254_loses_no_connection() {
+    a_restart_loses_no_connection("a_restart_under_systemd_254_loses_no_connection", "254", "");
+}
+
+#[test]
+fn a_restart_under_systemd_252_loses_no_connection() {
+    a_restart_loses_no_connection("a_restart_under_systemd_252_loses_no_connection", "252", OLDER);
+}
+
+#[test]
+fn a_damaged_state_costs_no_connection_where_systemd_keeps_the_sockets() {
+    if outside("a_damaged_state_costs_no_connection_where_systemd_keeps_the_sockets", "257") {
+        return;
+    }
+    let (address, path) = (loopback(), std::path::PathBuf::from("/run/shop/web.sock"));
+    let damages = "[Service]\nExecStartPre=/bin/sh -c 'test ! -e /run/damage || echo damaged >$RUNTIME_DIRECTORY/state'\n";
+    let unit = Unit::start("web", &service(address).listen(path.display()).release(1), damages);
+    let file =
+        || std::fs::metadata(&path).map(|file| std::os::unix::fs::MetadataExt::ino(&file)).expect("it");
+    let before = (file(), unit.property("MainPID"));
+    let load = Load::start(&[Target::Tcp(address), Target::Unix(path.clone())], &MODES);
+    load.wait_for_more(50);
+    std::fs::write("/run/damage", "").expect("a file");
+    unit.kill("SIGKILL");
+    wait_for_another(&unit, &before.1, 1);
+    assert!(unit.journal().contains("cannot be used, so this one starts anew"), "{}", unit.journal());
+    load.wait_for_more(50);
+    load.stop().assert_spotless();
+    assert_eq!(file(), before.0, "the socket was bound anew");
+    unit.systemctl("stop");
+}
+
 #[test]
 fn sockets_of_a_socket_unit_are_taken_over_as_well() {
     if outside("sockets_of_a_socket_unit_are_taken_over_as_well", "257") {

@@ -23,7 +23,7 @@ use self::record::{Next, Record, TRIES, status_of};
 use self::upward::Upward;
 use super::loose_ends::tell_stalls;
 use super::outlet::Outputs;
-use super::{BUG, ManagerError};
+use super::{BUG, ManagerError, system_store};
 use crate::core::time::Mono;
 use crate::core::word::Word;
 use crate::sys::activation::{self, Inherited};
@@ -242,7 +242,7 @@ impl Init {
             self.kept.retain(|kept| kept.name != name);
         } else if let Descriptors::Store { name, .. } = message.descriptors {
             // Each is stored once: the name says which it is, and a manager that was replaced tells it again.
-            if self.kept.iter().any(|kept| kept.name == name) {
+            if self.stop.is_some() || self.kept.iter().any(|kept| kept.name == name) {
                 return;
             }
             let stored = datagram.descriptors.into_iter().map(ForeignFd::trusted);
@@ -278,6 +278,8 @@ impl Init {
         }
         if is_stop(signal) {
             self.stop.get_or_insert(signal);
+            // Or clients would wait in their queues until the end, though nobody is to serve them.
+            self.kept.retain(|kept| !system_store::is_ours(kept));
             // Whoever wants an end does not wait for the pause to pass.
             self.start_at = self.start_at.map(|_| Mono::ZERO);
         }

@@ -20,6 +20,8 @@ pub(super) struct LooseEnds {
     pub(super) look_for_orphans_at: Option<Mono>,
     /// How often in a row cgroups could not be removed.
     pub(super) tidied: u8,
+    /// The service stops, and the manager has closed its sockets.
+    pub(super) sockets_are_closed: bool,
 }
 
 impl Daemon {

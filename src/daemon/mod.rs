@@ -21,7 +21,7 @@
 //! handover  another program in our place, which goes on with all of it
 //! recovery  going on with what a manager has left that was killed
 //! doors     waiting for connections, for whoever sleeps     idleness   whether anything is to be done
-//! loose_ends  what a turn leaves to its end
+//! loose_ends  what a turn leaves to its end                closing  our sockets at a stop for good
 //! guests    a process for each connection
 //! init      PID 1 of a container, which looks after a manager
 //! log       the form of the log                             outlet    our outputs, never waited for
@@ -32,6 +32,7 @@ mod apply;
 mod begin;
 mod cgroups;
 mod checker;
+mod closing;
 mod control;
 mod doors;
 mod guests;
@@ -191,6 +192,7 @@ pub fn resume() -> Option<Result<(), ManagerError>> {
     let resumed = |(state, luggage): (State, Unpacked)| {
         let (mut daemon, askers) = state.resume(luggage)?;
         daemon.take_up(askers)?;
+        daemon.close_sockets();
         Ok(daemon)
     };
     let daemon = handover::take()?.and_then(resumed).map_err(io("taking over from the manager before"));

@@ -267,6 +267,7 @@ impl Daemon {
                     self.perform(action);
                 }
                 self.note_done();
+                self.close_sockets();
             }
             self.look_at_sockets();
             // Its name was still needed to tell of its end.

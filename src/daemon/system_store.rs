@@ -24,12 +24,24 @@ pub struct SystemStore {
     kept: BTreeSet<u64>,
     /// Something is yet to be said.
     is_behind: bool,
+    /// Whether the receiver keeps what it is sent.
+    is_there: bool,
 }
 
 impl SystemStore {
     /// Begins with what came back from it.
     pub fn of(inherited: &[Inherited]) -> Self {
-        Self { kept: inherited.iter().filter_map(inode_of).collect(), is_behind: false }
+        Self { kept: inherited.iter().filter_map(inode_of).collect(), ..Self::from_environment() }
+    }
+
+    /// Begins with an empty one.
+    pub fn from_environment() -> Self {
+        Self { is_there: is_there(), ..Self::default() }
+    }
+
+    /// Whether a socket stays open in there when we close ours, over a restart of the service.
+    pub fn has(&self, listener: &Listener) -> bool {
+        self.is_there && held::inode(listener).is_ok_and(|inode| self.kept.contains(&inode))
     }
 
     /// Whether it could not be told all that there is to tell.
@@ -64,6 +76,17 @@ impl SystemStore {
 /// Whether a descriptor that was handed over is one of those that we had stored.
 pub fn is_ours(inherited: &Inherited) -> bool {
     inode_of(inherited).is_some()
+}
+
+/// Whether our service manager is a systemd with a store. It says so by `FDSTORE` since version 254; before, any systemd may have
+/// one, and is known by `SYSTEMD_EXEC_PID` (systemd.exec(5)). Nothing else that hands out a `NOTIFY_SOCKET` is known to keep sockets
+/// beyond our end.
+fn is_there() -> bool {
+    let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
+    match number("FDSTORE") {
+        Some(room) => room > 0,
+        None => number("SYSTEMD_EXEC_PID") == Some(std::process::id()),
+    }
 }
 
 fn inode_of(inherited: &Inherited) -> Option<u64> {

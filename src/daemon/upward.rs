@@ -79,7 +79,7 @@ impl ServiceManager {
         let watchdog = watchdog_interval().filter(|_| sender.is_some());
         let watchdog =
             watchdog.map(|interval| Watchdog { interval: (interval / 2).max(RETRY), next: Mono::ZERO });
-        Self { sender, watchdog, ..Self::default() }
+        Self { sender, watchdog, store: SystemStore::from_environment(), ..Self::default() }
     }
 
     /// As [`ServiceManager::from_environment`], where these came back from its store among what it handed over.
@@ -94,6 +94,11 @@ impl ServiceManager {
         if self.store.is_behind() {
             self.retry_at = Some(now + RETRY);
         }
+    }
+
+    /// Whether its store keeps a socket open when we close ours.
+    pub fn has_stored(&self, listener: &Listener) -> bool {
+        self.store.has(listener)
     }
 
     /// Whether [`ServiceManager::keep`] is to be called again, though nothing has changed.

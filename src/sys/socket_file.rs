@@ -4,7 +4,7 @@
 //! these two. Whatever others rename or link at the path or above it, no mode or owner is ever set on another file, no file
 //! is unlinked that is not the socket's, and nothing is made in another folder.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -55,7 +55,7 @@ pub struct SocketFile {
     path: PathBuf,
     folder: RefCell<Folder>,
     handle: OwnedFd,
-    is_ours_to_remove: bool,
+    is_ours_to_remove: Cell<bool>,
 }
 
 /// A [`SocketFile`] as plain data.
@@ -77,7 +77,7 @@ impl HandOver for SocketFile {
             path: path.clone(),
             folder: Some(folder.borrow().pack(luggage)),
             handle: luggage.put(handle),
-            is_ours_to_remove: *is_ours_to_remove,
+            is_ours_to_remove: is_ours_to_remove.get(),
         }
     }
 
@@ -87,6 +87,7 @@ impl HandOver for SocketFile {
             Some(folder) => Folder::unpack(folder, luggage)?,
             None => Folder::open(&folder_of(&path))?,
         };
+        let is_ours_to_remove = Cell::new(is_ours_to_remove);
         Ok(Self { path, folder: RefCell::new(folder), handle: luggage.take(handle)?, is_ours_to_remove })
     }
 }
@@ -105,8 +106,8 @@ impl SocketFile {
     pub fn bind(socket: impl AsFd, path: &Path, folder: Folder, mode: u32) -> io::Result<Self> {
         fchmod(&socket, Mode::from_bits_truncate(mode))?;
         folder.as_owner(|| bind(socket, &Address::Path(path.to_owned())))?;
-        let mut file = Self::hold_in(folder, path)?;
-        file.is_ours_to_remove = true;
+        let file = Self::hold_in(folder, path)?;
+        file.is_ours_to_remove.set(true);
         let bound = file.permissions()?;
         if bound.uid != geteuid().as_raw() {
             // A folder may give its own group to what is made in it (inode(7), S_ISGID).
@@ -130,7 +131,7 @@ impl SocketFile {
             return Err(io::Error::from_raw_os_error(libc::ENOTSOCK));
         }
         let folder = RefCell::new(folder);
-        Ok(Self { path: path.to_owned(), folder, handle, is_ours_to_remove: false })
+        Ok(Self { path: path.to_owned(), folder, handle, is_ours_to_remove: Cell::new(false) })
     }
 
     /// Takes hold of a file that a process before us bound, by either of its names; `None` where it has none left.
@@ -152,6 +153,7 @@ impl SocketFile {
             ((stat.st_dev, stat.st_ino) == identity).then_some(handle)
         };
         let handle = held(path.file_name()?).or_else(|| held(&spare_of(path)))?;
+        let is_ours_to_remove = Cell::new(is_ours_to_remove);
         Some(Self { path: path.to_owned(), folder: RefCell::new(folder), handle, is_ours_to_remove })
     }
 
@@ -171,7 +173,12 @@ impl SocketFile {
 
     /// Whether its names are removed with it.
     pub fn is_ours_to_remove(&self) -> bool {
-        self.is_ours_to_remove
+        self.is_ours_to_remove.get()
+    }
+
+    /// Leaves the path where it is for good: another process keeps the socket, and clients reach it there.
+    pub fn leave_path(&self) {
+        self.is_ours_to_remove.set(false);
     }
 
     /// Returns where the socket was bound.
@@ -181,7 +188,7 @@ impl SocketFile {
 
     /// Removes both names, each only if it is still the socket's, and an inherited path not at all.
     pub fn remove(&self) {
-        let names = [Some(self.spare()), self.is_ours_to_remove.then(|| self.name().to_owned())];
+        let names = [Some(self.spare()), self.is_ours_to_remove.get().then(|| self.name().to_owned())];
         for name in names.into_iter().flatten() {
             if self.is_at(&name) == Ok(true) {
                 // A name that cannot be removed is found stale, and replaced, by the next start.

@@ -394,6 +394,8 @@ pub fn main() -> ExitCode {
     worker.draining.store(true, Ordering::SeqCst);
     drop(drain);
     interrupt_until_gone(acceptors);
+    // What waits is for others to accept; where there are none, it is refused.
+    drop(sockets);
     let mut open = worker.open_connections();
     worker.say(&format!("X_LIVESWAP_CONNECTIONS={open}"));
     while *open > 0 {

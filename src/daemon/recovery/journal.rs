@@ -199,7 +199,7 @@ impl Daemon {
         if self.journal.is_stale && !self.ended {
             self.take_snapshot();
         }
-        if self.upward.is_behind() {
+        if self.upward.is_behind() && !self.loose_ends.sockets_are_closed {
             self.store_sockets();
         }
         self.write_journal();
@@ -207,6 +207,10 @@ impl Daemon {
 
     fn take_snapshot(&mut self) {
         if self.journal.retry_at.is_some_and(|at| at > self.now()) {
+            return;
+        }
+        // Another manager would have no sockets by it: it goes on by the last one, and the events since.
+        if self.loose_ends.sockets_are_closed {
             return;
         }
         self.store_sockets();

@@ -147,10 +147,14 @@ impl Found {
         for Inherited { fd, name } in stored {
             let inode = held::inode(&fd).ok();
             let is_known = self.listeners.iter().any(|known| held::inode(&**known).ok() == inode);
-            match Listener::reclaim(fd).filter(|_| !is_known) {
-                Some(listener) => self.listeners.push(Rc::new(listener)),
-                None if is_known => {}
-                None => warn!("`{name}` from the store is of no use any more"),
+            // A second listener of one socket would remove its path when it is dropped.
+            if is_known {
+                continue;
+            }
+            if let Some(listener) = Listener::reclaim(fd) {
+                self.listeners.push(Rc::new(listener));
+            } else {
+                warn!("`{name}` from the store is of no use any more");
             }
         }
         self

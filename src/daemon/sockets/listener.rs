@@ -189,6 +189,13 @@ impl Listener {
         self.is_inherited
     }
 
+    /// Leaves the path of a UNIX socket where it is when the socket is closed here: another process keeps it open.
+    pub fn leave_path(&self) {
+        if let Some(file) = &self.file {
+            file.leave_path();
+        }
+    }
+
     /// Returns an option that `to` wants otherwise and that only bind(2) could change.
     pub(super) fn unchangeable(&self, to: &SocketPlan) -> Option<SocketOption> {
         let (old, new) = (self.plan().options(), to.options());
