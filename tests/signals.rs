@@ -4,16 +4,19 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::client::{Connection, Load, MODES, Target, ask};
 use support::log::Step;
-use support::manager::{Manager, Place, Starter};
-use support::process::status;
+use support::manager::{Manager, Place, Starter, wait_gone};
+use support::process::{Process, status};
 use support::service::Service;
-use support::{eventually, loopback};
+use support::{eventually, is_installed, loopback};
 
 /// Whether the process has taken a signal in hand: blocks it, or has a handler for it.
 fn minds(pid: i32, signal: Signal) -> bool {
@@ -223,4 +226,62 @@ fn the_last_worker_cannot_be_taken_away() {
     manager.wait_status(place, "2 of 2 ready");
     assert!(pids(&manager).is_superset(&before));
     manager.stop();
+}
+
+#[test]
+fn the_reader_of_the_log_and_a_job_of_the_shell_outlive_the_manager() {
+    if !is_installed("bash") {
+        return;
+    }
+    let starter = Starter::default();
+    let (job, log) = (starter.path("job"), starter.path("log"));
+    // The reader is slow, and writes the lines down only when it has them all.
+    let script = format!(
+        "env -i sleep 1000 >/dev/null 2>&1 & echo $! >{}; exec 2> >(text=$(cat); echo \"$text\" >{}); exec \"$0\" \"$@\"",
+        job.display(),
+        log.display()
+    );
+    let mut manager = starter.by(&["bash", "-c", &script]).start(Service::worker().workers(2));
+    manager.wait_ready();
+    manager.signal(Signal::SIGTERM);
+    assert!(manager.wait_exit().success());
+    let text = eventually("the whole log", || {
+        fs::read_to_string(&log).ok().filter(|text| text.matches("gone: exited with status 0").count() == 2)
+    });
+    assert!(text.contains("stopping: 2 workers"), "{text}");
+    let job = Pid::from_raw(fs::read_to_string(&job).expect("a pid").trim().parse().expect("a number"));
+    kill(job, Signal::SIGKILL).expect("the job of the shell lives");
+}
+
+/// A hook that leaves two processes behind, and writes down which.
+fn leaving(pids: &Path) -> String {
+    let script = format!("sleep 1000 & echo $! >>{0}; setsid sleep 1001 & echo $! >>{0}", pids.display());
+    format!("['sh', '-c', '{script}']")
+}
+
+#[test]
+fn what_hooks_have_started_in_the_background_lives_until_the_manager_ends() {
+    let starter = Starter::default();
+    let pids = starter.path("pids");
+    let service =
+        Service::worker().set("upgrade.before", leaving(&pids)).set("upgrade.after", leaving(&pids));
+    let mut manager = starter.start(service.clone().release(1));
+    manager.wait_ready();
+    for release in 2..=3 {
+        let place = manager.place();
+        manager.upgrade_committed(service.clone().release(release));
+        manager.wait_log(place, ["the hook `after` is done"]);
+        manager.wait_log(place, ["gone: exited with status 0"]);
+    }
+    let left: Vec<i32> =
+        fs::read_to_string(&pids).expect("pids").lines().map(|pid| pid.parse().expect("a number")).collect();
+    assert_eq!(left.len(), 8);
+    for pid in &left {
+        assert!(Process::read(*pid).is_some(), "{pid} has ended with its hook: {left:?}");
+    }
+    manager.signal(Signal::SIGTERM);
+    assert!(manager.wait_exit().success());
+    for pid in left {
+        wait_gone(pid);
+    }
 }

@@ -52,11 +52,11 @@ impl Daemon {
                     self.hooks_end.remove(&pid);
                     let goes_on = match role {
                         Some(Role::Worker(worker)) => self.kill_rest(worker, pid),
+                        // What a hook has started in the background lives on.
+                        Some(Role::Before(_) | Role::After(_)) => false,
                         Some(
                             Role::Checker(_)
-                            | Role::Before(_)
                             | Role::Head
-                            | Role::After(_)
                             | Role::Probe(_)
                             | Role::Survey
                             | Role::Trial
@@ -67,7 +67,11 @@ impl Daemon {
                             kill_group(pid);
                             false
                         }
-                        None => false,
+                        None => {
+                            // Its number may be another's soon.
+                            self.found_at_start.retain(|found| *found != pid);
+                            false
+                        }
                     };
                     if let Err(error) = reaper::reap(pid) {
                         error!("cannot reap process {pid}: {error}");
@@ -306,13 +310,21 @@ fn start_failure(helper: &mut Spawned) -> Option<String> {
     }
 }
 
-/// Ends what was left to us as a subreaper: no process of the service outlives it.
+/// Ends what was left to us as a subreaper: no process of the service outlives it. Those that were children of this process before
+/// it was a manager (`found_at_start`) are none of the service: the reader of our log, say, or a job of the shell that executed us.
 ///
 /// A process that forks and exits may be another one by the time at which it is killed, so it is looked again, with less and
 /// less left to be found, until nothing is or it has been tried for long.
-pub(super) fn kill_strangers() {
+pub(super) fn kill_strangers(found_at_start: &[Pid]) {
     for _ in 0..LAST_LOOKS {
-        let left = process::descendants(getpid());
+        let mut left = process::descendants(getpid());
+        for found in found_at_start {
+            left.remove(found);
+            left.retain({
+                let started_by_it = process::descendants(*found);
+                move |pid| !started_by_it.contains(pid)
+            });
+        }
         if left.is_empty() {
             return;
         }

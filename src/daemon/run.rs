@@ -217,7 +217,9 @@ impl Daemon {
             }
         }
         self.journal.remove();
-        reap::kill_strangers();
+        // First: who reads it may be among those that are killed now.
+        self.outputs.flush(&self.poller);
+        reap::kill_strangers(&self.found_at_start);
         self.cgroups.tidy(|_| false);
         self.outputs.pass_on_the_rest();
         self.outputs.flush(&self.poller);
