@@ -239,3 +239,29 @@ fn what_the_manager_says_upward_tells_the_course_of_an_upgrade() {
     manager.stop();
     assert!(systemd.wait(0, |message| message.is("STOPPING")).is_some(), "no STOPPING=1");
 }
+
+#[test]
+fn a_notify_socket_that_a_cleaner_has_removed_is_bound_anew() {
+    let mut manager = Manager::start(Service::worker().workers(2));
+    let workers = manager.wait_workers(1, 2);
+    let place = manager.place();
+    let mouth = Mouth::of(&workers[0]);
+    mouth.say("STATUS=before");
+    for worker in &workers {
+        std::fs::remove_file(&Mouth::of(worker).path).expect("a notify socket");
+    }
+    for name in ["run/state", "run/control.sock"] {
+        std::fs::remove_file(manager.path(name)).expect(name);
+    }
+    manager.wait_log(place, ["of the sockets in", "were removed; they are bound anew"]);
+    manager.wait_until("all paths back", || {
+        workers.iter().all(|worker| std::path::Path::new(&Mouth::of(worker).path).exists()).then_some(())
+    });
+    manager.wait_until("the state back", || manager.path("run/state").exists().then_some(()));
+    mouth.say("STOPPING=1");
+    manager.wait_worker(place, "the one that spoke", |one| {
+        one.pid == workers[0].pid && one.step == Step::Draining
+    });
+    manager.signal(Signal::SIGQUIT);
+    assert!(manager.wait_exit().success());
+}

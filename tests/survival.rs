@@ -16,6 +16,7 @@ use support::control::Ended;
 use support::dice::Dice;
 use support::log::{Step, Verdict};
 use support::manager::{Manager, Place, Starter, Worker, text_of, wait_gone};
+use support::process::Process;
 use support::service::Service;
 use support::{is_root, loopback};
 
@@ -427,6 +428,96 @@ fn a_state_of_another_version_is_a_start_anew_with_the_sockets_of_before() {
 #[test]
 fn no_state_at_all_is_a_start_anew_with_the_sockets_of_before() {
     anew(|_| String::new(), "cannot be used, so this one starts anew");
+}
+
+#[test]
+fn a_runtime_directory_that_was_emptied_is_a_start_anew_with_the_sockets_of_before() {
+    let starter = Starter::default();
+    let (address, path) = (loopback(), starter.path("web.sock"));
+    let service = service().listen(address).listen(path.display());
+    let mut manager = starter.start(&service);
+    manager.wait_ready();
+    let old = manager.wait_workers(1, 3);
+    let load = Load::start(&[Target::Tcp(address), Target::Unix(path)], &MODES);
+    load.wait_for_more(50);
+    manager.crash();
+    // As systemd does without RuntimeDirectoryPreserve=.
+    fs::remove_dir_all(manager.path("run")).expect("the runtime directory");
+    fs::create_dir(manager.path("run")).expect("a new one");
+    let place = manager.place();
+    manager.restart();
+    manager.wait_log(place, ["processes of before are there"]);
+    manager.wait_said(place, "READY=1", |message| message.is("READY"));
+    for worker in old {
+        wait_gone(worker.pid);
+    }
+    manager.wait_survivors(1, 3);
+    load.wait_for_more(50);
+    load.stop().assert_spotless();
+    manager.stop();
+}
+
+#[test]
+fn an_end_in_order_leaves_nothing_to_look_for() {
+    let mut manager = start(&service());
+    manager.signal(Signal::SIGTERM);
+    assert!(manager.wait_exit().success());
+    assert_eq!(fs::read_to_string(manager.path("run/lock")).expect("the lock"), "ended\n");
+    manager.restart();
+    manager.wait_survivors(1, 3);
+    let lock = fs::read_to_string(manager.path("run/lock")).expect("the lock");
+    assert_eq!(lock.trim(), manager.pid().to_string());
+    manager.stop();
+}
+
+#[test]
+fn children_of_workers_that_hide_their_environment_go_with_their_workers() {
+    let starter = Starter::default();
+    let pids = starter.path("pids");
+    // In the worker's process group, and with nothing that tells whose they are: as with a title over the environment.
+    let hide = format!("env -i sleep 1000 >/dev/null 2>&1 & echo $! >>{}", pids.display());
+    let mut manager = starter.start(service().after(&hide));
+    manager.wait_ready();
+    let children = || -> Vec<i32> {
+        let text = fs::read_to_string(&pids).expect("pids");
+        text.lines().map(|pid| pid.parse().expect("a number")).collect()
+    };
+    let first = children();
+    assert_eq!(first.len(), 3);
+    let workers = manager.wait_workers(1, 3);
+    manager.crash();
+    // One that has ended meanwhile, and two that end later.
+    kill(Pid::from_raw(workers[0].pid), Signal::SIGKILL).expect("a worker");
+    wait_gone(workers[0].pid);
+    let place = manager.place();
+    manager.restart();
+    manager.wait_log(place, ["2 of 3 workers are taken over"]);
+    manager.upgrade_committed(service().after(&hide).release(2));
+    for pid in first {
+        wait_gone(pid);
+    }
+    let last = children();
+    manager.stop();
+    for pid in last {
+        wait_gone(pid);
+    }
+}
+
+#[test]
+fn a_worker_whose_first_thread_has_ended_is_taken_over() {
+    let address = loopback();
+    let mut manager = start(&Service::worker().args(["--headless"]).listen(address));
+    let answered = || ask(&Target::Tcp(address)).expect("an answer").pid;
+    let worker = answered();
+    assert_eq!(Process::read(worker).expect("a worker").state, 'Z', "its first thread has not ended");
+    let load = Load::start(&[Target::Tcp(address)], &MODES);
+    load.wait_for_more(50);
+    manager.succeed();
+    assert_eq!(answered(), worker);
+    manager.upgrade_committed(Service::worker().listen(address).release(2));
+    load.wait_for_generation(2);
+    load.stop().assert_spotless();
+    manager.stop();
 }
 
 #[test]

@@ -170,7 +170,10 @@ impl Daemon {
         let speaks = process.protocol == Protocol::Notify;
         Ok(Gear {
             channel: (process.protocol == Protocol::Node).then(channel).transpose()?,
-            notify: speaks.then(|| self.bind_notify_socket()).transpose()?,
+            notify: speaks
+                .then(|| self.bind_notify_socket())
+                .transpose()?
+                .map(|notify| self.with_watch(notify)),
             outputs: match process.output {
                 Output::Inherit => self.heritage.streams().open()?,
                 Output::Prefix => Opened::pipes()?,

@@ -120,7 +120,14 @@ fn look(
         )
     };
     let recovered = match Judged::read(&runtime.state(), service) {
-        Judged::Nothing if !runtime.is_abandoned() => return Before::Left(Left::default()),
+        Judged::Nothing if runtime.is_left_in_order() => return Before::Left(Left::default()),
+        Judged::Nothing if !runtime.is_abandoned() => {
+            // Nothing says that there ever was a manager. So it takes a socket that one has made.
+            let left = left(Vec::new());
+            let holders = left.family.pids_with(left.leftovers.iter().map(Leftover::pid));
+            let is_ours = Found::is_anything_there(&holders);
+            return Before::Left(if is_ours { left } else { Left::default() });
+        }
         Judged::Nothing => return Before::Left(left(Vec::new())),
         Judged::Foreign(name) => {
             warn!("a manager of service `{name}` was killed; what it has left is left alone");
@@ -137,9 +144,12 @@ fn look(
     }
     let (pid, all) = (recovered.record.pid, recovered.record.manager.workers().count());
     let (users, since) = (recovered.record.users(), recovered.record.origin.since);
-    let family = family(recovered.service(), users, since);
+    let service = recovered.service().to_owned();
+    let claim = Claim { service: &service, runtime: runtime.path(), cgroups, users, since };
+    let family = Family::find(&claim);
     match Taken::find(recovered, &family, inherited, &runtime.notify()) {
         Ok(taken) => {
+            taken.kill_rest(&claim);
             warn!(
                 "the manager before (pid {pid}) was killed; {} of {all} workers are taken over",
                 taken.count()

@@ -14,7 +14,7 @@
 //! upward    what we tell systemd                            system_store  our sockets in its store
 //! runtime   the runtime directory                       places    where managers are looked for
 //! node      Node programs as workers, and the sockets they ask for
-//! sender    whom a worker's notify socket believes
+//! sender    whom a worker's notify socket believes            notify_paths  those sockets' paths
 //! store     what workers leave for those after them
 //! control   the clients of the control socket
 //! watch     the child that asks for an upgrade when files change
@@ -44,6 +44,7 @@ mod launch;
 pub mod log;
 mod loose_ends;
 mod node;
+mod notify_paths;
 mod obey;
 mod outlet;
 mod places;

@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 
 use super::launch::{SERVICE_VARIABLE, WORKER_VARIABLE};
 use super::process::LAST_WORDS;
-use super::recovery::{Claim, kill_family};
+use super::recovery::{Claim, kill_family, kill_rest_of_group};
 use super::run::{Daemon, Role};
 use super::sender::AnnouncedPid;
 use super::token::Token;
@@ -209,6 +209,7 @@ impl Daemon {
                 users: BTreeSet::from([of.release.user()]),
                 since: self.origin.since,
             };
+            kill_rest_of_group(&claim, worker, self.processes[&worker].group);
             kill_family(&claim, worker);
         }
         self.kill_cgroup(worker);

@@ -27,7 +27,7 @@ pub(super) use self::journal::Journal;
 pub(super) use self::judge::Judged;
 pub(super) use self::leftover::Leftover;
 pub(super) use self::sockets::Found;
-pub(super) use self::survivors::{Claim, Family, kill_family};
+pub(super) use self::survivors::{Claim, Family, kill_family, kill_rest_of_group};
 pub(super) use self::takeover::Taken;
 
 /// The name of the state in the runtime directory.

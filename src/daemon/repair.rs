@@ -126,6 +126,8 @@ impl Daemon {
                 let _ = self.poller.add(&self.control.socket, Token::Control.pack(), Interest::Read);
                 warn!("{} was removed or replaced; it is bound anew", path.display());
                 self.watch_control();
+                // Whoever removed it may have removed the state as well.
+                self.journal.needs_snapshot();
             }
             Err(error) => {
                 error!("{} was removed or replaced, and cannot be bound anew: {error}", path.display());
@@ -153,8 +155,10 @@ impl Daemon {
     /// Looks at all sockets, mends what is wrong, and says who probably did it: `occasion` names a worker whose change of
     /// state made us look.
     pub(super) fn mend_sockets(&mut self, occasion: Option<WorkerId>) {
-        if let Err(error) = self.sockets.drain_watch() {
-            error!("cannot read what happened to socket paths: {error}");
+        match self.sockets.drain_watch() {
+            Ok(true) => self.mend_notify_sockets(),
+            Ok(false) => {}
+            Err(error) => error!("cannot read what happened to socket paths: {error}"),
         }
         self.mend_control();
         let mut replaced: Vec<Rc<Listener>> = Vec::new();

@@ -217,6 +217,7 @@ impl Daemon {
             }
         }
         self.journal.remove();
+        self.runtime.note_end();
         // First: who reads it may be among those that are killed now.
         self.outputs.flush(&self.poller);
         reap::kill_strangers(&self.found_at_start);

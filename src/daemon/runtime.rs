@@ -4,24 +4,26 @@
 //! load. So nobody but root and the manager's user may be able to change anything on the way to it or in it
 //! ([`crate::sys::way`]), and files are opened below it, where no link is followed.
 
+mod lock;
+
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
-use nix::unistd::{Pid, geteuid, getpid};
+use nix::unistd::geteuid;
 use tracing::warn;
 
+use self::lock::{CHILDREN_TAKE, LOOK_AGAIN};
 pub use super::places::{Connected, Place, believed_at, places, places_of_others, stranger_at};
 use super::recovery::STATE;
 use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
 use crate::sys::occupant::{Occupant, occupant};
 use crate::sys::own_folder::Folder;
+use crate::sys::random;
 use crate::sys::way::WayError;
-use crate::sys::{process, random};
 use crate::wire::secret::Secret;
 
 /// The longest path of a runtime directory: of the 107 bytes of a socket's path, `/notify/` and a name take 40.
@@ -31,19 +33,14 @@ const MAX_PATH: usize = 107 - 40;
 const NODE_PROGRAM: &str = include_str!("node/first.js");
 pub(super) const NODE_MODULE: &str = "first.js";
 
-/// How long the children of a manager that was killed may take to become their programs, and how often it is looked.
-const CHILDREN_TAKE: Duration = Duration::from_secs(5);
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
-
 /// What execve(2) still has to do when it has closed most descriptors, which it is given many times over.
 const EXECUTE_TAKES: Duration = Duration::from_millis(20);
 
 /// The name of the control socket in the runtime directory.
 pub const CONTROL: &str = "control.sock";
 
-/// The names of the file of the token and of the lock.
+/// The name of the file of the token.
 const TOKEN: &str = "token";
-const LOCK: &str = "lock";
 
 /// The mode of the folders that we make: workers under another user must reach their notify sockets.
 const MODE: u32 = 0o711;
@@ -60,6 +57,8 @@ pub struct RuntimeDirectory {
     path: PathBuf,
     /// Who holds the lock is the service's manager.
     lock: Flock<File>,
+    /// Whether the manager before us has said that it left nobody.
+    is_left_in_order: bool,
     /// What `[control] tcp` asks for where the service file names no token.
     token: Option<Secret>,
 }
@@ -111,8 +110,8 @@ impl RuntimeDirectory {
         }
         let folder = prepare(&path)?;
         let path = folder.path().to_owned();
-        let lock = lock(&folder, service)?;
-        let directory = Self { path, lock, token: None };
+        let (lock, is_left_in_order) = lock::take(&folder, service)?;
+        let directory = Self { path, lock, is_left_in_order, token: None };
         directory.restore().map_err(|source| RuntimeError::Io { path: directory.notify(), source })?;
         Ok(directory)
     }
@@ -174,6 +173,18 @@ impl RuntimeDirectory {
     #[must_use]
     pub fn is_abandoned(&self) -> bool {
         self.control().exists()
+    }
+
+    /// Whether the manager before us has ended in order and left nobody. It says so in the lock file; a directory without one is new, or
+    /// was emptied by somebody.
+    #[must_use]
+    pub fn is_left_in_order(&self) -> bool {
+        self.is_left_in_order && !self.is_abandoned()
+    }
+
+    /// Says in the lock file that the service has ended and no worker is left.
+    pub fn note_end(&mut self) {
+        lock::note_end(&mut self.lock);
     }
 
     /// Waits until the last children of a manager that was killed are their programs.
@@ -278,7 +289,8 @@ impl HandOver for RuntimeDirectory {
     fn unpack((path, lock): Self::State, luggage: &mut Unpacked) -> io::Result<Self> {
         // The lock belongs to the open file description (flock(2)), so it is held already, and this confirms it.
         let lock = Flock::lock(luggage.take(lock)?.into(), FlockArg::LockExclusiveNonblock);
-        Ok(Self { path, lock: lock.map_err(|(_, error)| error)?, token: None })
+        let lock = lock.map_err(|(_, error)| error)?;
+        Ok(Self { path, lock, is_left_in_order: false, token: None })
     }
 }
 
@@ -362,37 +374,4 @@ fn is_module(folder: &Folder) -> io::Result<bool> {
     let mut text = Vec::new();
     file.take(NODE_PROGRAM.len() as u64 + 1).read_to_end(&mut text)?;
     Ok(text == NODE_PROGRAM.as_bytes() && mode & 0o777 == 0o644)
-}
-
-/// Returns the pid of whoever holds the lock, as he wrote it.
-fn holder(lock: &mut File) -> String {
-    let mut pid = String::new();
-    let _ = lock.rewind().and_then(|()| lock.read_to_string(&mut pid));
-    if pid.trim().is_empty() { "unknown".into() } else { pid.trim().to_owned() }
-}
-
-/// Takes the lock. Children of a manager that was killed hold it until they have become their programs, and are waited for.
-fn lock(folder: &Folder, service: &str) -> Result<Flock<File>, RuntimeError> {
-    let directory = folder.path();
-    let path = directory.join(LOCK);
-    let io = |source| RuntimeError::Io { path: path.clone(), source };
-    let mut file = folder.file(LOCK, OFlag::O_RDWR | OFlag::O_CREAT, 0o600).map_err(io)?;
-    let begun = Instant::now();
-    let mut lock = loop {
-        let holder = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => break lock,
-            Err((taken, Errno::EWOULDBLOCK)) => {
-                file = taken;
-                holder(&mut file)
-            }
-            Err((_, error)) => return Err(io(error.into())),
-        };
-        let is_dead = holder.parse().is_ok_and(|pid| process::started(Pid::from_raw(pid)).is_none());
-        if !is_dead || begun.elapsed() > CHILDREN_TAKE {
-            return Err(RuntimeError::Taken { service: service.into(), pid: holder, path: directory.into() });
-        }
-        thread::sleep(LOOK_AGAIN);
-    };
-    lock.set_len(0).and_then(|()| writeln!(lock, "{}", getpid())).map_err(io)?;
-    Ok(lock)
 }

@@ -226,15 +226,17 @@ impl Sockets {
         self.watch.as_ref().ok()?.watch(path).ok()
     }
 
-    /// Reads the events of [`Self::watch`] away, so that it is readable no more.
+    /// Returns the watch of all paths, where the kernel gave us one.
+    pub fn path_watch(&self) -> Option<&PathWatch> {
+        self.watch.as_ref().ok()
+    }
+
+    /// Reads the events of [`Self::watch`] away, so that it is readable no more; returns whether there were any.
     ///
     /// # Errors
     /// Those of read(2).
-    pub fn drain_watch(&self) -> io::Result<()> {
-        if let Ok(watch) = &self.watch {
-            watch.drain()?;
-        }
-        Ok(())
+    pub fn drain_watch(&self) -> io::Result<bool> {
+        self.watch.as_ref().map_or(Ok(false), PathWatch::drain)
     }
 
     /// Finds the wanted sockets that exist, and refuses what they cannot become; a warning says what an inherited one

@@ -155,6 +155,7 @@ impl Daemon {
         }
         self.watch_sockets();
         self.watch_control();
+        self.watch_notify_paths();
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use nix::unistd::{Pid, geteuid};
 
 use super::foreign::ForeignFd;
 use super::pidfd::Pidfd;
+use super::process::living_thread;
 
 /// What is open that has no name in the file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +46,7 @@ pub fn inode(fd: impl AsFd) -> io::Result<u64> {
 /// # Errors
 /// Those of readdir(3): EACCES where we may not look (ptrace(2)).
 pub fn open_files(pid: Pid) -> io::Result<Vec<Held>> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+    let entries = fs::read_dir(format!("/proc/{}/fd", living_thread(pid)))?.flatten();
     let held = entries.filter_map(|entry| {
         let link = fs::read_link(entry.path()).ok()?;
         let (kind, inode) = parse(link.to_str()?)?;
@@ -96,7 +97,7 @@ impl Held {
     /// # Errors
     /// Those of open(2): EACCES where we may not look (ptrace(2)); `NotFound` where it is another by now.
     fn open(&self, pid: Pid, how: &mut OpenOptions) -> io::Result<File> {
-        let at = format!("/proc/{pid}/fd/{}", self.number);
+        let at = format!("/proc/{}/fd/{}", living_thread(pid), self.number);
         // The access mode says nothing beside O_PATH.
         let held = OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(at)?;
         if self.kind != Kind::Pipe || identity(&held) != Some((Kind::Pipe, self.inode)) {

@@ -12,16 +12,18 @@ use std::fmt::Write as _;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, bind, setsockopt, shutdown, socket, sockopt,
 };
+use serde::{Deserialize, Serialize};
 
 use super::foreign::ForeignFd;
-use super::handover::hand_over;
+use super::handover::{HandOver, Luggage, Number, Unpacked};
+use super::path_watch::{PathWatch, WatchedPath};
 use super::rights::{self, Received, Sender};
 
 /// `SO_PASSPIDFD` of asm-generic/socket.h, since Linux 6.5.
@@ -36,9 +38,33 @@ pub struct NotifySocket {
     /// Foreign, as descriptors of others may wait in its queue.
     socket: ForeignFd,
     path: PathBuf,
+    /// The watch of the path, where there is one.
+    watched: Option<WatchedPath>,
 }
 
-hand_over!(NotifySocket as NotifySocketState { socket: ForeignFd, path: PathBuf });
+/// A [`NotifySocket`] as plain data.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NotifySocketState {
+    socket: Number,
+    path: PathBuf,
+}
+
+impl HandOver for NotifySocket {
+    type State = NotifySocketState;
+
+    fn pack(&self, luggage: &mut Luggage) -> NotifySocketState {
+        // The watch is made anew.
+        let Self { socket, path, watched: _ } = self;
+        NotifySocketState { socket: socket.pack(luggage), path: path.clone() }
+    }
+
+    fn unpack(
+        NotifySocketState { socket, path }: NotifySocketState,
+        luggage: &mut Unpacked,
+    ) -> io::Result<Self> {
+        Ok(Self { socket: ForeignFd::unpack(socket, luggage)?, path, watched: None })
+    }
+}
 
 /// One message. Its descriptors are closed on drop, which is what a sender of `BARRIER=1` waits for: keep it until
 /// the message has been acted on.
@@ -97,7 +123,7 @@ impl NotifySocket {
         setsockopt(&socket, sockopt::PassCred, &true)?;
         pass_process(&socket);
         bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-        let bound = Self { socket: socket.into(), path: path.to_owned() };
+        let bound = Self { socket: socket.into(), path: path.to_owned(), watched: None };
         // The file begins with less than this, by the umask, and nobody is told the name before it has all of it. The
         // umask itself belongs to the whole process and stays as it is.
         fs::set_permissions(path, Permissions::from_mode(0o666))?;
@@ -108,6 +134,24 @@ impl NotifySocket {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Has `watch` tell when somebody removes the path. Where that is not possible, a removal goes unnoticed.
+    pub fn watch_path(&mut self, watch: &PathWatch) {
+        // First: a file has one watch, which the end of the one of before would end.
+        self.watched = None;
+        self.watched = watch.watch(&self.path).ok();
+    }
+
+    /// Closes it without removing the path, which is another socket's by now.
+    pub fn forget_path(mut self) {
+        self.path.clear();
+    }
+
+    /// Whether the path still leads to a socket. Only its owner and root can put another one there.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|file| file.file_type().is_socket())
     }
 
     /// Takes the next message, its text into `buffer`, or returns `None` where none waits.
@@ -159,6 +203,8 @@ impl NotifySocket {
 
 impl Drop for NotifySocket {
     fn drop(&mut self) {
+        // Our own removal is nobody's news.
+        self.watched = None;
         // Whether it is gone already, with its folder for instance, makes no difference.
         let _ = fs::remove_file(&self.path);
         if self.empty() {

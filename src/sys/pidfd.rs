@@ -15,6 +15,9 @@ use super::handover::hand_over;
 use super::output::is_readable;
 use super::process::{self, kill_tree};
 
+/// `PIDFD_THREAD` of linux/pidfd.h.
+const PIDFD_THREAD: libc::c_int = libc::O_EXCL;
+
 /// A process, as long as somebody has a use for it.
 #[derive(Debug)]
 pub struct Pidfd {
@@ -33,6 +36,13 @@ impl Pidfd {
         // SAFETY: pidfd_open(2) takes two integers and touches no memory of ours.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
         Ok(Self { pid, fd: owned(fd)? })
+    }
+
+    /// Takes hold of one thread, for [`Pidfd::copy`] alone: the descriptors of a process can be had by any thread that lives.
+    fn of_thread(thread: Pid) -> io::Result<Self> {
+        // SAFETY: pidfd_open(2) takes two integers and touches no memory of ours.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, thread.as_raw(), PIDFD_THREAD) };
+        Ok(Self { pid: thread, fd: owned(fd)? })
     }
 
     /// Takes what another call has returned as the descriptor of that process.
@@ -97,8 +107,12 @@ impl Pidfd {
     ///
     /// # Errors
     /// Those of pidfd_getfd(2): EPERM where we may not look into the process (ptrace(2)), EBADF where it has no such
-    /// descriptor.
+    /// descriptor. EINVAL where its first thread has ended and the kernel is older than Linux 6.9, which knows no `PIDFD_THREAD`.
     pub(super) fn copy(&self, number: RawFd) -> io::Result<ForeignFd> {
+        let thread = process::living_thread(self.pid);
+        if thread != self.pid {
+            return Self::of_thread(thread)?.copy(number);
+        }
         // SAFETY: pidfd_getfd(2) takes three integers and touches no memory of ours.
         let copy = owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.fd.as_raw_fd(), number, 0) })?;
         Ok(copy.into())

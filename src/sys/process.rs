@@ -143,7 +143,7 @@ impl Environment {
     /// Reads it; none where the process has gone, or we may not look.
     pub fn of(pid: Pid) -> Self {
         let mut bytes = Vec::new();
-        let read = File::open(format!("/proc/{pid}/environ"))
+        let read = File::open(format!("/proc/{}/environ", living_thread(pid)))
             .and_then(|file| file.take(MAX_ENVIRONMENT).read_to_end(&mut bytes));
         // What was read before an error says as much as it says.
         let _ = read;
@@ -161,6 +161,37 @@ impl Environment {
 /// Returns the value that a variable had when the process was executed; `None` where it had none, or we may not look.
 pub fn variable(pid: Pid, name: &str) -> Option<String> {
     Environment::of(pid).value(name).map(str::to_owned)
+}
+
+/// Returns a thread by which /proc shows the memory and the descriptors of a process: the first one, which has the process's number, or
+/// another where that one has ended.
+pub(super) fn living_thread(pid: Pid) -> Pid {
+    if !Stat::of(pid).is_some_and(|stat| stat.is_headless) {
+        return pid;
+    }
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let threads = threads.filter_map(|entry| parse_pid(entry.file_name().to_str()?));
+    let is_alive = |thread: &Pid| {
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat")).unwrap_or_default();
+        text.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    };
+    threads.filter(|thread| *thread != pid).find(is_alive).unwrap_or(pid)
+}
+
+/// Returns the living members of a process group whose leader has ended; none where a process lives that has the group's number, as
+/// the group may be that one's.
+pub fn left_in_group(group: Pid) -> Vec<Pid> {
+    let lives = |stat: &Stat| !stat.has_ended;
+    if Stat::of(group).as_ref().is_some_and(lives) {
+        return Vec::new();
+    }
+    let is_member = |pid: &Pid| Stat::of(*pid).filter(lives).is_some_and(|stat| stat.group == group);
+    processes().filter(is_member).collect()
+}
+
+/// Returns the process group of a process; `None` where it has gone.
+pub fn group(pid: Pid) -> Option<Pid> {
+    Stat::of(pid).map(|stat| stat.group)
 }
 
 /// Returns what names the present run of the machine: numbers and moments of another one mean nothing.
@@ -279,9 +310,12 @@ fn parse_pid(text: &str) -> Option<Pid> {
 
 /// What `proc_pid_stat(5)` tells of a process.
 struct Stat {
-    /// It is a zombie.
+    /// All of its threads have ended.
     has_ended: bool,
+    /// The first thread has ended, and others go on: a process lives as long as any thread (pthread_exit(3)).
+    is_headless: bool,
     parent: Pid,
+    group: Pid,
     session: Pid,
     started: u64,
 }
@@ -294,11 +328,20 @@ impl Stat {
     fn parse(text: &str) -> Option<Self> {
         // The program's name, in parentheses, may itself hold spaces and parentheses.
         let mut fields = text.rsplit_once(") ")?.1.split(' ');
-        let has_ended = matches!(fields.next()?, "Z" | "X");
-        let parent = parse_pid(fields.next()?)?;
-        let session = parse_pid(fields.nth(1)?)?;
-        let started = fields.nth(15)?.parse().ok()?;
-        Some(Self { has_ended, parent, session, started })
+        let first_has_ended = matches!(fields.next()?, "Z" | "X");
+        let mut pid = || parse_pid(fields.next()?);
+        let (parent, group, session) = (pid()?, pid()?, pid()?);
+        let threads: u32 = fields.nth(13)?.parse().ok()?;
+        let started = fields.nth(1)?.parse().ok()?;
+        let is_headless = first_has_ended && threads > 1;
+        Some(Self {
+            has_ended: first_has_ended && !is_headless,
+            is_headless,
+            parent,
+            group,
+            session,
+            started,
+        })
     }
 }
 
@@ -409,8 +452,13 @@ mod tests {
     fn a_program_s_name_cannot_confuse_its_stat() {
         let stat =
             Stat::parse("7 (a) R 1 (b) S 5 6 8 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 9 9").unwrap();
-        assert_eq!((stat.parent, stat.session), (Pid::from_raw(5), Pid::from_raw(8)));
+        assert_eq!((stat.parent, stat.group, stat.session), [5, 6, 8].map(Pid::from_raw).into());
         assert_eq!(stat.started, 4711);
+        let zombie = |threads: u32| {
+            Stat::parse(&format!("7 (a) Z 5 6 8 0 -1 4 1 2 3 4 5 6 7 8 20 0 {threads} 0 4711 9")).unwrap()
+        };
+        assert!(zombie(1).has_ended && !zombie(1).is_headless);
+        assert!(!zombie(2).has_ended && zombie(2).is_headless, "another thread goes on");
         assert!(Stat::parse("7 (a) S").is_none());
     }
 }

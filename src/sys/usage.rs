@@ -8,7 +8,7 @@ use std::io;
 
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
-use super::process::parents;
+use super::process::{living_thread, parents};
 
 /// Returns for each of `roots` itself and all that descend from it; one that descends from two roots counts for the nearer.
 pub fn families(roots: &[Pid]) -> BTreeMap<Pid, Vec<Pid>> {
@@ -44,7 +44,7 @@ pub fn resident(pid: Pid) -> Option<u64> {
 /// Those of readdir(3) and readlink(2): EACCES where we may not look (ptrace(2)). Root without `CAP_SYS_PTRACE` sees which
 /// descriptors there are, and not what they are.
 pub fn sockets(pid: Pid) -> io::Result<Vec<u32>> {
-    let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
+    let entries = match fs::read_dir(format!("/proc/{}/fd", living_thread(pid))) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };

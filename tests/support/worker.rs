@@ -25,7 +25,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, IoSlice, PipeReader, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::thread::JoinHandleExt;
@@ -99,6 +99,8 @@ enum Quirk {
     LeaveDaemon,
     /// `--leave-stranger`: as `--leave-daemon`, and nothing in its environment tells whose it is.
     LeaveStranger,
+    /// `--headless`: the first thread ends, and others serve (pthread_exit(3) in main).
+    Headless,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -184,6 +186,7 @@ impl Options {
                 "--leave-child" => options.quirks.push(Quirk::LeaveChild),
                 "--leave-daemon" => options.quirks.push(Quirk::LeaveDaemon),
                 "--leave-stranger" => options.quirks.push(Quirk::LeaveStranger),
+                "--headless" => options.quirks.push(Quirk::Headless),
                 "--leave-session" => options.quirks.push(Quirk::LeaveSession),
                 _ => fail(&format!("unknown flag {flag}")),
             }
@@ -376,9 +379,21 @@ pub fn main() -> ExitCode {
     waited_for.thread_block().unwrap_or_else(|error| fail(&format!("blocking SIGTERM: {error}")));
     become_ready(&worker, &sockets);
 
+    if worker.options.has(Quirk::Headless) {
+        thread::spawn(move || serve_until_told(&worker, sockets, drain));
+        // SAFETY: the thread owns nothing that others use; no destructor of it is missed, as the process goes on.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+        fail("the first thread goes on")
+    }
+    serve_until_told(&worker, sockets, drain)
+}
+
+/// Serves until SIGTERM, drains and ends; that `drain` is closed tells all connections of it.
+fn serve_until_told(worker: &Arc<Worker>, sockets: Vec<OwnedFd>, drain: PipeWriter) -> ! {
+    let waited_for = SigSet::from(Signal::SIGTERM);
     install_interrupt();
     let sockets: Vec<Arc<OwnedFd>> = sockets.into_iter().map(Arc::new).collect();
-    let acceptors: Vec<JoinHandle<()>> = sockets.iter().map(|socket| accept_on(&worker, socket)).collect();
+    let acceptors: Vec<JoinHandle<()>> = sockets.iter().map(|socket| accept_on(worker, socket)).collect();
     loop {
         match waited_for.wait() {
             Ok(_) if worker.options.has(Quirk::IgnoreTerm) => {}

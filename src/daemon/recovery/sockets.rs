@@ -111,6 +111,13 @@ impl Found {
         Ok(found)
     }
 
+    /// Whether [`Found::any`] would find a socket, or cannot be sure.
+    pub fn is_anything_there(holders: &BTreeSet<Pid>) -> bool {
+        let open = Open::of(holders);
+        let is_one = |inode: &u64| open.copy(*inode).is_ok_and(|fd| is_listener(&fd) && is_of_a_manager(&fd));
+        open.hidden.is_some() || open.sockets.keys().any(is_one)
+    }
+
     /// Fetches all listening sockets that some processes have and that we or root have made: what a worker has bound for
     /// itself, or was handed by others, is none of the service.
     ///

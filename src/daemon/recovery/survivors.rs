@@ -42,14 +42,18 @@ pub struct Claim<'a> {
 }
 
 impl Claim<'_> {
+    /// Whether the kernel says of a process what it says of each one of the service.
+    fn may_have(&self, pid: Pid) -> bool {
+        let is_young = process::started(pid).is_some_and(|started| started >= self.since);
+        let believed = |uid: &u32| *uid == 0 || *uid == geteuid().as_raw() || self.users.contains(uid);
+        // All of them: a program that changes its user has the environment of who executes it.
+        is_young && process::users(pid).is_some_and(|users| users.iter().all(believed))
+    }
+
     /// The worker that a process belongs to by what its environment says, if that is believed.
     fn worker_of(&self, pid: Pid) -> Option<WorkerId> {
         // What the kernel says first: it is cheap, and keeps strangers from being read at length.
-        let is_young = process::started(pid)? >= self.since;
-        let believed = |uid: &u32| *uid == 0 || *uid == geteuid().as_raw() || self.users.contains(uid);
-        // All of them: a program that changes its user has the environment of who executes it.
-        let is_of_a_user = process::users(pid)?.iter().all(believed);
-        if !is_young || !is_of_a_user {
+        if !self.may_have(pid) {
             return None;
         }
         let environment = Environment::of(pid);
@@ -137,6 +141,20 @@ pub fn unrecorded(
         Some(Survivor { record, process })
     });
     found.collect()
+}
+
+/// Kills what is left of the process group of a worker that is no child of ours and has ended, whatever its members have written over
+/// their environment: a title, for instance.
+pub fn kill_rest_of_group(claim: &Claim<'_>, worker: WorkerId, group: Pid) {
+    for pid in process::left_in_group(group).into_iter().filter(|pid| claim.may_have(*pid)) {
+        // Held first, and looked at again: its number may be another's by now.
+        if let Ok(process) = Pidfd::open(pid)
+            && process::group(pid) == Some(group)
+        {
+            warn!("process {pid} has outlived worker {worker}, whose process group it is in; SIGKILL");
+            let _ = process.kill_tree();
+        }
+    }
 }
 
 /// Kills what is left of a worker that is no child of ours and has ended: the processes that its tree has left behind.

@@ -20,7 +20,7 @@ use super::super::sockets::{Prepared, Sockets};
 use super::super::start::Post;
 use super::judge::{Recovered, Untold};
 use super::record::ProcessRecord;
-use super::survivors::{Family, Survivor, unrecorded};
+use super::survivors::{Claim, Family, Survivor, kill_rest_of_group, unrecorded};
 use super::{Found, Leftover};
 use crate::core::Event;
 use crate::core::ids::{GenerationId, WorkerId};
@@ -39,6 +39,8 @@ pub struct Taken {
     survivors: Vec<Survivor>,
     sockets: Found,
     leftovers: Vec<Leftover>,
+    /// The workers that have ended since they were written down, with their process groups.
+    ended: Vec<(WorkerId, Pid)>,
 }
 
 impl Taken {
@@ -56,7 +58,10 @@ impl Taken {
         let record = &mut recovered.record;
         let processes = std::mem::take(&mut record.processes);
         let known = processes.iter().map(|process| process.worker).collect();
+        let mut ended: Vec<_> =
+            processes.iter().map(|process| (process.worker, Pid::from_raw(process.group))).collect();
         let mut survivors: Vec<_> = processes.into_iter().filter_map(Survivor::find).collect();
+        ended.retain(|(worker, _)| survivors.iter().all(|survivor| survivor.record.worker != *worker));
         let spoken = survivors.iter().filter_map(|survivor| survivor.record.notify.clone()).collect();
         survivors.extend(unrecorded(record, &known, family, notify, &spoken));
         if survivors.is_empty() {
@@ -75,7 +80,14 @@ impl Taken {
         let is_known = |worker| recovered.record.manager.worker(worker).is_some();
         // What is not known any more was left by an earlier manager, and was told to drain by then or never will be.
         let leftovers = Leftover::all(family, |worker| !is_known(worker));
-        Ok(Self { recovered, survivors, sockets, leftovers })
+        Ok(Self { recovered, survivors, sockets, leftovers, ended })
+    }
+
+    /// Kills what is left in the process groups of workers that have ended meanwhile.
+    pub fn kill_rest(&self, claim: &Claim<'_>) {
+        for (worker, group) in &self.ended {
+            kill_rest_of_group(claim, *worker, *group);
+        }
     }
 
     /// How many workers live.
@@ -89,7 +101,7 @@ impl Taken {
     ///
     /// Signals or epoll cannot be had.
     pub fn take_over(self, post: Post) -> io::Result<Daemon> {
-        let Self { recovered: Recovered { record, untold }, survivors, sockets, leftovers } = self;
+        let Self { recovered: Recovered { record, untold }, survivors, sockets, leftovers, ended: _ } = self;
         let luggage = &mut Unpacked::take_over(&[])?;
         let mut generations = BTreeMap::new();
         for (id, release, places) in record.generations {
@@ -191,7 +203,10 @@ impl Daemon {
             rejected: Rejected::default(),
             generation,
             slot,
-            notify: record.notify.and_then(|path| self.speak_again(worker, &path)),
+            notify: record
+                .notify
+                .and_then(|path| self.speak_again(worker, &path))
+                .map(|notify| self.with_watch(notify)),
             start: None,
             failure: None,
             failed_probe: None,
@@ -217,7 +232,7 @@ impl Daemon {
         Channel::again(channel, used.map(Demanded::key).map(str::to_owned).collect())
     }
 
-    fn speak_again(&self, worker: WorkerId, path: &Path) -> Option<NotifySocket> {
+    pub(in super::super) fn speak_again(&self, worker: WorkerId, path: &Path) -> Option<NotifySocket> {
         let bound = self.runtime.restore().and_then(|()| NotifySocket::bind_again(path));
         let warn = |error: &io::Error| warn!("worker {worker} cannot be heard any more: {error}");
         bound.inspect_err(warn).ok()

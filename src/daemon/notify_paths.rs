@@ -1,0 +1,59 @@
+//! The paths of the workers' notify sockets, which a cleaner of old files may remove.
+
+use tracing::warn;
+
+use super::process::LAST_WORDS;
+use super::run::Daemon;
+use super::token::Token;
+use crate::core::ids::WorkerId;
+use crate::sys::notify_socket::NotifySocket;
+use crate::sys::wait::Interest;
+
+impl Daemon {
+    /// Has the kernel tell us when the path of a notify socket is removed.
+    pub(super) fn with_watch(&self, mut notify: NotifySocket) -> NotifySocket {
+        if let Some(watch) = self.sockets.path_watch() {
+            notify.watch_path(watch);
+        }
+        notify
+    }
+
+    /// Watches the paths of all notify sockets again, after the manager has replaced itself.
+    pub(super) fn watch_notify_paths(&mut self) {
+        let Some(watch) = self.sockets.path_watch() else { return };
+        for notify in self.processes.values_mut().filter_map(|process| process.notify.as_mut()) {
+            notify.watch_path(watch);
+        }
+    }
+
+    /// Binds the notify sockets anew whose paths somebody has removed: their workers would be silent from then on, and be taken for dead.
+    pub(super) fn mend_notify_sockets(&mut self) {
+        let is_lost = |notify: &NotifySocket| !notify.is_in_place();
+        let lost = self.processes.iter().filter(|(_, process)| process.notify.as_ref().is_some_and(is_lost));
+        let lost: Vec<WorkerId> = lost.map(|(worker, _)| *worker).collect();
+        if lost.is_empty() {
+            return;
+        }
+        let mut bound_anew = 0;
+        for worker in &lost {
+            // What was said before the removal waits in the socket of before.
+            self.listen(*worker, LAST_WORDS);
+            let Some(path) = self.processes.get(worker).and_then(|process| process.notify.as_ref()) else {
+                continue;
+            };
+            let path = path.path().to_owned();
+            let Some(bound) = self.speak_again(*worker, &path) else { continue };
+            let bound = self.with_watch(bound);
+            let Some(process) = self.processes.get_mut(worker) else { continue };
+            let _ = self.poller.add(&bound, Token::Notify(*worker).pack(), Interest::Read);
+            if let Some(before) = process.notify.replace(bound) {
+                let _ = self.poller.remove(&before);
+                before.forget_path();
+            }
+            bound_anew += 1;
+        }
+        let folder = self.runtime.notify();
+        warn!("{bound_anew} of the sockets in {} were removed; they are bound anew", folder.display());
+        self.journal.needs_snapshot();
+    }
+}
