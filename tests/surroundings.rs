@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use support::client::{Target, ask};
 use support::manager::{Place, Starter};
 use support::process::status;
 use support::service::Service;
-use support::{eventually, loopback};
+use support::{eventually, is_root, loopback};
 
 #[test]
 fn the_watchdog_of_the_service_manager_is_fed() {
@@ -157,4 +158,57 @@ fn output_without_end_holds_nobody_up() {
     manager.wait_log(Place::START, ["worker 2", "exited with status 7"]);
     manager.signal(Signal::SIGTERM);
     assert!(manager.wait_exit().success());
+}
+
+#[test]
+fn modes_are_as_promised_whatever_the_umask() {
+    let users: &[bool] = if is_root("to be another user") { &[false, true] } else { &[false] };
+    for (umask, is_user) in ["0000", "0027", "0077", "0177", "0777"]
+        .iter()
+        .flat_map(|mask| users.iter().map(move |user| (mask, *user)))
+    {
+        let script = format!("umask {umask}; exec \"$0\" \"$@\"");
+        let starter = Starter::default().by(&["sh", "-c", &script]);
+        let starter = if is_user { starter.of_a_user() } else { starter };
+        let (open, closed) = (starter.path("made/above/open.sock"), starter.path("made/above/closed.sock"));
+        let service = Service::worker()
+            .program(starter.worker_program().display())
+            .listen(open.display())
+            .socket(&format!("listen = {:?}\nmode = '0640'", closed.display()));
+        let mut manager = starter.start(service);
+        manager.wait_ready();
+        for (path, mode) in [
+            ("made", 0o755),
+            ("made/above", 0o755),
+            ("made/above/open.sock", 0o666),
+            ("made/above/closed.sock", 0o640),
+            ("run/control.sock", 0o600),
+            ("run/lock", 0o600),
+            ("run/notify", 0o711),
+            ("run/state", 0o600),
+            ("run/token", 0o600),
+        ] {
+            let found = fs::metadata(manager.path(path)).expect(path).permissions().mode() & 0o7777;
+            assert_eq!(found, mode, "{path} with umask {umask}: {found:o}, not {mode:o}");
+        }
+        manager.stop();
+    }
+}
+
+#[test]
+fn a_notify_socket_that_a_worker_cannot_reach_is_named() {
+    if !is_root("to be another user") {
+        return;
+    }
+    let starter = Starter::default();
+    let folder = starter.path("");
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).expect("chmod");
+    let service =
+        Service::command(["sleep", "1000"]).set("service.user", "'daemon'").set("service.directory", "'/'");
+    let mut manager = starter.start(service);
+    let folder = folder.display().to_string();
+    let closed = format!("{} is closed to them (mode 0700, user 0)", folder.trim_end_matches('/'));
+    manager.wait_log(Place::START, ["cannot reach their notify sockets", &closed]);
+    manager.signal(Signal::SIGQUIT);
+    manager.wait_exit();
 }

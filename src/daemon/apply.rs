@@ -74,6 +74,7 @@ impl Daemon {
             Action::Reuse(generation, earlier) => self.reuse(generation, earlier),
             Action::CancelPreparation(generation) => self.cancel_preparation(generation),
             Action::Start { worker, generation, slot } => {
+                self.look_at_way_to_notify_sockets(generation);
                 if let Err(error) = self.start(worker, generation, slot) {
                     self.inbox.push_back(Event::StartFailed(worker, error.to_string()));
                 }

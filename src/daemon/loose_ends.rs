@@ -3,6 +3,7 @@
 use tracing::{debug, warn};
 
 use super::run::{Daemon, Role};
+use crate::core::ids::GenerationId;
 use crate::core::time::Mono;
 use crate::sys::foreign::{Closers, ForeignFd};
 use crate::sys::stall::LIMIT;
@@ -20,6 +21,8 @@ pub(super) struct LooseEnds {
     pub(super) look_for_orphans_at: Option<Mono>,
     /// How often in a row cgroups could not be removed.
     pub(super) tidied: u8,
+    /// The generation whose way to its notify sockets was looked at last.
+    pub(super) way_of: Option<GenerationId>,
     /// The service stops, and the manager has closed its sockets.
     pub(super) sockets_are_closed: bool,
 }

@@ -5,8 +5,10 @@ use tracing::warn;
 use super::process::LAST_WORDS;
 use super::run::Daemon;
 use super::token::Token;
-use crate::core::ids::WorkerId;
+use crate::core::ids::{GenerationId, WorkerId};
+use crate::core::spec::Protocol;
 use crate::sys::notify_socket::NotifySocket;
+use crate::sys::reach::{Closed, closed_above};
 use crate::sys::wait::Interest;
 
 impl Daemon {
@@ -16,6 +18,32 @@ impl Daemon {
             notify.watch_path(watch);
         }
         notify
+    }
+
+    /// Says where workers of another user cannot reach their notify sockets, once for each generation: they would never be ready, without
+    /// a reason.
+    pub(super) fn look_at_way_to_notify_sockets(&mut self, generation: GenerationId) {
+        if self.loose_ends.way_of == Some(generation) {
+            return;
+        }
+        self.loose_ends.way_of = Some(generation);
+        let Some(release) = self.generations.get(&generation).map(|of| &of.release) else { return };
+        let Some(who) =
+            release.credentials.as_ref().filter(|_| release.spec.process.protocol == Protocol::Notify)
+        else {
+            return;
+        };
+        let groups: Vec<u32> = who.groups.iter().copied().chain([who.gid]).collect();
+        let notify = self.runtime.notify();
+        if let Some(Closed { folder, mode, owner }) = closed_above(&notify.join("socket"), who.uid, &groups) {
+            warn!(
+                "generation {generation}: workers of user {} cannot reach their notify sockets in {}, and so cannot say READY=1: {} is closed to \
+                 them (mode {mode:04o}, user {owner}); open it (chmod o+x), or set RUNTIME_DIRECTORY to a folder that they can reach",
+                who.uid,
+                notify.display(),
+                folder.display()
+            );
+        }
     }
 
     /// Watches the paths of all notify sockets again, after the manager has replaced itself.

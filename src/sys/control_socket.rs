@@ -77,6 +77,8 @@ impl ControlSocket {
         let socket = create(&Address::Path(path.to_owned()), Kind::Stream)?;
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let file = SocketFile::bind(&socket, path, folder, 0o600)?;
+        // The umask may have taken bits away.
+        file.set_mode(0o600)?;
         listen(&socket, BACKLOG)?;
         Ok(Self { socket: socket.into(), file })
     }

@@ -11,9 +11,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat, readlinkat, renameat};
 use nix::sys::prctl::{get_dumpable, get_pdeathsig, set_dumpable, set_pdeathsig};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat, stat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, mkdirat, stat};
 use nix::unistd::{
     Gid, Uid, UnlinkatFlags, getegid, geteuid, getgroups, setfsgid, setfsuid, setgroups, unlinkat,
 };
@@ -285,17 +285,18 @@ impl MadeFolders {
                 Err(Errno::EEXIST) => false,
                 result => result.map(|()| true)?,
             };
-            // Opened to be read: fchmod(2) takes no handle.
-            let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let next = openat(&fd, name.as_os_str(), flags, Mode::empty())?;
+            // Held only: the umask may have left no right to read it.
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let mut next = openat(&fd, name.as_os_str(), flags, Mode::empty())?;
             if is_ours {
                 folders.0.push(above.join(&name));
                 if fstat(&next)?.st_uid != geteuid().as_raw() {
                     return Err(io::Error::other("a folder that was just folders was replaced"));
                 }
-                // The umask may have taken bits away.
-                fchmod(&next, mode)?;
+                // chmod(2) has no way to name what is held but this (open(2)).
+                fchmodat(AT_FDCWD, proc_path(&next).as_path(), mode, FchmodatFlags::FollowSymlink)?;
             }
+            next = openat(&next, ".", OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
             fd = next;
         }
         let folder = Folder::held(Walk { fd, missing })?;

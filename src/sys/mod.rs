@@ -39,6 +39,7 @@ pub mod pidfd;
 pub mod process;
 pub mod random;
 mod raw;
+pub mod reach;
 pub mod reaper;
 pub mod rest;
 pub mod retry;

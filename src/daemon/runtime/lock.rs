@@ -1,7 +1,8 @@
 //! The lock of the runtime directory: who holds it is the service's manager.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,8 @@ pub(super) fn take(folder: &Folder, service: &str) -> Result<(Flock<File>, bool)
     let path = directory.join(LOCK);
     let io = |source| RuntimeError::Io { path: path.clone(), source };
     let mut file = folder.file(LOCK, OFlag::O_RDWR | OFlag::O_CREAT, 0o600).map_err(io)?;
+    // The umask may have taken bits away, and the next manager is to open it.
+    file.set_permissions(Permissions::from_mode(0o600)).map_err(io)?;
     let begun = Instant::now();
     let mut lock = loop {
         let holder = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
