@@ -423,7 +423,7 @@ fn ipv6_and_abstract_names_are_served() {
     let by_name = || {
         use std::os::linux::net::SocketAddrExt;
         let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("a name");
-        std::os::unix::net::UnixStream::connect_addr(&address)
+        UnixStream::connect_addr(&address)
     };
     by_name().expect("a connection");
     manager.upgrade_committed(service.release(2));

@@ -115,7 +115,7 @@ fn check_spec(spec: &ServiceSpec) {
         Readiness::Settled(settle) => assert!(settle < policy.ready_timeout),
         Readiness::Probe(pause) => assert!(!pause.is_zero() && !spec.probe.is_empty()),
     }
-    if let Strategy::Rolling { max_surge, max_unavailable } = policy.strategy {
+    if let Some(Strategy::Rolling { max_surge, max_unavailable }) = policy.strategy {
         let of = |allowance: Allowance| allowance.of(policy.workers);
         let is_stuck = policy.workers > 0 && of(max_surge) + of(max_unavailable) == 0;
         assert!(!is_stuck, "no worker could ever be replaced");

@@ -204,6 +204,7 @@ mod tests {
             ready: 3,
             upgrading_to: Some(2),
             previous: None,
+            old_code: None,
             last_upgrade: None,
             cgroup: None,
             no_cgroup: None,

@@ -262,6 +262,7 @@ mod tests {
             ready: 2,
             upgrading_to: None,
             previous: Some(2),
+            old_code: None,
             last_upgrade: Some(last),
             cgroup: Some("/system.slice/web.service".into()),
             no_cgroup: None,

@@ -150,7 +150,7 @@ mod tests {
         assert_eq!((spec.name.as_str(), spec.policy.workers), ("index1-3000", 2));
         assert_eq!(spec.process.command, ["node", "{target}"]);
         assert_eq!(spec.process.target.as_deref(), Some("/srv/my app/index 1.js"));
-        assert_eq!((spec.process.protocol, spec.policy.strategy), (Protocol::Node, Strategy::Recreate));
+        assert_eq!((spec.process.protocol, spec.policy.strategy), (Protocol::Node, Some(Strategy::Recreate)));
         assert_eq!(spec.control.tcp, Some("127.0.0.1:3000".parse().unwrap()));
         assert_eq!(spec.hooks.head, Some("/srv/HEAD".into()));
         assert_eq!(spec.hooks.pre_upgrade, Some("/srv/pull.js".into()));

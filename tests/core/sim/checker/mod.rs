@@ -532,6 +532,8 @@ impl Checker {
                     worker.deadline = worker.watchdog.map(|interval| now + interval);
                 }
             }
+            // The kernel gives no time.
+            Word::ExtendTimeout(_) if worker.stage == Stage::Killing => {}
             Word::ExtendTimeout(time) => {
                 worker.deadline = worker.deadline.map(|at| at.max(now + *time));
                 self.grant(*time);
