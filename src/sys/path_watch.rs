@@ -10,6 +10,11 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::unistd::dup;
+
+/// The limits of inotify(7), and where they are set.
+pub(super) const INSTANCES: (&str, &str) = ("instances", "fs.inotify.max_user_instances");
+pub(super) const WATCHES: (&str, &str) = ("watches", "fs.inotify.max_user_watches");
 
 /// How often events are read in one call: whoever may change a watched file can make events without end.
 const READS: usize = 16;
@@ -31,10 +36,9 @@ impl PathWatch {
     /// Makes a watch that has no path yet.
     ///
     /// # Errors
-    /// Those of `inotify_init(2)`: EMFILE at `fs.inotify.max_user_instances`.
+    /// Those of `inotify_init(2)`: EMFILE at `fs.inotify.max_user_instances`, which the words of the error name.
     pub fn new() -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        Ok(Self { inotify: Rc::new(inotify) })
+        Ok(Self { inotify: Rc::new(instance()?) })
     }
 
     /// Watches the file that stands at the path now. A file may be watched once at a time.
@@ -43,7 +47,11 @@ impl PathWatch {
     /// Those of `inotify_add_watch(2)`: EACCES where we may not read the file, ENOSPC at `fs.inotify.max_user_watches`.
     pub fn watch(&self, path: &Path) -> io::Result<WatchedPath> {
         let events = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_DELETE_SELF;
-        let descriptor = self.inotify.add_watch(path, events | AddWatchFlags::IN_DONT_FOLLOW)?;
+        let events = events | AddWatchFlags::IN_DONT_FOLLOW;
+        let descriptor = self.inotify.add_watch(path, events).map_err(|error| match error {
+            Errno::ENOSPC => exhausted(WATCHES),
+            error => error.into(),
+        })?;
         Ok(WatchedPath { inotify: Rc::clone(&self.inotify), descriptor })
     }
 
@@ -64,6 +72,23 @@ impl PathWatch {
         }
         Ok(any)
     }
+}
+
+/// Makes an inotify instance.
+///
+/// # Errors
+/// Those of `inotify_init(2)`. Its EMFILE mostly means another limit than that of open files, which its words would name.
+pub(super) fn instance() -> io::Result<Inotify> {
+    Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(|error| match error {
+        Errno::EMFILE if dup(io::stderr()).is_ok() => exhausted(INSTANCES),
+        error => error.into(),
+    })
+}
+
+/// Says which limit of inotify is reached, and where it is set.
+pub(super) fn exhausted((what, setting): (&str, &str)) -> io::Error {
+    let why = format!("this user has as many inotify {what} as there may be; raise `sysctl {setting}`");
+    io::Error::new(io::ErrorKind::QuotaExceeded, why)
 }
 
 impl AsFd for PathWatch {

@@ -6,14 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::{fs, mem};
 
 use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, Inotify, InotifyEvent, WatchDescriptor};
+
+use super::path_watch::{WATCHES, exhausted, instance};
 
 /// Files written, made, removed and renamed; reading is no change.
 const CHANGES: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE
@@ -46,8 +48,7 @@ impl TreeWatch {
     /// # Errors
     /// Those of inotify_add_watch(2): ENOSPC at `fs.inotify.max_user_watches`, EACCES for a folder that we may not read.
     pub fn new(paths: Vec<PathBuf>) -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let mut watch = Self { inotify, paths, folders: BTreeMap::new() };
+        let mut watch = Self { inotify: instance()?, paths, folders: BTreeMap::new() };
         watch.add_all()?;
         Ok(watch)
     }
@@ -96,10 +97,10 @@ impl TreeWatch {
                 Ok(Some(folder))
             }
             Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
-            Err(Errno::ENOSPC) => Err(io::Error::new(
-                ErrorKind::QuotaExceeded,
-                format!("{}: no more can be watched; sysctl fs.inotify.max_user_watches", path.display()),
-            )),
+            Err(Errno::ENOSPC) => {
+                let error = exhausted(WATCHES);
+                Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+            }
             Err(error) => {
                 let error = io::Error::from(error);
                 Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())))
