@@ -22,6 +22,7 @@
 //! recovery  going on with what a manager has left that was killed
 //! doors     waiting for connections, for whoever sleeps     idleness   whether anything is to be done
 //! loose_ends  what a turn leaves to its end                closing  our sockets at a stop for good
+//! rival     another manager, whose lock was removed
 //! guests    a process for each connection
 //! init      PID 1 of a container, which looks after a manager
 //! log       the form of the log                             outlet    our outputs, never waited for
@@ -56,6 +57,7 @@ mod reap;
 mod recovery;
 mod release;
 mod repair;
+mod rival;
 mod run;
 pub mod runtime;
 mod sender;

@@ -19,6 +19,7 @@ use tracing::warn;
 use self::lock::{CHILDREN_TAKE, LOOK_AGAIN};
 pub use super::places::{Connected, Place, believed_at, places, places_of_others, stranger_at};
 use super::recovery::STATE;
+use super::rival;
 use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
 use crate::sys::occupant::{Occupant, occupant};
 use crate::sys::own_folder::Folder;
@@ -110,7 +111,12 @@ impl RuntimeDirectory {
         }
         let folder = prepare(&path)?;
         let path = folder.path().to_owned();
+        // Without a lock it may be new, or somebody has removed what was in it under a manager that lives.
+        let is_new = !path.join(lock::NAME).exists();
         let (lock, is_left_in_order) = lock::take(&folder, service)?;
+        if is_new {
+            rival::refuse(&path.join(lock::NAME), service)?;
+        }
         let directory = Self { path, lock, is_left_in_order, token: None };
         directory.restore().map_err(|source| RuntimeError::Io { path: directory.notify(), source })?;
         Ok(directory)

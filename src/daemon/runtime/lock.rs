@@ -19,7 +19,7 @@ pub(super) const CHILDREN_TAKE: Duration = Duration::from_secs(5);
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The name of the lock file.
-const LOCK: &str = "lock";
+pub(super) const NAME: &str = "lock";
 
 /// What the lock file says after an end in order, in the place of a pid.
 const ENDED: &str = "ended";
@@ -41,9 +41,9 @@ fn holder(lock: &mut File) -> String {
 /// Returns also whether the manager before us has ended in order.
 pub(super) fn take(folder: &Folder, service: &str) -> Result<(Flock<File>, bool), RuntimeError> {
     let directory = folder.path();
-    let path = directory.join(LOCK);
+    let path = directory.join(NAME);
     let io = |source| RuntimeError::Io { path: path.clone(), source };
-    let mut file = folder.file(LOCK, OFlag::O_RDWR | OFlag::O_CREAT, 0o600).map_err(io)?;
+    let mut file = folder.file(NAME, OFlag::O_RDWR | OFlag::O_CREAT, 0o600).map_err(io)?;
     // The umask may have taken bits away, and the next manager is to open it.
     file.set_permissions(Permissions::from_mode(0o600)).map_err(io)?;
     let begun = Instant::now();
