@@ -93,6 +93,8 @@ pub fn credentials(
     };
     let groups = match (given_groups, entry_name) {
         (Some(groups), _) => groups,
+        // What nobody may change in a user namespace need not keep a process from being who it is.
+        (None, _) if uid == getuid() && gid == getgid() && are_groups_fixed() => own_groups(user)?,
         (None, Some(name)) => groups_of(&name, gid)?,
         (None, None) => vec![gid],
     };
@@ -119,6 +121,11 @@ pub fn login_variables(user: &str) -> Result<Vec<(&'static str, String)>, NameEr
             ("SHELL", text(entry.shell)),
         ]
     }))
+}
+
+/// Whether our user namespace lets nobody set supplementary groups (user_namespaces(7)).
+fn are_groups_fixed() -> bool {
+    std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny")
 }
 
 fn named_user(name: &str) -> Result<User, NameError> {
