@@ -562,6 +562,57 @@ fn sockets_of_a_socket_unit_are_taken_over_as_well() {
     unit.systemctl("stop");
 }
 
+/// Whether the socket of a worker's descriptor 3 is non-blocking.
+fn is_non_blocking(worker: i32) -> bool {
+    let info = std::fs::read_to_string(format!("/proc/{worker}/fdinfo/3")).expect("a worker with a socket");
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("flags").trim();
+    i32::from_str_radix(flags, 8).expect("a number") & 0o4000 != 0
+}
+
+/// A worker that makes its socket non-blocking, as event loops do, and says so to nobody.
+fn flag_over_a_kill(test: &str, systemd: &str, drop_in: &str) {
+    if outside(test, systemd) {
+        return;
+    }
+    let address = loopback();
+    Unit::install_socket("web", &format!("ListenStream={address}\nFileDescriptorName=http\n"));
+    let worker = support::worker_program().display().to_string();
+    let script = "import os, sys; os.set_blocking(3, False); os.execv(sys.argv[1], sys.argv[1:])";
+    for (round, line) in (1..).zip(["", "non_blocking = true"]) {
+        let service = Service::command(["python3", "-c", script, &worker]);
+        let service = service.socket(&format!("name = 'http'\nlisten = '{address}'\n{line}"));
+        let unit = Unit::start("web", &service, drop_in);
+        let worker = unit.processes()[0];
+        assert!(is_non_blocking(worker));
+        let before = unit.property("MainPID");
+        unit.kill("SIGKILL");
+        eventually("another manager", || {
+            (unit.property("MainPID") != before && unit.property("ActiveState") == "active").then_some(())
+        });
+        assert_eq!(unit.processes(), [worker], "round {round}: {}", unit.journal());
+        assert!(is_non_blocking(worker), "round {round}: {}", unit.journal());
+        unit.systemctl("stop");
+    }
+}
+
+#[test]
+fn a_non_blocking_socket_of_a_socket_unit_stays_so_over_a_kill_under_systemd_257() {
+    flag_over_a_kill(
+        "a_non_blocking_socket_of_a_socket_unit_stays_so_over_a_kill_under_systemd_257",
+        "257",
+        "",
+    );
+}
+
+#[test]
+fn a_non_blocking_socket_of_a_socket_unit_stays_so_over_a_kill_under_systemd_252() {
+    flag_over_a_kill(
+        "a_non_blocking_socket_of_a_socket_unit_stays_so_over_a_kill_under_systemd_252",
+        "252",
+        OLDER,
+    );
+}
+
 #[test]
 fn a_start_that_takes_too_long_ends_nobody_who_serves() {
     if outside("a_start_that_takes_too_long_ends_nobody_who_serves", "257") {

@@ -108,6 +108,7 @@ fn unit(spec: &ServiceSpec, file: &Path, program: &Path) -> io::Result<String> {
     let stop = seconds(spec.policy.drain_timeout + STOP_MARGIN);
     let watchdog = seconds(spec.policy.watchdog.unwrap_or(WATCHDOG).max(WATCHDOG_MIN));
     let descriptors = descriptors(spec);
+    let non_blocking = non_blocking(spec);
     Ok(format!(
         "\
 # Made by `liveswap unit`. Save it as /etc/systemd/system/{name}.service, then:
@@ -136,7 +137,7 @@ RuntimeDirectoryMode=0711
 # What the next manager goes on with, if this one is killed.
 RuntimeDirectoryPreserve=restart
 FileDescriptorStoreMax={stored}
-{user}
+{non_blocking}{user}
 {STOP}# The drain and some more; the manager asks for what else it needs (EXTEND_TIMEOUT_USEC).
 TimeoutStopSec={stop}
 # A manager that hangs is killed, and the next one takes over.
@@ -154,6 +155,17 @@ WantedBy=multi-user.target
         argument = file.replace('$', "$$"),
         stored = STORED + spec.sockets.len(),
     ))
+}
+
+/// What keeps systemd from making the sockets of a socket unit blocking at each start, for workers that live on.
+fn non_blocking(spec: &ServiceSpec) -> &'static str {
+    let all = spec.sockets.iter().all(|socket| socket.options.non_blocking);
+    if all && !spec.sockets.is_empty() {
+        "# As the file says. It counts for sockets of a socket unit, which systemd would make blocking at each start of this service.\n\
+         NonBlocking=yes\n"
+    } else {
+        ""
+    }
 }
 
 /// Whether it binds an address that some interface must have got first.
@@ -216,6 +228,14 @@ mod tests {
         assert!(small.contains("\nAfter=network.target\nRequiresMountsFor=/srv/web.toml /srv\n"), "{small}");
         assert!(small.contains("\n#User=\n") && small.contains("\nWatchdogSec=60\n"), "{small}");
         assert!(small.contains("\nTimeoutStopSec=90\n"), "{small}");
+
+        assert!(!small.contains("NonBlocking"), "{small}");
+        let open = made("[[socket]]\nlisten = '127.0.0.1:80'\nnon_blocking = true");
+        assert!(open.contains("\nNonBlocking=yes\n"), "{open}");
+        let mixed = made(
+            "[[socket]]\nlisten = '127.0.0.1:80'\nnon_blocking = true\n[[socket]]\nlisten = '127.0.0.1:81'",
+        );
+        assert!(!mixed.contains("NonBlocking"), "{mixed}");
 
         let big = made(
             "user = 'web'\nlimits = { nofile = 'infinity' }\n[[socket]]\nlisten = '192.0.2.1:80'\n\

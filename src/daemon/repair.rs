@@ -192,6 +192,11 @@ impl Daemon {
             }
         }
         self.mend_tuning();
+        // After a kill it takes the latest.
+        let is_news = |listener: &Rc<Listener>| listener.note_blocking().0;
+        if self.sockets.listeners().iter().filter(|listener| is_news(listener)).count() > 0 {
+            self.journal.needs_snapshot();
+        }
     }
 
     /// Puts right what is wrong with a socket, or binds it anew.

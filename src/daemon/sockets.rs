@@ -17,6 +17,7 @@
 //! Whoever registers a listener in epoll must take it out again before dropping it: a worker's copy keeps the open file
 //! description alive, and with it the registration.
 
+mod blocking;
 mod error;
 mod guard;
 mod inherited;

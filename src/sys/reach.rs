@@ -42,7 +42,7 @@ mod tests {
     fn the_topmost_folder_that_is_closed_to_a_user_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let set = |name: &str, mode| {
-            fs::set_permissions(folder.path().join(name), Permissions::from_mode(mode)).unwrap()
+            fs::set_permissions(folder.path().join(name), Permissions::from_mode(mode)).unwrap();
         };
         fs::create_dir_all(folder.path().join("a/b")).unwrap();
         let path = folder.path().join("a/b/socket");

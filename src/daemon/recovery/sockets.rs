@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::super::release::in_words;
 use super::super::sockets::{Listener, ListenerRecord, Sockets};
+use super::super::system_store;
 use crate::sys::activation::Inherited;
 use crate::sys::bound;
 use crate::sys::foreign::ForeignFd;
@@ -82,6 +83,8 @@ impl Found {
             // The kind is part of it: a file may have any number, sockets have one device of their own.
             let is_it = Some((Kind::Socket, record.inode));
             let handed = inherited.iter().position(|one| held::identity(&one.fd) == is_it);
+            // What comes back from the store has its flags still.
+            let is_reset = handed.is_some_and(|place| !system_store::is_ours(&inherited[place]));
             let fd = match handed {
                 Some(place) => Ok(inherited.remove(place).fd),
                 None => open.copy(record.inode).map(ForeignFd::trusted),
@@ -91,6 +94,9 @@ impl Found {
             let kept = fd.and_then(|fd| Listener::recover(record, fd));
             let why = match kept {
                 Ok(Some(listener)) => {
+                    if is_reset && let Err(error) = listener.restore_blocking() {
+                        warn!("socket `{name}` ({listen}): its activator may have made it blocking: {error}");
+                    }
                     found.listeners.push(Rc::new(listener));
                     continue;
                 }

@@ -47,6 +47,8 @@ pub struct Listener {
     /// The backlog as the kernel had it after our own listen(2); `None` where it cannot be known.
     pub(super) backlog_in_force: Cell<Option<u32>>,
     pub(super) upkeep: Upkeep,
+    /// Whether it was non-blocking when that was last written down.
+    pub(super) noted_non_blocking: Cell<Option<bool>>,
 }
 
 /// What the socket has where the file says nothing, so that an option can be taken out of the file again.
@@ -123,6 +125,7 @@ impl Listener {
             plan: RefCell::new(plan.clone()),
             baseline: RefCell::new(baseline),
             backlog_in_force: Cell::new(backlog_in_force),
+            noted_non_blocking: Cell::default(),
         })
     }
 
@@ -156,6 +159,7 @@ impl Listener {
             plan: RefCell::new(SocketPlan::of(name, address, kind)),
             baseline: RefCell::new(baseline),
             backlog_in_force: Cell::new(in_force),
+            noted_non_blocking: Cell::default(),
         })
     }
 

@@ -36,8 +36,18 @@ impl HandOver for Listener {
 
     fn pack(&self, luggage: &mut Luggage) -> ListenerState {
         // The watch of its path is made anew: see [`Self::guard_path`].
-        let Self { watched: _, file, folders, fd, is_inherited, plan, baseline, backlog_in_force, upkeep } =
-            self;
+        let Self {
+            watched: _,
+            file,
+            folders,
+            fd,
+            is_inherited,
+            plan,
+            baseline,
+            backlog_in_force,
+            upkeep,
+            noted_non_blocking: _,
+        } = self;
         ListenerState {
             upkeep: Some(upkeep.pack()),
             file: file.pack(luggage),
@@ -62,6 +72,7 @@ impl HandOver for Listener {
             plan: RefCell::new(state.plan),
             baseline: RefCell::new(HandOver::unpack(state.baseline, luggage)?),
             backlog_in_force: Cell::new(state.backlog_in_force),
+            noted_non_blocking: Cell::default(),
         })
     }
 }
@@ -79,6 +90,8 @@ pub struct ListenerRecord {
     baseline: BaselineState,
     backlog_in_force: Option<u32>,
     upkeep: Option<UpkeepState>,
+    /// Whether it was non-blocking, as its workers may have made it; `None` of a program that did not write it down.
+    non_blocking: Option<bool>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -95,8 +108,18 @@ impl Listener {
     /// # Errors
     /// Those of fstat(2).
     pub fn record(&self) -> io::Result<ListenerRecord> {
-        let Self { watched: _, file, folders, fd, is_inherited, plan, baseline, backlog_in_force, upkeep } =
-            self;
+        let Self {
+            watched: _,
+            file,
+            folders,
+            fd,
+            is_inherited,
+            plan,
+            baseline,
+            backlog_in_force,
+            upkeep,
+            noted_non_blocking: _,
+        } = self;
         let file = file.as_ref().map(|file| {
             let (path, is_ours_to_remove) = (file.path().to_owned(), file.is_ours_to_remove());
             let (identity, place) = (file.identity()?, Some(file.place()));
@@ -112,6 +135,7 @@ impl Listener {
             baseline: baseline.borrow().pack(luggage),
             backlog_in_force: backlog_in_force.get(),
             upkeep: Some(upkeep.pack()),
+            non_blocking: self.note_blocking().1,
         })
     }
 
@@ -130,6 +154,7 @@ impl Listener {
             baseline,
             backlog_in_force,
             upkeep,
+            non_blocking,
         } = record;
         let had_file = file.is_some();
         let file = file.and_then(|FileRecord { path, identity, place, is_ours_to_remove }| {
@@ -149,6 +174,7 @@ impl Listener {
             plan: RefCell::new(plan),
             baseline: RefCell::new(HandOver::unpack(baseline, luggage)?),
             backlog_in_force: Cell::new(backlog_in_force),
+            noted_non_blocking: Cell::new(non_blocking),
         }))
     }
 
