@@ -562,6 +562,33 @@ fn sockets_of_a_socket_unit_are_taken_over_as_well() {
     unit.systemctl("stop");
 }
 
+/// systemd removes the state when a service is stopped while it waits to start it again; the workers live on.
+#[test]
+fn a_stop_before_a_restart_and_a_start_lose_no_request() {
+    if outside("a_stop_before_a_restart_and_a_start_lose_no_request", "257") {
+        return;
+    }
+    let (address, path) = (loopback(), std::path::PathBuf::from("/run/shop/web.sock"));
+    let served = service(address).listen(path.display());
+    let unit = Unit::start("web", &served.clone().release(1), "[Service]\nRestartSec=1000\n");
+    let load = Load::start(&[Target::Tcp(address), Target::Unix(path)], &MODES);
+    load.wait_for_more(50);
+    unit.kill("SIGKILL");
+    eventually("the wait for a restart", || (unit.property("SubState") == "auto-restart").then_some(()));
+    let old = unit.processes();
+    unit.systemctl("stop");
+    unit.write(&served.release(2));
+    unit.systemctl("start");
+    load.wait_for_more_of("2", 50);
+    eventually("the end of the old workers", || {
+        let now = unit.processes();
+        (now.len() == 4 && old.iter().all(|pid| !now.contains(pid))).then_some(())
+    });
+    load.stop().assert_spotless();
+    unit.systemctl("stop");
+    assert_eq!(unit.processes(), [0; 0], "{}", unit.journal());
+}
+
 /// Whether the socket of a worker's descriptor 3 is non-blocking.
 fn is_non_blocking(worker: i32) -> bool {
     let info = std::fs::read_to_string(format!("/proc/{worker}/fdinfo/3")).expect("a worker with a socket");
@@ -642,11 +669,21 @@ fn a_start_that_takes_too_long_ends_nobody_who_serves() {
 
 #[test]
 fn a_stop_that_takes_too_long_leaves_nobody_behind() {
-    if outside("a_stop_that_takes_too_long_leaves_nobody_behind", "257") {
+    a_long_stop("a_stop_that_takes_too_long_leaves_nobody_behind", "");
+}
+
+#[test]
+fn a_second_runtime_directory_does_not_keep_a_long_stop_from_leaving_nobody_behind() {
+    let test = "a_second_runtime_directory_does_not_keep_a_long_stop_from_leaving_nobody_behind";
+    a_long_stop(test, "RuntimeDirectory=other\n");
+}
+
+fn a_long_stop(test: &str, line: &str) {
+    if outside(test, "257") {
         return;
     }
     let stubborn = service(loopback()).args(["--ignore-term"]).set("drain.timeout", "'2s'");
-    let unit = Unit::start("web", &stubborn, "[Service]\nTimeoutStopSec=1\n");
+    let unit = Unit::start("web", &stubborn, &format!("[Service]\nTimeoutStopSec=1\n{line}"));
     let manager = unit.property("MainPID").parse().expect("a pid");
     unit.begin("stop");
     eventually("the drain", || unit.journal().contains("stopping").then_some(()));

@@ -29,15 +29,15 @@ const STORED: usize = 512;
 /// As many descriptors as the manager may have unless the workers want more (systemd.exec(5), `LimitNOFILE=`).
 const DESCRIPTORS: (u64, u64) = (65_536, 1 << 20);
 
-/// How it is stopped.
+/// How it is stopped. `NAME` stands for the service: of several runtime directories, `RUNTIME_DIRECTORY` names all.
 const STOP: &str = "\
 # SIGTERM goes to the manager alone, which drains its workers and ends when they have gone. They outlive a manager that is
 # killed, and the next one takes them over; any other KillMode= would end them.
 KillMode=process
 # A stop that takes too long leaves nobody behind. A start that does is no reason to end those who serve.
-ExecStartPre=-+/bin/rm -f ${RUNTIME_DIRECTORY}/serving
-ExecStartPost=-+/bin/touch ${RUNTIME_DIRECTORY}/serving
-ExecStopPost=-+/bin/sh -c 'test \"$$SERVICE_RESULT\" != timeout || test ! -e \"$$RUNTIME_DIRECTORY/serving\" || exec systemctl kill --signal=SIGKILL \"$$0\"' %n
+ExecStartPre=-+/bin/rm -f %t/liveswap/NAME/serving
+ExecStartPost=-+/bin/touch %t/liveswap/NAME/serving
+ExecStopPost=-+/bin/sh -c 'test \"$$SERVICE_RESULT\" != timeout || test ! -e %t/liveswap/NAME/serving || exec systemctl kill --signal=SIGKILL \"$$0\"' %n
 ";
 
 /// What its processes are in, and what they cannot do.
@@ -91,7 +91,7 @@ pub fn print(args: &UnitArgs) -> ExitCode {
 }
 
 fn unit(spec: &ServiceSpec, file: &Path, program: &Path) -> io::Result<String> {
-    let name = &spec.name;
+    let (name, how_to_stop) = (&spec.name, STOP.replace("NAME", &spec.name));
     let (program, file) = (word(program)?, word(file)?);
     let network = if needs_addresses(spec) {
         "# It listens on an address of this machine, which has to be there.\n\
@@ -138,7 +138,7 @@ RuntimeDirectoryMode=0711
 RuntimeDirectoryPreserve=restart
 FileDescriptorStoreMax={stored}
 {non_blocking}{user}
-{STOP}# The drain and some more; the manager asks for what else it needs (EXTEND_TIMEOUT_USEC).
+{how_to_stop}# The drain and some more; the manager asks for what else it needs (EXTEND_TIMEOUT_USEC).
 TimeoutStopSec={stop}
 # A manager that hangs is killed, and the next one takes over.
 WatchdogSec={watchdog}
