@@ -378,6 +378,29 @@ fn a_file_that_cannot_be_used_does_not_keep_workers_from_being_taken_over() {
     manager.stop();
 }
 
+#[test]
+fn a_file_that_cannot_be_used_does_not_end_a_service_whose_workers_are_all_lost() {
+    let address = loopback();
+    let service = service().listen(address);
+    let mut manager = start(&service.clone().release("old"));
+    let workers = manager.wait_workers(1, 3);
+    manager.crash();
+    for worker in &workers {
+        kill(Pid::from_raw(worker.pid), Signal::SIGKILL).expect("a worker");
+        wait_gone(worker.pid);
+    }
+    manager.rewrite("this is no service file");
+    let place = manager.place();
+    manager.restart();
+    manager.wait_log(place, ["going on with what it was"]);
+    manager.wait_said(place, "READY=1", |message| message.is("READY"));
+    assert_eq!(ask(&Target::Tcp(address)).expect("an answer").release, "old");
+    assert_eq!(manager.upgrade("nor is this").verdict, Verdict::Refused);
+    manager.upgrade_committed(service.release("new"));
+    assert_eq!(ask(&Target::Tcp(address)).expect("an answer").release, "new");
+    manager.stop();
+}
+
 /// Kills the manager, has its state be `change`d, and expects a start anew that loses no request.
 fn anew(change: impl FnOnce(&str) -> String, words: &str) {
     let starter = Starter::default();

@@ -48,6 +48,10 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
         (Before::Taken(_), Ok(_)) => {}
         (Before::Taken(_), Err(refusal)) => warn!("{}; going on with what it was", refusal.summary),
         (Before::Left(_), Ok(_)) => runtime.clear()?,
+        (Before::Left(Left { recorded: Some(_), .. }), Err(refusal)) => {
+            warn!("{}; going on with what it was", refusal.summary);
+            runtime.clear()?;
+        }
         (Before::Left(_), Err(refusal)) => return Err(ManagerError::BadFile(refusal.clone().into())),
     }
     runtime.make_token(matches!(before, Before::Taken(_)))?;
@@ -55,8 +59,10 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
     let post = Post { runtime, heritage, upward, control, cgroups };
     let mut daemon = match (before, release) {
         (Before::Taken(taken), _) => taken.take_over(post).map_err(io("taking over"))?,
-        (Before::Left(left), Ok(release)) => anew(source, release, inherited, left, post)?,
-        (Before::Left(_), Err(refusal)) => return Err(ManagerError::BadFile(refusal.into())),
+        (Before::Left(mut left), release) => match left.recorded.take().map_or(release, Ok) {
+            Ok(release) => anew(source, release, inherited, left, post)?,
+            Err(refusal) => return Err(ManagerError::BadFile(refusal.into())),
+        },
     };
     if !watched.is_empty() {
         let started = watch::start(watched.to_vec()).map_err(io("starting to watch files"))?;
@@ -86,6 +92,8 @@ enum Before {
 struct Left {
     family: Family,
     leftovers: Vec<Leftover>,
+    /// What served, where the service file cannot be used now.
+    recorded: Option<Release>,
 }
 
 impl Left {
@@ -97,7 +105,7 @@ impl Left {
                 leftovers.push(Leftover::of(process));
             }
         }
-        Self { family, leftovers }
+        Self { family, leftovers, recorded: None }
     }
 }
 
@@ -122,10 +130,10 @@ fn look(
     let recovered = match Judged::read(&runtime.state(), service) {
         Judged::Nothing if runtime.is_left_in_order() => return Before::Left(Left::default()),
         Judged::Nothing if !runtime.is_abandoned() => {
-            // Nothing says that there ever was a manager. So it takes a socket that one has made.
+            // Nothing says that there ever was a manager. So it takes a worker's cgroup, or a socket that a manager has made.
             let left = left(Vec::new());
             let holders = left.family.pids_with(left.leftovers.iter().map(Leftover::pid));
-            let is_ours = Found::is_anything_there(&holders);
+            let is_ours = !cgroups.members().is_empty() || Found::is_anything_there(&holders);
             return Before::Left(if is_ours { left } else { Left::default() });
         }
         Judged::Nothing => return Before::Left(left(Vec::new())),
@@ -144,7 +152,7 @@ fn look(
     }
     let (pid, all) = (recovered.record.pid, recovered.record.manager.workers().count());
     let (users, since) = (recovered.record.users(), recovered.record.origin.since);
-    let service = recovered.service().to_owned();
+    let (service, served) = (recovered.service().to_owned(), recovered.serving().cloned());
     let claim = Claim { service: &service, runtime: runtime.path(), cgroups, users, since };
     let family = Family::find(&claim);
     match Taken::find(recovered, &family, inherited, &runtime.notify()) {
@@ -158,7 +166,8 @@ fn look(
         }
         Err((why, survivors)) => {
             warn!("the manager before (pid {pid}) was killed, and this one starts anew: {why}");
-            Before::Left(left(survivors))
+            let recorded = served.filter(|_| release.is_err());
+            Before::Left(Left { recorded, ..Left::of(family, survivors) })
         }
     }
 }
@@ -168,7 +177,7 @@ fn anew(
     source: Source,
     release: Release,
     inherited: Vec<Inherited>,
-    Left { family, mut leftovers }: Left,
+    Left { family, mut leftovers, recorded: _ }: Left,
     mut post: Post,
 ) -> Result<Daemon, ManagerError> {
     let io = |doing| move |source: io::Error| ManagerError::Io { doing, source };

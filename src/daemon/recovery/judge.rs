@@ -10,6 +10,7 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::super::release::Release;
 use super::VERSION;
 use super::record::{Entry, Envelope, ProcessRecord, Record};
 use crate::core::Action;
@@ -56,9 +57,13 @@ pub enum Untold {
 impl Recovered {
     /// The name of the service.
     pub fn service(&self) -> &str {
+        self.serving().map_or("", |release| &release.spec.name)
+    }
+
+    /// The release that served.
+    pub fn serving(&self) -> Option<&Release> {
         let current = self.record.manager.current();
-        let serving = self.record.generations.iter().find(|(id, ..)| *id == current);
-        serving.map_or("", |(_, release, _)| &release.spec.name)
+        self.record.generations.iter().find(|(id, ..)| *id == current).map(|(_, release, _)| release)
     }
 }
 
