@@ -59,10 +59,12 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
     let post = Post { runtime, heritage, upward, control, cgroups };
     let mut daemon = match (before, release) {
         (Before::Taken(taken), _) => taken.take_over(post).map_err(io("taking over"))?,
-        (Before::Left(mut left), release) => match left.recorded.take().map_or(release, Ok) {
-            Ok(release) => anew(source, release, inherited, left, post)?,
-            Err(refusal) => return Err(ManagerError::BadFile(refusal.into())),
-        },
+        (Before::Left(mut left), release) => {
+            match left.recorded.take().map_or(release, |recorded| Ok(*recorded)) {
+                Ok(release) => anew(source, release, inherited, left, post)?,
+                Err(refusal) => return Err(ManagerError::BadFile(refusal.into())),
+            }
+        }
     };
     if !watched.is_empty() {
         let started = watch::start(watched.to_vec()).map_err(io("starting to watch files"))?;
@@ -93,7 +95,7 @@ struct Left {
     family: Family,
     leftovers: Vec<Leftover>,
     /// What served, where the service file cannot be used now.
-    recorded: Option<Release>,
+    recorded: Option<Box<Release>>,
 }
 
 impl Left {
@@ -166,7 +168,7 @@ fn look(
         }
         Err((why, survivors)) => {
             warn!("the manager before (pid {pid}) was killed, and this one starts anew: {why}");
-            let recorded = served.filter(|_| release.is_err());
+            let recorded = served.filter(|_| release.is_err()).map(Box::new);
             Before::Left(Left { recorded, ..Left::of(family, survivors) })
         }
     }

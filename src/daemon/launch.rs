@@ -324,6 +324,7 @@ fn process(
         umask: process.identity.umask,
         limits: place.common.limits.clone(),
         ignore_sigpipe: process.ignore_sigpipe,
+        held_signals: 0,
         descriptors: Vec::new(),
         cgroup: None,
         stdin: None,

@@ -41,6 +41,7 @@ pub(super) struct Plan {
     pub(super) umask: Option<u32>,
     pub(super) limits: Vec<(Resource, Limit)>,
     pub(super) ignore_sigpipe: bool,
+    pub(super) held_signals: u64,
     /// What it joins its control group by.
     pub(super) cgroup: Option<c_int>,
     /// Whether 0 is among the targets.
@@ -65,7 +66,7 @@ pub(super) fn run(plan: &mut Plan) -> ! {
 }
 
 fn become_program(plan: &mut Plan) -> Result<Infallible, Failure> {
-    raw::reset_signals(plan.ignore_sigpipe);
+    raw::reset_signals(plan.ignore_sigpipe, plan.held_signals);
     if let Some(group) = plan.cgroup {
         // Better a worker outside of its group than none.
         let _ = raw::write(group, b"0");

@@ -98,7 +98,7 @@ pub fn in_child(work: impl FnOnce() -> Vec<u8>) -> io::Result<ForkedWork> {
 }
 
 fn deliver(work: impl FnOnce() -> Vec<u8>, input: c_int) -> ! {
-    raw::reset_signals(false);
+    raw::reset_signals(false, 0);
     // A build that aborts on panics must end with the same status as one that unwinds, and without a core.
     // SAFETY: the handler makes one system call.
     unsafe { libc::signal(libc::SIGABRT, exit_as_panicked as *const () as libc::sighandler_t) };

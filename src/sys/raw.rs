@@ -39,17 +39,16 @@ fn descriptor(result: Result<usize, syscalls::Errno>) -> nix::Result<c_int> {
 /// Gives every signal its default action, SIGPIPE ignored where asked for, and blocks none.
 ///
 /// An ignored signal stays ignored over execve(2), and so does a blocked one.
-pub(super) fn reset_signals(ignore_sigpipe: bool) {
+pub(super) fn reset_signals(ignore_sigpipe: bool, held: u64) {
     for number in 1..=MAX_SIGNAL {
         let handler = if ignore_sigpipe && number == libc::SIGPIPE { libc::SIG_IGN } else { libc::SIG_DFL };
         let action: KernelAction = [handler, 0, 0, 0, 0, 0, 0, 0];
         // SAFETY: the kernel reads less than there is, and no code of ours is named. SIGKILL and SIGSTOP are refused.
         let _ = unsafe { syscall!(Sysno::rt_sigaction, number, &raw const action, 0, SIGNAL_SET_BYTES) };
     }
-    let none = 0_u64;
     // SAFETY: the kernel reads as many bytes as the set has.
     let _ =
-        unsafe { syscall!(Sysno::rt_sigprocmask, libc::SIG_SETMASK, &raw const none, 0, SIGNAL_SET_BYTES) };
+        unsafe { syscall!(Sysno::rt_sigprocmask, libc::SIG_SETMASK, &raw const held, 0, SIGNAL_SET_BYTES) };
 }
 
 /// Opens `path` for reading, without waiting for what is no file.

@@ -122,6 +122,12 @@ pub fn block_early() -> io::Result<()> {
     Ok(set_of(Signal::CAUGHT.into_iter().chain(Signal::BLOCKED)).thread_block()?)
 }
 
+/// The same signals as a set of the kernel's, bit by bit: for a manager that is yet to be executed, by a process that executes it.
+pub fn early_set() -> u64 {
+    let all = Signal::CAUGHT.into_iter().chain(Signal::BLOCKED);
+    all.map(|signal| 1 << (signal.number() - 1)).fold(0, |set, bit: u64| set | bit)
+}
+
 /// The source of all signals; its descriptor is readable when one has come.
 #[derive(Debug)]
 pub struct Signals {
@@ -410,7 +416,7 @@ mod tests {
                 assert!(!failed, "{}", io::Error::last_os_error());
                 // A group of its own is in the background of the leader's.
                 let child = fork_into(|| {
-                    reset_signals(false);
+                    reset_signals(false, 0);
                     nix::unistd::alarm::set(30);
                     let mut signals = Signals::install().unwrap();
                     slave.write_all(b"a line of the log\n").unwrap();

@@ -77,6 +77,8 @@ pub struct Launch<'a> {
     pub limits: Vec<(Resource, Limit)>,
     /// Whether SIGPIPE is ignored; every other signal has its default action.
     pub ignore_sigpipe: bool,
+    /// The signals that the program begins with blocked, bit by bit ([`super::signals::early_set`]): none comes before its handlers.
+    pub held_signals: u64,
     /// What becomes descriptors 3, 4, 5 and so on.
     pub descriptors: Vec<BorrowedFd<'a>>,
     /// The control group that it joins, from [`super::cgroup::make`]; `None` is the manager's own.
@@ -185,6 +187,7 @@ fn plan(launch: Launch<'_>, report: BorrowedFd<'_>) -> io::Result<Plan> {
         umask: launch.umask,
         limits: launch.limits,
         ignore_sigpipe: launch.ignore_sigpipe,
+        held_signals: launch.held_signals,
         cgroup: launch.cgroup.map(|cgroup| cgroup.as_raw_fd()),
         has_input,
         moves: standard.chain(passed).collect(),

@@ -174,6 +174,7 @@ impl Daemon {
             umask: None,
             limits: Vec::new(),
             ignore_sigpipe: false,
+            held_signals: 0,
             descriptors: vec![memory.as_fd()],
             cgroup: None,
             stdin: None,

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use super::{INIT_VARIABLE, Init};
 use crate::sys::exec::RUNNING;
+use crate::sys::signals::early_set;
 use crate::sys::spawn::Launch;
 use crate::sys::strings::CStrings;
 
@@ -55,6 +56,7 @@ impl Init {
             umask: None,
             limits: Vec::new(),
             ignore_sigpipe: false,
+            held_signals: early_set(),
             descriptors: self.kept.iter().map(|kept| kept.fd.as_fd()).collect(),
             cgroup: None,
             stdin: None,

@@ -44,6 +44,7 @@ fn launch<'a>(arguments: &[&str]) -> Launch<'a> {
         umask: None,
         limits: Vec::new(),
         ignore_sigpipe: true,
+        held_signals: 0,
         descriptors: Vec::new(),
         cgroup: None,
         stdin: None,
@@ -551,4 +552,16 @@ fn failures_are_told_in_words() {
     assert_eq!(describe(Step::Directory), "changing directory to /srv/app");
     assert_eq!(describe(Step::Execute), "executing ./server");
     assert_eq!(describe(Step::User), "becoming the user");
+}
+
+#[test]
+fn a_manager_begins_with_its_signals_held_back() {
+    isolated(|| {
+        for held in [0, super::super::signals::early_set()] {
+            let launch = Launch { held_signals: held, ..launch(&["cat", "/proc/self/status"]) };
+            for outcome in runs(&launch) {
+                assert_eq!(outcome.status("SigBlk"), [format!("{held:016x}")]);
+            }
+        }
+    });
 }
