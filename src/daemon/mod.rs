@@ -151,6 +151,11 @@ impl ManagerError {
                  user may write to"
                     .into(),
             ),
+            Self::Runtime(RuntimeError::Io { source, .. })
+                if source.kind() == io::ErrorKind::ReadOnlyFilesystem =>
+            {
+                Some(sockets::READ_ONLY.into())
+            }
             Self::Runtime(_) => Some("set RUNTIME_DIRECTORY to a folder that this user may write to".into()),
             Self::Left(_) => Some("see what holds it: `ps -o pid,stat,wchan,user PID`".into()),
             Self::BadFile(_) | Self::Activation(_) | Self::Watch { .. } | Self::Io { .. } => None,

@@ -40,6 +40,7 @@ use crate::core::spec::SocketSpec;
 use crate::sys::activation::Inherited;
 use crate::sys::path_watch::{PathWatch, WatchedPath};
 
+pub(super) use error::READ_ONLY;
 pub use error::{Problem, SocketError, Step};
 pub use guard::Hurt;
 pub use listener::Listener;

@@ -223,6 +223,10 @@ fn who_listens(plan: &SocketPlan) -> String {
     }
 }
 
+/// What to do where nothing can be written.
+pub(in super::super) const READ_ONLY: &str = "the file system is read-only there; under systemd with ProtectSystem=strict, add \
+                                              ReadWritePaths= with the folder to the unit";
+
 fn hint_for_step(plan: &SocketPlan, step: Step, error: &io::Error) -> Option<&'static str> {
     let errno = Errno::from_raw(error.raw_os_error()?);
     let is_inet = matches!(plan.spec.address, SocketAddress::Inet(_));
@@ -241,7 +245,7 @@ fn hint_for_step(plan: &SocketPlan, step: Step, error: &io::Error) -> Option<&'s
         (Step::Binding | Step::MakingFolders | Step::RemovingStale, Errno::EACCES | Errno::EPERM) => {
             Some("the manager's user needs write permission in the folder of the path")
         }
-        (Step::Binding | Step::MakingFolders, Errno::EROFS) => Some("the file system is read-only there"),
+        (Step::Binding | Step::MakingFolders | Step::RemovingStale, Errno::EROFS) => Some(READ_ONLY),
         (Step::Probing, Errno::EACCES) => Some(
             "the manager's user may not connect to the socket that stands there; remove it by hand if it is stale",
         ),

@@ -224,3 +224,11 @@ fn a_socket_of_the_same_file_is_named_where_it_is_in_the_way() {
         assert_eq!(error.hint().unwrap().contains("bind_ipv6_only"), two.starts_with('['));
     }
 }
+
+#[test]
+fn a_read_only_file_system_says_how_a_unit_opens_it() {
+    let error = io::Error::from_raw_os_error(libc::EROFS);
+    let plan = tcp("/run/web.sock");
+    let hint = Problem::Failed { step: Step::Binding, error }.of(&plan).hint().unwrap();
+    assert!(hint.contains("ProtectSystem=strict") && hint.contains("ReadWritePaths="), "{hint}");
+}
