@@ -140,8 +140,7 @@ fn a_second_term_kills_at_once() {
     for _ in 0..2 {
         manager.wait_worker(place, "a worker that drains", |one| one.step == Step::Draining);
     }
-    manager.signal(Signal::SIGTERM);
-    manager.wait_exit();
+    manager.insist(Signal::SIGTERM);
 }
 
 #[test]

@@ -39,8 +39,7 @@ fn a_drain_that_may_take_long_asks_for_time() {
         manager.wait_said(place, "more time", |message| message.get("EXTEND_TIMEOUT_USEC").is_some());
     let micros: u64 = message.get("EXTEND_TIMEOUT_USEC").unwrap().parse().unwrap();
     assert!(micros > 490_000_000, "{micros}");
-    manager.signal(Signal::SIGTERM);
-    assert!(manager.wait_exit().success());
+    assert!(manager.insist(Signal::SIGTERM).success());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The door into the core: events in, actions out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,10 @@ use super::{Action, Event};
 /// SIGKILL, the one signal whose sender may be the kernel's out-of-memory killer or an operator, never the program.
 const SIGKILL: i32 = 9;
 
+/// A second SIGTERM or SIGINT that comes this soon is the same wish: timeout(1) signals its child and then the child's group,
+/// and a terminal and a service manager may both pass one on.
+const SAME_WISH: Duration = Duration::from_millis(200);
+
 /// The whole state of a manager, as plain data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manager {
@@ -33,6 +38,8 @@ pub struct Manager {
     pub(super) change: Option<Change>,
     pub(super) waiting: Waiting,
     pub(super) stop: Option<Stop>,
+    /// Until when asking for the end once more is the same wish.
+    pub(super) same_wish_until: Option<Mono>,
     /// Who is told when the service has ended.
     pub(super) awaiting_end: Vec<RequestId>,
     /// Whether there are processes of single connections.
@@ -70,6 +77,7 @@ impl Manager {
             change: None,
             waiting: Waiting::default(),
             stop: None,
+            same_wish_until: None,
             awaiting_end: Vec::new(),
             guests: false,
             served: false,
@@ -338,9 +346,12 @@ impl Manager {
 
     pub(super) fn stop(&mut self, now: Mono, out: &mut Vec<Action>) {
         if self.stop.is_some() {
-            self.kill(out);
+            if self.same_wish_until.is_none_or(|until| until <= now) {
+                self.kill(out);
+            }
             return;
         }
+        self.same_wish_until = Some(now + SAME_WISH);
         self.supersede_all("the service stops", out);
         self.stop = Some(Stop::Draining);
         out.push(Action::Tell(Notice::Stopping(self.workers.len())));

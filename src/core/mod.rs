@@ -78,7 +78,7 @@ pub enum Event {
     Scale(i32),
     /// Somebody wants something that no signal can say, and is to be answered.
     Asked(RequestId, Wish),
-    /// Somebody wants an end: drain, or kill where a drain was asked for before (SIGTERM, SIGINT).
+    /// Somebody wants an end: drain, or kill where a drain was asked for more than 200 ms before (SIGTERM, SIGINT).
     Stop,
     /// Somebody wants an end at once (SIGQUIT).
     Kill,

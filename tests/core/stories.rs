@@ -11,6 +11,10 @@ use liveswap::core::{Event, Scale, Wish};
 
 use crate::story::{Behaviour, Story, policy, secs};
 
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
 fn killed() -> Exit {
     Exit::Signal(9, "SIGKILL".into())
 }
@@ -556,7 +560,23 @@ fn a_stop_drains_and_ends_and_a_second_one_kills() {
     story.release(1, Behaviour::Stubborn).event(Event::Stop);
     assert!(!story.ended);
     assert_eq!(story.manager.status(), "stopping: 2 workers left to drain");
-    story.event(Event::Stop);
+    story.after(millis(200)).event(Event::Stop);
+    assert!(story.ended);
+}
+
+/// timeout(1) sends SIGTERM to its child, and then to the child's group.
+#[test]
+fn a_second_stop_that_comes_at_once_is_the_same_wish() {
+    let mut story = Story::with_workers(2);
+    story.release(1, Behaviour::Stubborn).event(Event::Stop).event(Event::Stop);
+    story.after(millis(199)).event(Event::Stop);
+    story.expect_never("killing");
+    assert_eq!((story.ended, story.draining()), (false, 2));
+    story.after(millis(1)).event(Event::Stop);
+    assert!(story.ended);
+    // Of a kill there is no doubt.
+    let mut story = Story::with_workers(1);
+    story.release(1, Behaviour::Stubborn).event(Event::Stop).event(Event::Kill);
     assert!(story.ended);
 }
 

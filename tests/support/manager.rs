@@ -624,6 +624,24 @@ impl Manager {
         status
     }
 
+    /// Sends a signal again and again until the manager has ended: a second one that comes at once is the same wish.
+    pub fn insist(&mut self, signal: Signal) -> ExitStatus {
+        let pid = Pid::from_raw(self.pid());
+        self.insist_by(|| {
+            let _ = kill(pid, signal);
+        })
+    }
+
+    /// As [`Manager::insist`], by another way of asking.
+    pub fn insist_by(&mut self, ask: impl Fn()) -> ExitStatus {
+        let started = Instant::now();
+        while self.child.try_wait().expect("wait").is_none() && started.elapsed() < PATIENCE {
+            ask();
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.wait_exit()
+    }
+
     /// Sends SIGTERM and waits for a clean end.
     pub fn stop(mut self) {
         self.signal(Signal::SIGTERM);

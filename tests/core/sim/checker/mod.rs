@@ -222,6 +222,8 @@ pub struct Checker {
     backoff: BTreeMap<(GenerationId, SlotId), Mono>,
     /// By when the service must have ended.
     stop_by: Option<Mono>,
+    /// Until when another SIGTERM is the same wish as the first.
+    same_wish_until: Option<Mono>,
     exited: bool,
     served: bool,
     /// Since the service was last at full strength with nothing under way, it lost no worker and was not scaled.
@@ -269,6 +271,7 @@ impl Checker {
             ended_target: None,
             backoff: BTreeMap::new(),
             stop_by: None,
+            same_wish_until: None,
             exited: false,
             served: false,
             undisturbed: false,
@@ -392,6 +395,7 @@ impl Checker {
                 self.scaling = self.scaled_within_bounds(*by);
             }
             Event::Asked(request, wish) => self.take_wish(now, *request, *wish, stale),
+            Event::Stop if self.stop_by.is_some() && self.same_wish_until.is_some_and(|at| now < at) => {}
             Event::Stop | Event::Kill => self.take_stop(now, *event == Event::Kill),
             Event::Prepared(generation, policy, code) => {
                 self.generations.insert(*generation, Release::beside(policy.clone(), *code));
@@ -500,6 +504,9 @@ impl Checker {
         let kill_takes = if self.kills_slowly { STUCK_AFTER + 2 * KILL_TAKES } else { KILL_TAKES };
         let latest = now + time + kill_takes;
         let is_second = self.stop_by.is_some();
+        if !is_second {
+            self.same_wish_until = (!at_once).then(|| now + Duration::from_millis(200));
+        }
         let latest = if is_second { now + kill_takes } else { latest };
         let asked_for = self.workers.values().filter_map(|worker| worker.deadline).max();
         let latest = if at_once || is_second {
