@@ -15,6 +15,9 @@ pub enum Exit {
     Status(i32),
     /// A signal killed it: its number, and its name.
     Signal(i32, String),
+    /// The signal that asked it to drain ended it, which is a clean end: many programs send themselves that signal again when
+    /// they have drained. The signal's name.
+    Drained(String),
     /// Its program never ran: the step that failed, and why.
     NotExecuted(String),
     /// Nobody could see how: it was the child of a manager that was killed.
@@ -26,6 +29,7 @@ impl fmt::Display for Exit {
         match self {
             Self::Status(status) => write!(f, "exited with status {status}"),
             Self::Signal(_, name) => write!(f, "was killed by {name}"),
+            Self::Drained(name) => write!(f, "ended by {name}, as it was asked to"),
             Self::NotExecuted(why) => write!(f, "could not be started: {why}"),
             Self::Unseen => f.write_str("ended, and its exit status is not known"),
         }

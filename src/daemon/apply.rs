@@ -137,6 +137,7 @@ impl Daemon {
             messages: messages.map(|pipe| pipe.ours.into()),
             channel: channel.map(|(ours, _)| Channel::new(ours)),
             lingers_until: None,
+            drain_signal_sent: None,
             tries_again_at: None,
             tail: Tail::default(),
             outputs: outputs.collect(),
@@ -252,11 +253,12 @@ impl Daemon {
     }
 
     pub(super) fn signal_to_drain(&mut self, worker: WorkerId) {
-        let signal =
-            self.processes.get(&worker).and_then(|process| self.generations.get(&process.generation));
-        if let Some(of) = signal {
-            self.signal(worker, of.release.spec.process.drain_signal);
-        }
+        let now = self.now();
+        let Some(process) = self.processes.get_mut(&worker) else { return };
+        let Some(of) = self.generations.get(&process.generation) else { return };
+        let signal = of.release.spec.process.drain_signal;
+        process.drain_signal_sent = Some(now);
+        self.signal(worker, signal);
     }
 
     pub(super) fn signal(&mut self, worker: WorkerId, number: i32) {

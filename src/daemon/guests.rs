@@ -182,7 +182,7 @@ impl Daemon {
     pub(super) fn guest_ended(&mut self, pid: Pid, exit: Exit) {
         self.take_guest_report(pid);
         let gone = self.on_demand.guests.all.remove(&pid.as_raw());
-        let Some(Guest { door, source, failure, .. }) = gone else { return };
+        let Some(Guest { door, source, failure, kill_at, .. }) = gone else { return };
         self.on_demand.guests.is_full = false;
         if self.on_demand.guests.all.is_empty() {
             self.inbox.push_back(Event::Guests(false));
@@ -194,8 +194,20 @@ impl Daemon {
                 );
             }
             None if exit == Exit::Code(0) => debug!("socket `{door}`: process {pid} for {source} {exit}"),
+            None if kill_at.is_some() && self.is_drain_signal(exit) => {
+                debug!(
+                    "socket `{door}`: process {pid} for {source} ended by its drain signal, as it was asked to"
+                );
+            }
             None => info!("socket `{door}`: process {pid} for {source} {exit}"),
         }
+    }
+
+    /// Whether it is the signal by which processes are told to finish that ended one.
+    fn is_drain_signal(&self, exit: Exit) -> bool {
+        let of = self.generations.get(&self.manager.current());
+        let drain_signal = of.map(|of| of.release.spec.process.drain_signal);
+        matches!(exit, Exit::Signal { number, .. } if Some(number) == drain_signal)
     }
 
     /// Tells all of them to finish.

@@ -78,6 +78,8 @@ pub struct Process {
     pub channel: Option<Channel>,
     /// When it is sent its drain signal, where it has closed its servers and does not end.
     pub lingers_until: Option<Mono>,
+    /// When it was last sent its drain signal.
+    pub drain_signal_sent: Option<Mono>,
     /// When it is tried again to hand it a socket, where too many are on their way.
     pub tries_again_at: Option<Mono>,
     /// The end of its standard error, where that comes through us.
@@ -104,6 +106,7 @@ hand_over!(Process as ProcessState {
     messages: Option<OwnedFd>,
     channel: Option<Channel>,
     lingers_until: Option<Mono>,
+    drain_signal_sent: Option<Mono>,
     tries_again_at: Option<Mono>,
     tail: Tail,
     outputs: Vec<WorkerOutput>,

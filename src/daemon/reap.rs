@@ -266,9 +266,19 @@ impl Daemon {
         let exit = match (failure, exit) {
             (Some(failure), _) => Exit::NotExecuted(failure),
             (None, reaper::Exit::Code(status)) => Exit::Status(status),
+            (None, reaper::Exit::Signal { number, .. }) if self.was_asked_to_drain_by(worker, number) => {
+                Exit::Drained(signal_text(exit))
+            }
             (None, reaper::Exit::Signal { number, .. }) => Exit::Signal(number, signal_text(exit)),
         };
         self.take_end(worker, exit);
+    }
+
+    /// Whether this signal was sent to the worker to have it drain.
+    fn was_asked_to_drain_by(&self, worker: WorkerId, signal: i32) -> bool {
+        let sent = self.processes.get(&worker).filter(|process| process.drain_signal_sent.is_some());
+        let of = sent.and_then(|process| self.generations.get(&process.generation));
+        of.is_some_and(|of| of.release.spec.process.drain_signal == signal && signal != libc::SIGKILL)
     }
 
     /// Hears a worker that has ended to the end, and lets go of what we had of it.

@@ -581,6 +581,14 @@ fn a_second_stop_that_comes_at_once_is_the_same_wish() {
 }
 
 #[test]
+fn a_death_by_the_drain_signal_is_a_clean_end() {
+    let mut story = Story::with_workers(1);
+    story.release(1, Behaviour::Stubborn).upgrade();
+    story.event(Event::Exited(WorkerId(1), Exit::Drained("SIGTERM".into())));
+    story.expect_order(&["worker 1 gone: ended by SIGTERM, as it was asked to"]);
+}
+
+#[test]
 fn a_stop_in_an_upgrade_tells_everyone_who_asked() {
     let mut story = Story::with_workers(2);
     story.release(2, Behaviour::Silent);

@@ -213,6 +213,7 @@ impl Daemon {
             messages: messages.and_then(|one| one.writing_end(pid).ok()).map(Into::into),
             channel: channel.map(|channel| self.channel_again(channel, generation)),
             lingers_until: None,
+            drain_signal_sent: None,
             tries_again_at: None,
             tail: Tail::default(),
             outputs,
