@@ -10,9 +10,9 @@ use super::generation::Generation;
 use super::ids::{GenerationId, RequestId, WorkerId};
 use super::notice::{DrainReason, Exit, Notice, Outcome, WorkerNotice};
 use super::roster::Roster;
-use super::spec::{Policy, Strategy};
+use super::spec::Policy;
 use super::time::{Human, Mono};
-use super::upgrade::{Change, Phase, Upgrade, answer};
+use super::upgrade::{Change, answer};
 use super::waiting::Waiting;
 use super::word::Word;
 use super::worker::{KILL_TAKES, Turn, Worker, WorkerState};
@@ -143,21 +143,6 @@ impl Manager {
         }
     }
 
-    /// Gives what workers must keep to in time once more the time that it has.
-    fn overslept(&mut self, now: Mono) {
-        let incoming = self.incoming();
-        let is_proving = self.is_proving();
-        for (_, worker) in self.workers.iter_mut() {
-            let policy = &self.generations[&worker.generation].policy;
-            worker.overslept(now, policy, is_proving && worker.generation == incoming);
-        }
-        let probation = self.rules().policy.probation;
-        let latest = self.latest_restoration(now);
-        if let Some(upgrade) = self.upgrade_mut() {
-            upgrade.overslept(now, probation, latest);
-        }
-    }
-
     /// Returns the moment at which [`Event::Tick`] is due; `None`: never, as things stand.
     pub fn next_deadline(&self) -> Option<Mono> {
         let workers = self.workers.values().filter_map(Worker::deadline);
@@ -258,20 +243,6 @@ impl Manager {
         }
     }
 
-    /// Takes the news that nothing ends a worker: from now on nobody waits for it. `what` says of which process, and why.
-    fn does_not_end(&mut self, now: Mono, id: WorkerId, what: String, out: &mut Vec<Action>) {
-        let is_left = |worker: &Worker| !worker.is_live() && !worker.is_stuck();
-        let Some(worker) = self.workers.get(id).filter(|worker| is_left(worker)) else { return };
-        let is_incoming = worker.generation == self.incoming();
-        self.set_state(id, WorkerState::Stuck);
-        out.push(Action::Tell(Notice::Worker(id, WorkerNotice::Stuck(what.clone()))));
-        let surges = |upgrade: &Upgrade| matches!(upgrade.phase, Phase::Surging { .. });
-        let waits = self.rules().strategy == Strategy::Recreate && self.upgrade().is_some_and(surges);
-        if waits && !is_incoming {
-            self.roll_back(now, what, out);
-        }
-    }
-
     pub(super) fn exited(&mut self, now: Mono, id: WorkerId, exit: Exit, out: &mut Vec<Action>) {
         let Some(worker) = self.workers.get(id) else { return };
         if worker.is_live() {
@@ -338,7 +309,7 @@ impl Manager {
         out.push(Action::Kill(id));
     }
 
-    fn set_state(&mut self, id: WorkerId, state: WorkerState) {
+    pub(super) fn set_state(&mut self, id: WorkerId, state: WorkerState) {
         if let Some(worker) = self.workers.get_mut(id) {
             worker.state = state;
         }

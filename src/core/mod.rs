@@ -27,6 +27,7 @@ mod generation;
 pub mod ids;
 mod manager;
 pub mod notice;
+mod patience;
 pub mod printable;
 mod request;
 mod respawn;

@@ -9,10 +9,9 @@ use super::ids::{GenerationId, RequestId, SlotId, WorkerId};
 use super::manager::Manager;
 use super::notice::{Notice, Outcome, WorkerNotice};
 use super::respawn::Respawn;
-use super::spec::{Code, Policy, Strategy};
+use super::spec::{Code, Policy};
 use super::time::Mono;
 use super::waiting::{Waiting, WantedUpgrade};
-use super::worker::{KILL_TAKES, Worker};
 use super::{Action, Generation};
 
 /// How long reading the service file, or preparing what it defines, may take.
@@ -297,29 +296,6 @@ impl Manager {
             // It comes back at once: what failed there before the upgrade is no reason to wait.
             old.backoff.clear();
         }
-    }
-
-    /// Returns when the old generation must be back, if it begins to come back now.
-    pub(super) fn latest_restoration(&self, now: Mono) -> Mono {
-        now + self.time_to_restore() + self.time_to_wait_for_ends(now)
-    }
-
-    /// Returns how long the old generation may need to come back, if each of its workers boots as slowly as it may.
-    fn time_to_restore(&self) -> Duration {
-        let old = &self.generations[&self.current];
-        let at_a_time = (self.rules().surge() + self.rules().unavailable()).max(1);
-        old.policy.ready_timeout.saturating_mul(old.strength.div_ceil(at_a_time))
-            + self.rules().policy.drain_timeout
-            + KILL_TAKES
-    }
-
-    /// Returns how long those that drain already may take, where the strategy has the old generation wait for them.
-    fn time_to_wait_for_ends(&self, now: Mono) -> Duration {
-        if self.rules().strategy != Strategy::Recreate {
-            return Duration::ZERO;
-        }
-        let leaving = self.workers.values().filter(|worker| !worker.is_live());
-        leaving.filter_map(Worker::deadline).max().map_or(Duration::ZERO, |at| at - now)
     }
 
     /// Goes on to the next phase where the facts allow it.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! begin     how a manager comes to be                       start    one that is new
-//! run       the loop, and what is ready turned into events   obey   signals
+//! run       the loop                                      hearing   what is ready, turned into events
+//! obey      signals
 //! apply     one action performed                          reap      children that have ended
 //! prepare   service file -> candidate -> generation       target    the code that runs, where an upgrade may name it
 //! hooks     what runs before and after an upgrade         pre_upgrade   the one that may name another target
@@ -38,6 +39,7 @@ mod control;
 mod doors;
 mod guests;
 pub mod handover;
+mod hearing;
 mod hooks;
 mod idleness;
 pub mod init;

@@ -110,6 +110,7 @@ fn the_example_of_a_web_service_means_what_it_says() {
             lazy: false,
             workers: 4,
             strategy: Some(Strategy::ROLLING),
+            min_ready: Some(SECOND),
             probation: 10 * SECOND,
             watchdog: Some(30 * SECOND),
             ..accept(MINIMAL).policy
