@@ -175,7 +175,7 @@ impl Release {
         if !problems.is_empty() {
             return Err(Refusal::of(source, &problems));
         }
-        Ok(Self {
+        let release = Self {
             spec,
             directory,
             environment,
@@ -187,6 +187,19 @@ impl Release {
             program,
             pre_upgrade_is_node,
             warnings,
+        };
+        release.refuse_what_is_not_text(source)?;
+        Ok(release)
+    }
+
+    /// Refuses paths that cannot be written down: the manager keeps all that it knows as text.
+    fn refuse_what_is_not_text(&self, source: &Source) -> Result<(), Refusal> {
+        serde_json::to_vec(&(source, self)).map(drop).map_err(|_| {
+            let folder = self.directory.display();
+            let why = format!(
+                "a path of this service is not UTF-8 ({folder}), and the manager keeps its state as text: rename the folder"
+            );
+            Refusal::of(source, &[why])
         })
     }
 }
