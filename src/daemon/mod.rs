@@ -156,7 +156,7 @@ impl ManagerError {
             Self::Runtime(RuntimeError::Io { source, .. })
                 if source.kind() == io::ErrorKind::ReadOnlyFilesystem =>
             {
-                Some(sockets::READ_ONLY.into())
+                Some(format!("set RUNTIME_DIRECTORY to a folder that this user may write to; {}", sockets::READ_ONLY))
             }
             Self::Runtime(_) => Some("set RUNTIME_DIRECTORY to a folder that this user may write to".into()),
             Self::Left(_) => Some("see what holds it: `ps -o pid,stat,wchan,user PID`".into()),
