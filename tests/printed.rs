@@ -262,6 +262,34 @@ fn a_control_server_that_drips_or_is_silent_is_given_up() {
     }
 }
 
+/// What takes long is waited for, as long as the control server shows that it lives.
+#[test]
+fn a_control_server_that_stands_still_is_given_up_and_one_that_lives_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind((support::loopback().ip(), 0)).expect("a port");
+    let server = listener.local_addr().expect("an address");
+    let still = TcpListener::bind((support::loopback().ip(), 0)).expect("a port");
+    let still = (still.local_addr().expect("an address"), still);
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let mut pings = 0;
+        for line in BufReader::new(stream.try_clone().expect("a descriptor")).lines() {
+            let request: Value = serde_json::from_str(&line.expect("a line")).expect("a request");
+            if request["cmd"] == "ping" {
+                pings += 1;
+                let answer = json!({ "cmd": "ping", "value": "OK", "ok": true, "id": request["id"] });
+                let _ = writeln!(stream, "{answer}");
+            }
+            if pings == 2 {
+                let _ = writeln!(stream, "{}", json!({ "cmd": "upgrade", "value": "OK", "ok": true }));
+            }
+        }
+    });
+    assert_eq!(flags(folder.path(), server, &["-u"]), "{ cmd: 'upgrade', value: 'OK' }\n");
+    let said = flags(folder.path(), still.0, &["-u"]);
+    assert_eq!(said, "{ cmd: 'upgrade', value: 'no answer in 5 s' }\n");
+}
+
 #[test]
 fn a_strangers_port_is_sent_no_text_and_no_token_but_the_strangers_own() {
     if !support::is_root("a port of another user") {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::patient::{PATIENCE, Patient, late, next_line};
+use super::patient::{PATIENCE, Patient, awaited_line, late, next_line, why_silent};
 use super::report::{self, Status};
 use crate::daemon::runtime::{Connected, Place, believed_at, places, places_of_others};
 use crate::wire::control::{self, Command, MAX_ANSWER, Reply, Request};
@@ -18,7 +18,7 @@ use crate::wire::lines::Lines;
 use crate::wire::printable::printable;
 
 /// How long an answer is read that should have come before, while others were waited for.
-const LEAST: Duration = Duration::from_millis(5);
+pub const LEAST: Duration = Duration::from_millis(5);
 
 /// The most managers that are asked where one is looked for, each by a descriptor. Most processes may have 1024.
 const MAX_ASKED: usize = 512;
@@ -29,7 +29,7 @@ pub struct Connection {
     /// The service's name.
     pub service: String,
     /// Its process; 0 where that is in another pid namespace.
-    pid: i32,
+    pub pid: i32,
     /// The user of that process.
     user: u32,
     stream: UnixStream,
@@ -45,6 +45,9 @@ pub struct Heard {
     pub line: control::Line,
 }
 
+/// Why a manager has not answered, and which process it is; 0 where that is not known.
+type Unanswered = (i32, io::Error);
+
 /// Why there is no speaking with a manager.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
@@ -58,10 +61,12 @@ pub enum ConnectionError {
     #[error("several managers run: {}", .0.join(", "))]
     Several(Vec<String>),
     /// It does not let us speak.
-    #[error("the manager of `{service}` does not answer")]
+    #[error("the manager{}{} does not answer", of_service(.service), of_process(*.pid))]
     NotAllowed {
-        /// The service.
+        /// The service; empty where that is not known.
         service: String,
+        /// Its process; 0 where that is not known.
+        pid: i32,
         /// Its reason, or the kernel's.
         source: io::Error,
     },
@@ -93,7 +98,17 @@ impl ConnectionError {
     fn into_io(self) -> io::Error {
         match self {
             Self::Lost(error) | Self::Garbled(error) | Self::Silent(error) => error,
+            Self::NotAllowed { source, .. } => source,
             other => io::Error::other(other),
+        }
+    }
+
+    /// Whether a manager is there that does not answer in time.
+    pub fn is_silence(&self) -> bool {
+        match self {
+            Self::Silent(_) => true,
+            Self::NotAllowed { source, .. } => source.kind() == ErrorKind::TimedOut,
+            _ => false,
         }
     }
 
@@ -111,8 +126,8 @@ impl ConnectionError {
                 let first = names.first().map_or("NAME", String::as_str);
                 (Status::Usage, format!("name one of them, such as `{first}`"))
             }
-            Self::NotAllowed { source, .. } if source.kind() != ErrorKind::PermissionDenied => {
-                (Status::Failed, "it hangs, or it is something else than a manager".into())
+            Self::NotAllowed { source, pid, .. } if source.kind() != ErrorKind::PermissionDenied => {
+                (Status::Failed, why_silent(*pid))
             }
             Self::NotAllowed { .. } => (
                 Status::Failed,
@@ -122,9 +137,8 @@ impl ConnectionError {
                 Status::Failed,
                 "it is of another version than this command, or something else than a manager".into(),
             ),
-            Self::Lost(_) | Self::Silent(_) => {
-                (Status::Failed, "the manager's log says what happened".into())
-            }
+            Self::Silent(_) => (Status::Failed, why_silent(0)),
+            Self::Lost(_) => (Status::Failed, "the manager's log says what happened".into()),
         };
         report::print(self, Some(&hint));
         status.into()
@@ -138,32 +152,49 @@ impl Connection {
     ///
     /// There is none, there are several, or it does not let us in.
     pub fn open(name: Option<&str>) -> Result<Self, ConnectionError> {
-        let mut found: Vec<Self> = Vec::new();
-        let mut refused = None;
-        for (place, answered) in Self::ping(places(name)) {
-            match answered.and_then(Self::welcomed) {
-                // A directory that was given to us may be any service's: only its manager knows.
-                Ok(connection) if name.is_some_and(|name| name != connection.service) => {}
-                Ok(connection) if name.is_some() || place.service.is_none() => return Ok(connection),
-                Ok(connection) => found.push(connection),
-                Err(error) if is_nobody(&error) => {}
-                Err(source) => {
-                    let service =
-                        place.service.or_else(|| name.map(Into::into)).unwrap_or_else(|| "?".into());
-                    refused.get_or_insert(ConnectionError::NotAllowed { service, source });
-                }
-            }
-        }
-        match (found.pop(), refused, name) {
-            (Some(only), ..) if found.is_empty() => Ok(only),
+        let (mut found, refused) = Self::look_for(name);
+        // One that does not answer is there all the same, and may be the one that is meant.
+        let silent = |error: &ConnectionError| match error {
+            ConnectionError::NotAllowed { service, .. } if error.is_silence() => Some(service.clone()),
+            _ => None,
+        };
+        let silent: Vec<_> = refused.iter().filter_map(silent).filter(|_| !found.is_empty()).collect();
+        let is_clear = name.is_some() || found.len() + silent.len() < 2;
+        match (found.pop(), refused.into_iter().next(), name) {
+            (Some(only), ..) if is_clear => Ok(only),
             (Some(last), ..) => {
                 let names = found.into_iter().chain([last]).map(|connection| connection.service);
-                Err(ConnectionError::Several(names.collect()))
+                Err(ConnectionError::Several(names.chain(silent).collect()))
             }
             (None, Some(refused), _) => Err(refused),
             (None, None, Some(name)) => Err(ConnectionError::NoSuchManager(name.into())),
             (None, None, None) => Err(ConnectionError::NoManager),
         }
+    }
+
+    /// Connects to all managers that run, or to that of the service. Returns as well why there is no speaking with others.
+    pub fn look_for(name: Option<&str>) -> (Vec<Self>, Vec<ConnectionError>) {
+        let (mut found, mut refused) = (Vec::new(), Vec::new());
+        for (place, answered) in Self::ping(places(name)) {
+            let answered = answered.and_then(|(connection, reply)| {
+                let pid = connection.pid;
+                Self::welcomed((connection, reply)).map_err(|error| (pid, error))
+            });
+            match answered {
+                // A directory that was given to us may be any service's: only its manager knows.
+                Ok(connection) if name.is_some_and(|name| name != connection.service) => {}
+                Ok(connection) if name.is_some() || place.service.is_none() => {
+                    return (vec![connection], refused);
+                }
+                Ok(connection) => found.push(connection),
+                Err((_, error)) if is_nobody(&error) => {}
+                Err((pid, source)) => {
+                    let service = place.service.or_else(|| name.map(Into::into)).unwrap_or_default();
+                    refused.push(ConnectionError::NotAllowed { service, pid, source });
+                }
+            }
+        }
+        (found, refused)
     }
 
     /// Connects to the manager whose control server listens at `server`, by its control socket; `None` where none is found that
@@ -187,7 +218,7 @@ impl Connection {
     /// from the others.
     fn ping(
         places: impl IntoIterator<Item = Place>,
-    ) -> impl Iterator<Item = (Place, io::Result<(Self, Reply)>)> {
+    ) -> impl Iterator<Item = (Place, Result<(Self, Reply), Unanswered>)> {
         let until = Instant::now() + PATIENCE;
         let asked = places.into_iter().take(MAX_ASKED).map(|place| {
             let asked = Self::greet(&place, Instant::now());
@@ -200,8 +231,9 @@ impl Connection {
                 ErrorKind::TimedOut => Self::greet(&place, until),
                 _ => Err(error),
             };
-            let answered = asked.or_else(again).and_then(|mut connection| {
-                let reply = connection.reply_until(Some(until)).map_err(ConnectionError::into_io)?;
+            let answered = asked.or_else(again).map_err(|error| (0, error)).and_then(|mut connection| {
+                let reply = connection.reply_until(until);
+                let reply = reply.map_err(|error| (connection.pid, error.into_io()))?;
                 Ok((connection, reply))
             });
             (place, answered)
@@ -249,30 +281,38 @@ impl Connection {
     pub fn ask_once(&mut self, command: Command) -> Result<Reply, ConnectionError> {
         let is_quick = is_quick(&command);
         self.ask(&Request::new(command))?;
-        let until = is_quick.then(|| Instant::now() + PATIENCE);
-        self.reply_until(until)
+        if is_quick { self.reply_until(Instant::now() + PATIENCE) } else { reply(self.hear()?) }
     }
 
-    fn reply_until(&mut self, until: Option<Instant>) -> Result<Reply, ConnectionError> {
-        match self.hear_until(until)?.line {
-            control::Line::Reply(reply) => Ok(*reply),
-            control::Line::Event(_) => Err(ConnectionError::Unexpected),
-        }
-    }
-
-    /// Waits for the next line.
+    /// Waits for an answer, where nothing else was asked, until some moment.
     ///
     /// # Errors
     ///
-    /// The manager has gone, or what it says is no line of the protocol.
-    pub fn hear(&mut self) -> Result<Heard, ConnectionError> {
-        self.hear_until(None)
+    /// As [`Connection::ask_once`] has them.
+    pub fn reply_until(&mut self, until: Instant) -> Result<Reply, ConnectionError> {
+        let text = next_line(&mut Patient::new(&self.stream, until), &mut self.lines);
+        reply(self.heard(text)?)
     }
 
-    fn hear_until(&mut self, until: Option<Instant>) -> Result<Heard, ConnectionError> {
-        let mut stream = Patient::new(&self.stream, until);
-        let text = next_line(&mut stream, &mut self.lines)?;
-        let text = text.ok_or_else(|| io::Error::from(ErrorKind::UnexpectedEof))?;
+    /// Waits for the next line, however long it takes, as long as the manager shows that it lives.
+    ///
+    /// # Errors
+    ///
+    /// The manager has gone, stands still, or what it says is no line of the protocol.
+    pub fn hear(&mut self) -> Result<Heard, ConnectionError> {
+        let text = awaited_line(&self.stream, &mut self.lines);
+        self.heard(text)
+    }
+
+    fn heard(&self, text: io::Result<Option<String>>) -> Result<Heard, ConnectionError> {
+        let text = text.and_then(|text| text.ok_or_else(|| io::Error::from(ErrorKind::UnexpectedEof)));
+        let text = text.map_err(|error| match error.kind() {
+            ErrorKind::TimedOut if !self.service.is_empty() => {
+                let (service, pid) = (self.service.clone(), self.pid);
+                ConnectionError::NotAllowed { service, pid, source: error }
+            }
+            _ => error.into(),
+        })?;
         let line = understand(&text).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
         Ok(Heard { text, line })
     }
@@ -281,6 +321,23 @@ impl Connection {
     pub fn wait_for_end(mut self) {
         let _ = self.hear();
     }
+}
+
+fn reply(heard: Heard) -> Result<Reply, ConnectionError> {
+    match heard.line {
+        control::Line::Reply(reply) => Ok(*reply),
+        control::Line::Event(_) => Err(ConnectionError::Unexpected),
+    }
+}
+
+/// Names a service, where it is known.
+fn of_service(service: &str) -> String {
+    if service.is_empty() { String::new() } else { format!(" of `{service}`") }
+}
+
+/// Names a process, where it is known.
+fn of_process(pid: i32) -> String {
+    if pid > 0 { format!(" (pid {pid})") } else { String::new() }
 }
 
 /// Whether a manager answers a command at once.

@@ -17,7 +17,7 @@ use clap::{ArgGroup, CommandFactory, Parser};
 use super::connection::{Connection, ConnectionError, is_quick};
 use super::options::{DEFAULT_ADDRESS, DEFAULT_PORT, Options, found};
 use super::output;
-use super::patient::{PATIENCE, Patient, late, next_line};
+use super::patient::{PATIENCE, Patient, awaited_line, late, next_line};
 use super::report::Status;
 use super::run::{Logging, look_after_manager, report};
 use super::upgrade::absolute;
@@ -166,6 +166,9 @@ impl Original {
             return connection.ask_once(command).map_err(|error| match error {
                 ConnectionError::Lost(error) if error.kind() == io::ErrorKind::UnexpectedEof => unanswered(),
                 ConnectionError::Lost(error) | ConnectionError::Silent(error) => error,
+                ConnectionError::NotAllowed { ref source, .. } => {
+                    io::Error::other(format!("{error}: {source}"))
+                }
                 other => io::Error::other(other),
             });
         }
@@ -187,7 +190,8 @@ impl Original {
         // It may have changed hands.
         make_sure()?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        let until = is_quick(&command).then(|| Instant::now() + PATIENCE);
+        let is_quick = is_quick(&command);
+        let until = Instant::now() + PATIENCE;
         let request = Request { token, ..Request::new(command) };
         stream.write_all(format!("{}\n", request.to_line()).as_bytes()).map_err(|error| {
             match error.kind() {
@@ -195,8 +199,13 @@ impl Original {
                 _ => error,
             }
         })?;
-        let mut patient = Patient::new(&stream, until);
-        let line = next_line(&mut patient, &mut Lines::new(MAX_ANSWER))?.unwrap_or_default();
+        let mut lines = Lines::new(MAX_ANSWER);
+        let line = if is_quick {
+            next_line(&mut Patient::new(&stream, until), &mut lines)
+        } else {
+            awaited_line(&stream, &mut lines)
+        };
+        let line = line?.unwrap_or_default();
         match Line::parse(&line) {
             Ok(Line::Reply(reply)) => Ok(*reply),
             Ok(Line::Event(_)) | Err(_) if line.is_empty() => Err(unanswered()),

@@ -1,16 +1,26 @@
 //! Reading of another side that may hang, or write a byte at a time for ever.
 
-use std::io::{self, ErrorKind, Read};
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use crate::wire::control::MAX_ANSWER;
+use crate::wire::control::{Command, Line, MAX_ANSWER, Request};
 use crate::wire::lines::Lines;
 
 /// A manager answers `ping`, `status` and `message` at once, and every answer that has begun. One that has not done so in this
 /// time does not answer. All that are looked for have that time together.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long nothing is heard of a manager that has something long to do before it is asked whether it lives.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// How long it has to answer that. At its very end a manager answers nobody, and may wait 5 s for its last hooks.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(7);
+
+/// What that question is called, to know its answer.
+const ALIVE: &str = "alive?";
 
 /// How much is read at a time, in bytes.
 const READ_SIZE: usize = 16 * 1024;
@@ -37,15 +47,14 @@ impl TimeOut for TcpStream {
     }
 }
 
-/// A stream that is read until some moment, however little comes at a time. Without a moment it waits for the first that comes,
-/// and the rest must follow in [`PATIENCE`].
+/// A stream that is read until some moment, however little comes at a time.
 pub struct Patient<'a, S> {
     stream: &'a S,
-    until: Option<Instant>,
+    until: Instant,
 }
 
 impl<'a, S> Patient<'a, S> {
-    pub fn new(stream: &'a S, until: Option<Instant>) -> Self {
+    pub fn new(stream: &'a S, until: Instant) -> Self {
         Self { stream, until }
     }
 }
@@ -55,23 +64,55 @@ where
     &'a S: Read,
 {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = match self.until {
-            // No time at all would mean no limit (socket(7), SO_RCVTIMEO).
-            Some(until) => Some(
-                until
-                    .checked_duration_since(Instant::now())
-                    .filter(|left| !left.is_zero())
-                    .ok_or_else(late)?,
-            ),
-            None => None,
-        };
-        self.stream.set_time_out(left)?;
-        let count = self.stream.read(buffer).map_err(|error| match error.kind() {
+        let left = self.until.checked_duration_since(Instant::now());
+        // No time at all would mean no limit (socket(7), SO_RCVTIMEO).
+        let left = left.filter(|left| !left.is_zero()).ok_or_else(late)?;
+        self.stream.set_time_out(Some(left))?;
+        self.stream.read(buffer).map_err(|error| match error.kind() {
             ErrorKind::WouldBlock => late(),
             _ => error,
-        })?;
-        self.until.get_or_insert_with(|| Instant::now() + PATIENCE);
-        Ok(count)
+        })
+    }
+}
+
+/// Returns the next line of a manager that may take long to say it, or `None` at the end. Where nothing comes the manager is
+/// asked whether it lives, again and again: one that stands still is given up.
+///
+/// # Errors
+///
+/// Those of [`next_line`], and `TimedOut` for a manager that shows no sign of life in 10 s.
+pub fn awaited_line<S: TimeOut>(stream: &S, lines: &mut Lines) -> io::Result<Option<String>>
+where
+    for<'a> &'a S: Read + Write,
+{
+    let mut is_asked = false;
+    loop {
+        let time = if is_asked { SIGN_OF_LIFE } else { QUIET };
+        match next_line(&mut Patient::new(stream, Instant::now() + time), lines) {
+            Ok(Some(line)) if is_sign_of_life(&line) => is_asked = false,
+            Err(error) if error.kind() == ErrorKind::TimedOut && !is_asked => {
+                let ping = Request { id: Some(ALIVE.into()), ..Request::new(Command::Ping) };
+                // Where it cannot be written, reading tells why.
+                let _ = { stream }.write_all((ping.to_line() + "\n").as_bytes());
+                is_asked = true;
+            }
+            heard => return heard,
+        }
+    }
+}
+
+fn is_sign_of_life(line: &str) -> bool {
+    let is_ours = |line| matches!(line, Line::Reply(reply) if reply.id == Some(ALIVE.into()));
+    line.contains(ALIVE) && Line::parse(line).is_ok_and(is_ours)
+}
+
+/// Says why a manager may be silent, as far as the kernel tells of its process.
+pub fn why_silent(pid: i32) -> String {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name, which may have parentheses itself (proc_pid_stat(5)).
+    match stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next()) {
+        Some('T' | 't') => format!("its process is stopped; `kill -CONT {pid}` lets it go on"),
+        _ => "it hangs, or it is something else than a manager".into(),
     }
 }
 
