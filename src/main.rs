@@ -14,8 +14,8 @@ use liveswap::daemon;
 const EXIT_STATUS: &str = "\
 The command line of the Node.js tool of this name: liveswap -s TARGET, -u [PATH], -k, -d, -m TEXT, -v; `liveswap -s --help`.
 
-Exit status: 0 done; 1 refused, failed or rolled back; 2 wrong arguments; 3 bad service file; 4 no such manager; 70 a bug; \
-74 done, but the output could not be written (141: a pipe that nobody reads).";
+Exit status: 0 done; 1 refused, failed or rolled back, of `status`: not at full strength; 2 wrong arguments; 3 bad service file;
+4 no such manager; 70 a bug; 74 done, but the output could not be written (141: a pipe that nobody reads).";
 
 /// Swaps the code of a running network service without losing a connection
 #[derive(Parser)]

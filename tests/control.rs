@@ -31,7 +31,8 @@ fn it_answers_line_by_line_and_echoes_what_it_was_asked() {
     let mut client = manager.client();
     client.say(r#"{"cmd":"upgrade","value":""}"#);
     let mut answer = client.hear();
-    let note = answer.as_object_mut().and_then(|answer| answer.remove("note")).expect("a note on the old code");
+    let note =
+        answer.as_object_mut().and_then(|answer| answer.remove("note")).expect("a note on the old code");
     assert!(note.as_str().is_some_and(|note| note.starts_with("generations 1 and 2 share ")), "{note}");
     let expected = r#"{"cmd":"upgrade","value":"OK","ok":true,"outcome":"committed","generation":2,"old_code":"same folder"}"#;
     assert_eq!(answer, serde_json::from_str::<Value>(expected).expect("JSON"));

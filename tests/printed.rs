@@ -145,7 +145,8 @@ fn a_cell_without_end_is_cut() {
     let output = liveswap(folder.path(), &["status"]);
     assert_harmless(&output);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert_eq!((output.status.code(), &*output.stderr), (Some(0), &b""[..]), "{text:.1000}");
+    // A socket of it is broken.
+    assert_eq!((output.status.code(), &*output.stderr), (Some(1), &b""[..]), "{text:.1000}");
     let cut = format!("{}…", "x".repeat(199));
     assert!(text.lines().any(|line| line.ends_with(&cut)), "{text:.1000}");
     let longest = text.lines().map(|line| line.chars().count()).max();
@@ -226,6 +227,42 @@ fn any_number_of_managers_that_do_not_answer_keep_a_client_from_another_for_one_
     assert_eq!(String::from_utf8_lossy(&output.stdout), "{ cmd: 'kill', value: 'OK' }\n");
     assert!(began.elapsed() < std::time::Duration::from_secs(100), "forty times 5 s are 200 s");
     drop((silent, full, waiting));
+}
+
+#[test]
+fn a_manager_that_stands_still_is_named_and_holds_up_no_other() {
+    let base = tempfile::tempdir().unwrap();
+    let folder = |name: &str| {
+        let folder = base.path().join("liveswap").join(name);
+        fs::create_dir_all(&folder).expect("a folder");
+        folder
+    };
+    // Nobody accepts what comes.
+    let _still = UnixListener::bind(folder("still").join("control.sock")).expect("a socket");
+    pretend(&folder("web"), |cmd, stream| {
+        let mut answer = hostile_answer(cmd);
+        answer["service"] = "web".into();
+        if cmd == "status" {
+            (answer["status"]["service"], answer["status"]["sockets"]) = (json!("web"), json!([]));
+        }
+        let _ = writeln!(stream, "{answer}");
+    });
+    let ask = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_liveswap"));
+        command.args(words).env_remove("RUNTIME_DIRECTORY").env("XDG_RUNTIME_DIR", base.path());
+        command.env("TMPDIR", base.path()).output().expect("the program")
+    };
+    let own = std::process::id();
+    let output = ask(&["status"]);
+    let (shown, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(shown.contains("web: ") && shown.contains("1 of 1 ready"), "{output:?}");
+    let named = format!("the manager of `still` (pid {own}) does not answer");
+    assert!(said.contains(&named) && output.status.code() == Some(1), "{output:?}");
+    assert_eq!(ask(&["status", "web"]).status.code(), Some(0));
+    // It may be the one that is meant.
+    let output = ask(&["stop"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("several managers run: web, still") && output.status.code() == Some(2), "{said}");
 }
 
 fn flags(folder: &Path, server: SocketAddr, words: &[&str]) -> String {

@@ -4,14 +4,122 @@
 #[expect(dead_code, reason = "no single test uses all of the support")]
 mod support;
 
-use nix::sys::signal::Signal;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
 use support::control::Ended;
 use support::loopback;
-use support::manager::Manager;
+use support::manager::{Manager, Place};
 use support::service::Service;
 
 fn service() -> Service {
     Service::worker().workers(2).listen(loopback()).set("upgrade.probation", "'0s'")
+}
+
+/// A service whose workers, or the one of a slot, die soon after they were ready, and are started again after an hour.
+fn dying(arguments: &[&str]) -> Service {
+    let dying = service().args(["--exit", "3", "--after-ready", "50"]);
+    let dying = arguments.iter().fold(dying, |service, argument| service.args([*argument]));
+    dying.set("restart.initial_delay", "'1h'").set("restart.max_delay", "'1h'")
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}
+
+#[track_caller]
+fn assert_once(ended: &Ended, words: &str) {
+    let count = ended.stdout.matches(words).count() + ended.stderr.matches(words).count();
+    assert_eq!(count, 1, "{words:?}: {ended:#?}");
+}
+
+#[test]
+fn a_service_without_a_worker_is_down_in_every_word() {
+    let manager = Manager::start(dying(&[]).workers(1));
+    manager.wait_log(Place::START, ["slot 0", "starts again in 1 h"]);
+    let down = "generation 1 is DOWN: 0 of 1 ready; last exit: status 3, 1 death";
+    let status = manager.cli(["status"]);
+    assert_eq!((status.status, &*status.stderr), (1, ""), "{status:#?}");
+    assert!(status.stdout.starts_with(&format!("web: {down} (manager ")), "{status:#?}");
+    let status = manager.cli(["status", "--json"]);
+    let told: serde_json::Value = serde_json::from_str(&status.stdout).expect("JSON");
+    assert_eq!((status.status, &told["full"], &told["down"]), (1, &json!(false), &json!(true)), "{told}");
+    assert_eq!((&told["last_exit"], &told["deaths"]), (&json!("status 3"), &json!(1)), "{told}");
+    let refused = manager.cli_upgrade("this is no service file");
+    refused.assert(1, [down, "fix the cause and run `liveswap upgrade web` again"]);
+    assert!(!refused.stderr.contains("still serving"), "{refused:#?}");
+    manager.stop();
+}
+
+#[test]
+fn the_exit_status_of_status_tells_whether_all_is_well() {
+    let manager = Manager::start(service());
+    let well = manager.cli(["status"]);
+    assert_eq!(well.status, 0, "{well:#?}");
+    assert!(well.stdout.contains("2 of 2 ready"), "{well:#?}");
+    // An upgrade that waits for its first worker takes nothing away.
+    manager.rewrite(service().args(["--never-ready"]).set("ready.timeout", "'1h'"));
+    let mut watcher = manager.client();
+    watcher.say(r#"{"cmd":"events"}"#);
+    let upgrade = manager.begin(["upgrade"]);
+    watcher.wait_event("starting");
+    manager.cli(["status"]).assert(0, []);
+    manager.cli(["rollback"]).assert(0, []);
+    Ended::of(upgrade).assert(1, ["rolled back", "generation 1 is still serving"]);
+    let path = manager.path("run");
+    manager.stop();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_liveswap"));
+    let none = command.args(["status", "web"]).env("RUNTIME_DIRECTORY", path).output().expect("the program");
+    assert_eq!(none.status.code(), Some(4), "{none:?}");
+
+    let manager = Manager::start(dying(&["--slot", "1"]));
+    manager.wait_log(Place::START, ["slot 1", "starts again in 1 h"]);
+    let status = manager.cli(["status"]);
+    assert_eq!(status.status, 1, "{status:#?}");
+    assert!(status.stdout.contains("not at full strength: 1 of 2 ready; last exit: status 3"), "{status:#?}");
+    manager.stop();
+}
+
+#[test]
+fn a_watch_ends_with_0_when_the_service_does() {
+    let manager = Manager::start(service());
+    for arguments in [&["status", "--watch"][..], &["status", "--watch", "--json", "web"]] {
+        let mut command = manager.command([]);
+        let child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.expect("the program");
+        // It has found the manager when it has shown it.
+        let mut output = child.stdout.take().expect("a pipe");
+        std::io::Read::read_exact(&mut output, &mut [0]).expect("a status");
+        child.stdout = Some(output);
+        if arguments.len() > 2 {
+            manager.stop();
+            let ended = Ended::of(child);
+            assert_eq!((ended.status, &*ended.stderr), (0, ""), "{ended:#?}");
+            return;
+        }
+        kill(pid_of(&child), Signal::SIGKILL).expect("a running command");
+        child.wait().expect("its end");
+    }
+}
+
+#[test]
+fn an_answer_has_its_reason_once() {
+    let taken = TcpListener::bind((loopback().ip(), 0)).expect("a port");
+    let manager = Manager::start(service().set("ready.timeout", "'30s'"));
+    let failed = manager.cli_upgrade(service().args(["--exit", "3"]));
+    failed.assert(1, ["rolled back", "generation 1 is still serving"]);
+    assert_once(&failed, "exited with status 3 before it was ready");
+    let refused = manager.cli_upgrade(service().to_string().replace("workers = 2", "workers = 'two'"));
+    refused.assert(1, ["refused", "web.toml:", "^^^", "generation 1 is still serving"]);
+    assert_once(&refused, "workers = 'two'");
+    let address = taken.local_addr().expect("an address");
+    let refused = manager.cli_upgrade(service().listen(address));
+    refused.assert(1, ["refused", "Hint: `ss -ltnp", "generation 1 is still serving"]);
+    assert_once(&refused, "another program listens on this address");
+    manager.stop();
 }
 
 #[test]

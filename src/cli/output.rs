@@ -22,6 +22,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Error, Parser};
 
 use super::report::Status;
+use crate::daemon::log::{may_color, wants_color};
 use crate::wire::printable::{Printable, printable, printable_json, printable_lines};
 
 /// What kept something from being printed on standard output, for the first time.
@@ -123,6 +124,21 @@ pub fn screen(text: &str) -> io::Result<()> {
         put(b"\x1b[H\x1b[2J")?;
     }
     lines(text)
+}
+
+/// Whether standard output is a terminal that shows colours, and whoever sits there has not asked for none.
+pub fn shows_colors() -> bool {
+    stdout().is_terminal() && may_color()
+}
+
+/// Returns a line in red.
+pub fn red(text: &str) -> String {
+    format!("\x1b[31m{}\x1b[0m", printable(text))
+}
+
+/// Prints a line on standard error, in red on a terminal.
+pub fn error_alarm(text: &str) {
+    if wants_color() { error_lines(&red(text)) } else { error_line(text) }
 }
 
 /// Prints a line on standard error. Where nobody reads it, the exit status tells.

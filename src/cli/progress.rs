@@ -26,9 +26,10 @@ const SLOTS_MAX: usize = 16;
 #[derive(Debug)]
 pub struct Progress {
     canvas: MultiProgress,
-    /// Dropped, it tells the painter to come to an end.
-    end: mpsc::Sender<()>,
-    painter: JoinHandle<()>,
+    /// Tells the painter the outcome, and by being dropped to come to an end.
+    end: mpsc::Sender<String>,
+    /// Returns whether the outcome is in the last picture.
+    painter: JoinHandle<bool>,
 }
 
 impl Progress {
@@ -44,15 +45,24 @@ impl Progress {
         let (end, ended) = mpsc::channel();
         let mut picture = Picture { canvas: canvas.clone(), lines: Vec::new() };
         let painter = thread::spawn(move || {
-            let mut is_last = false;
+            let mut end: Option<String> = None;
             while let Some(status) = status(&mut connection) {
-                picture.paint(&lines(&status, before));
-                if is_last {
-                    break;
+                picture.paint(&match &end {
+                    None => lines(&status, before),
+                    Some(outcome) => last_lines(&status, before, outcome),
+                });
+                if let Some(outcome) = end {
+                    picture.leave();
+                    return !outcome.is_empty();
                 }
-                is_last = ended.recv_timeout(PAUSE) == Err(RecvTimeoutError::Disconnected);
+                end = match ended.recv_timeout(PAUSE) {
+                    Ok(outcome) => Some(outcome),
+                    Err(RecvTimeoutError::Disconnected) => Some(String::new()),
+                    Err(RecvTimeoutError::Timeout) => None,
+                };
             }
             picture.leave();
+            false
         });
         Some(Self { canvas, end, painter })
     }
@@ -63,11 +73,14 @@ impl Progress {
         let _ = self.canvas.println(printable(line));
     }
 
-    /// Leaves the picture as it is at the end.
-    pub fn finish(self) {
-        drop(self.end);
-        // It has nothing to return, and a bug in it has been told by the panic hook.
-        let _ = self.painter.join();
+    /// Leaves the picture as it is at the end, with the outcome below it, where there is one. Returns whether that is shown.
+    pub fn finish(self, outcome: Option<&str>) -> bool {
+        let Self { end, painter, .. } = self;
+        // Where the painter has gone it shows nothing.
+        let _ = outcome.map(|outcome| end.send(outcome.to_owned()));
+        drop(end);
+        // A bug in it has been told by the panic hook.
+        painter.join().unwrap_or(false)
     }
 }
 
@@ -110,6 +123,26 @@ impl Picture {
 
 /// Lays the status out: what goes on, then a line a slot. What is of a generation after `before` is new.
 fn lines(status: &Status, before: u64) -> Vec<String> {
+    laid_out(&status.summary, status, before, true)
+}
+
+/// Lays the status out as it stays on the terminal: without the times that would go on, and with the outcome at the end. The
+/// reason of a failure follows it.
+fn last_lines(status: &Status, before: u64, outcome: &str) -> Vec<String> {
+    let Status { generation, health, .. } = status;
+    let strength = health.trouble(*generation).unwrap_or_else(|| match health.full {
+        Some(_) => {
+            format!("generation {generation}: {} of {} ready", health.ready_of_all, health.wanted_now)
+        }
+        None => format!("generation {generation}: {} of {} ready", status.ready, status.wanted),
+    });
+    let mut lines = laid_out(&strength, status, before, false);
+    lines.extend(Some(outcome).filter(|outcome| !outcome.is_empty()).map(Into::into));
+    lines
+}
+
+/// Lays the status out under a heading, with the times that go on or without them.
+fn laid_out(heading: &str, status: &Status, before: u64, with_times: bool) -> Vec<String> {
     let mut slots: Vec<u32> = status.workers.iter().map(|worker| worker.slot).collect();
     slots.extend(status.waiting.iter().map(|slot| slot.slot));
     slots.sort_unstable();
@@ -122,16 +155,17 @@ fn lines(status: &Status, before: u64) -> Vec<String> {
     slots.truncate(SLOTS_MAX);
     slots.sort_unstable();
     let cell = |slot: u32, is_new: bool| {
-        let mut words: Vec<_> =
-            of(slot).filter(|worker| (worker.generation > before) == is_new).map(in_words).collect();
+        let words = of(slot).filter(|worker| (worker.generation > before) == is_new);
+        let mut words: Vec<_> = words.map(|worker| in_words(worker, with_times)).collect();
         let waiting =
             status.waiting.iter().filter(|at| at.slot == slot && (at.generation > before) == is_new);
-        words.extend(waiting.map(|at| format!("starts again in {}", human(at.starts_in_ms))));
+        let starts = |ms| if with_times { format!(" in {}", human(ms)) } else { String::new() };
+        words.extend(waiting.map(|at| format!("starts again{}", starts(at.starts_in_ms))));
         words.join(" · ")
     };
     let rows: Vec<_> =
         slots.iter().map(|slot| vec![slot.to_string(), cell(*slot, false), cell(*slot, true)]).collect();
-    let mut lines = vec![format!("{}: {}", status.service, status.summary)];
+    let mut lines = vec![format!("{}: {heading}", status.service)];
     lines.extend(table(&["SLOT", "OLD", "NEW"], &rows).lines().map(|line| format!("  {line}")));
     if more > 0 {
         lines.push(format!("  and {more} slots more"));
@@ -140,9 +174,9 @@ fn lines(status: &Status, before: u64) -> Vec<String> {
 }
 
 /// A worker in a few words.
-fn in_words(worker: &Worker) -> String {
+fn in_words(worker: &Worker, with_times: bool) -> String {
     let Worker { id, state, .. } = worker;
-    let since = worker.state_ms.filter(|ms| *ms >= 1000);
+    let since = worker.state_ms.filter(|ms| with_times && *ms >= 1000);
     let since = since.map_or_else(String::new, |ms| format!(" for {}", human(ms)));
     match state.as_str() {
         "draining" => {
@@ -151,8 +185,8 @@ fn in_words(worker: &Worker) -> String {
                 Some(count) => format!(", {count} connections left"),
                 None => String::new(),
             };
-            let killed =
-                worker.deadline_ms.map_or_else(String::new, |ms| format!(", killed in {}", human(ms)));
+            let killed = worker.deadline_ms.filter(|_| with_times);
+            let killed = killed.map_or_else(String::new, |ms| format!(", killed in {}", human(ms)));
             format!("worker {id} draining{since}{left}{killed}")
         }
         "starting" => format!("worker {id} starting{since}"),
@@ -168,7 +202,7 @@ fn human(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::status::WaitingSlot;
+    use crate::wire::status::{Health, WaitingSlot};
 
     fn worker(id: u64, generation: u64, slot: u32, state: &str) -> Worker {
         Worker {
@@ -190,7 +224,11 @@ mod tests {
     }
 
     fn picture(workers: Vec<Worker>, waiting: Vec<WaitingSlot>) -> String {
-        let status = Status {
+        lines(&status(workers, waiting), 1).join("\n")
+    }
+
+    fn status(workers: Vec<Worker>, waiting: Vec<WaitingSlot>) -> Status {
+        Status {
             service: "web".into(),
             pid: 1,
             up_ms: 0,
@@ -213,8 +251,23 @@ mod tests {
             workers,
             waiting,
             sockets: Vec::new(),
-        };
-        lines(&status, 1).join("\n")
+            health: Health { full: Some(true), ready_of_all: 3, wanted_now: 3, ..Health::default() },
+        }
+    }
+
+    #[test]
+    fn the_last_picture_ends_with_the_outcome_and_tells_no_time_that_would_go_on() {
+        let mut workers = vec![worker(1, 1, 0, "draining"), worker(4, 2, 0, "ready")];
+        workers[0].deadline_ms = Some(57_400);
+        let status =
+            status(workers, vec![WaitingSlot { generation: 1, slot: 2, deaths: 1, starts_in_ms: 1 }]);
+        let expected = "\
+web: generation 1: 3 of 3 ready
+  SLOT  OLD                                    NEW
+     0  worker 1 draining, 3 connections left  worker 4 ready
+     2  starts again
+`web`: upgrade done; generation 2 serves";
+        assert_eq!(last_lines(&status, 1, "`web`: upgrade done; generation 2 serves").join("\n"), expected);
     }
 
     #[test]

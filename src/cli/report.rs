@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use super::output::{error_line, error_lines};
+use super::output::{error_alarm, error_line, error_lines};
 
 /// The exit status of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +51,17 @@ pub fn print_warning(text: &str) {
     error_line(&format!("Warning: {text}"));
 }
 
+/// What to do next, or to know, after a failure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// Printed as it is.
+    Plain(String),
+    /// The service is down: printed in red on a terminal.
+    Alarm(String),
+}
+
 /// Prints what a manager could not do: what, why, what else is known of it, and what to do next.
-pub fn print_failure(heading: &str, cause: Option<&str>, details: &[String], hint: Option<&str>) {
+pub fn print_failure(heading: &str, cause: Option<&str>, details: &[String], hints: &[Hint]) {
     error_line(&format!("Error: {heading}"));
     if let Some(cause) = cause {
         error_line(&format!("Caused by: {cause}"));
@@ -60,8 +69,11 @@ pub fn print_failure(heading: &str, cause: Option<&str>, details: &[String], hin
     for detail in details {
         error_line(&format!("  {detail}"));
     }
-    if let Some(hint) = hint {
-        error_line(&format!("Hint: {hint}"));
+    for hint in hints {
+        match hint {
+            Hint::Plain(text) => error_line(&format!("Hint: {text}")),
+            Hint::Alarm(text) => error_alarm(&format!("Hint: {text}")),
+        }
     }
 }
 

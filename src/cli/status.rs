@@ -1,19 +1,20 @@
 //! `liveswap status`: how a service stands, at a glance.
 
 use std::fmt::Write as _;
+use std::io;
 use std::process::ExitCode;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::connection::{Connection, ConnectionError, understood};
+use super::connection::{Connection, ConnectionError, LEAST, understood};
 use super::output;
+use super::patient::PATIENCE;
 use super::report::Status as Exit;
 use super::table::table;
 use super::upgrade::explain;
-use crate::daemon::runtime::places;
-use crate::wire::control::{Command, Reply};
+use crate::wire::control::{Command, Reply, Request};
 use crate::wire::printable::printable_json;
 use crate::wire::status::{GenerationUse, Human, LastUpgrade, Status, WaitingSlot, Worker};
 
@@ -33,67 +34,168 @@ pub struct StatusArgs {
     watch: bool,
 }
 
-/// Shows how a service stands, or each that runs.
+/// Shows how a service stands, or each that runs. Status 1 where one is not at full strength, or does not answer.
 pub fn run(args: &StatusArgs) -> ExitCode {
-    let mut connections = match Connection::open(args.name.as_deref()) {
-        Ok(connection) => vec![connection],
-        Err(ConnectionError::Several(_)) => all(),
-        Err(error) => return error.print(),
+    let (found, refused) = match &args.name {
+        Some(name) => match Connection::open(Some(name)) {
+            Ok(connection) => (vec![connection], Vec::new()),
+            Err(error) => return error.print(),
+        },
+        None => Connection::look_for(None),
     };
+    // Others than the caller's own are none of its business, where it may not ask them.
+    let is_first = found.is_empty();
+    let refused: Vec<_> = refused.into_iter().filter(|error| is_first || error.is_silence()).collect();
+    if found.is_empty() && refused.is_empty() {
+        return ConnectionError::NoManager.print();
+    }
+    if args.watch {
+        return watch(args.json, found, &refused);
+    }
+    let mut shown = Shown { is_well: refused.is_empty(), ..Shown::default() };
+    for (_, answer) in ask(found) {
+        shown.take(answer, args.json);
+    }
+    // Who does not read it has the exit status.
+    let _ = shown.print(args.json, false);
+    for error in &refused {
+        let _ = error.print();
+    }
+    if shown.is_well { Exit::Done.into() } else { Exit::Failed.into() }
+}
+
+/// Shows the services again and again, until they have ended or nobody looks.
+fn watch(json: bool, found: Vec<Connection>, refused: &[ConnectionError]) -> ExitCode {
+    let silent = refused.iter().filter_map(|error| match error {
+        ConnectionError::NotAllowed { service, .. } => Some((service.clone(), None)),
+        _ => None,
+    });
+    let known = found.into_iter().map(|connection| (connection.service.clone(), Some(connection)));
+    let mut all: Vec<(String, Option<Connection>)> = known.chain(silent).collect();
     loop {
-        let mut text = String::new();
-        for connection in &mut connections {
-            match connection.ask_once(Command::Status) {
-                Ok(reply) if reply.ok => text += &shown(&reply, args.json),
-                Ok(reply) => {
-                    explain(&connection.service, &reply);
-                    return Exit::Failed.into();
+        let mut shown = Shown::default();
+        let mut connections = Vec::new();
+        let mut left = Vec::new();
+        for (service, connection) in all {
+            // Another manager may go on with the service, and one that stood still may answer again.
+            match connection.map_or_else(|| Connection::open(Some(&service)), Ok) {
+                Ok(connection) => connections.push(connection),
+                Err(ConnectionError::NoSuchManager(_)) => {}
+                Err(error) => {
+                    shown.take(Err(error), json);
+                    left.push((service, None));
                 }
-                Err(error) => return error.print(),
             }
         }
-        if !args.watch {
-            // Who does not read it has the exit status.
-            let _ = if args.json {
-                output::json(&text)
-            } else {
-                output::lines(&(text.trim_end().to_owned() + "\n"))
-            };
+        for (connection, answer) in ask(connections) {
+            let is_lost = matches!(answer, Err(ConnectionError::Lost(_)));
+            let is_usable = answer.is_ok();
+            let service = connection.service.clone();
+            if !is_lost {
+                shown.take(answer, json);
+            }
+            left.push((service, Some(connection).filter(|_| is_usable)));
+        }
+        if left.is_empty() || shown.print(json, true).is_err() {
             return Exit::Done.into();
         }
-        let written = if args.json { output::json(&text) } else { output::screen(&text) };
-        if written.is_err() {
-            return Exit::Done.into();
-        }
+        all = left;
         thread::sleep(PAUSE);
     }
 }
 
-/// Every manager that lets us speak.
-fn all() -> Vec<Connection> {
-    let names = places(None).into_iter().filter_map(|place| place.service);
-    names.filter_map(|name| Connection::open(Some(&name)).ok()).collect()
+/// Asks all managers for the status before the first answer is read: they have 5 s together.
+fn ask(connections: Vec<Connection>) -> Vec<(Connection, Result<Reply, ConnectionError>)> {
+    let asked = connections.into_iter().map(|mut connection| {
+        let asked = connection.ask(&Request::new(Command::Status));
+        (connection, asked)
+    });
+    let asked: Vec<_> = asked.collect();
+    let until = Instant::now() + PATIENCE;
+    let answers = asked.into_iter().map(|(mut connection, asked)| {
+        let answer = asked.and_then(|()| connection.reply_until(until.max(Instant::now() + LEAST)));
+        (connection, answer)
+    });
+    answers.collect()
 }
 
-fn shown(reply: &Reply, json: bool) -> String {
-    let Some(text) = &reply.status else { return String::new() };
-    match understood(text.get()) {
-        Ok(status) if !json => render(&status) + "\n",
-        // What is newer than we are is shown as it came.
-        Ok(_) | Err(_) => format!("{}\n", printable_json(text.get())),
+/// What is shown of all services.
+#[derive(Debug, Default)]
+struct Shown {
+    text: String,
+    errors: Vec<ConnectionError>,
+    is_well: bool,
+}
+
+impl Shown {
+    fn take(&mut self, answer: Result<Reply, ConnectionError>, json: bool) {
+        match answer {
+            Ok(reply) if reply.ok => {
+                let status = reply.status.as_ref().and_then(|text| understood::<Status>(text.get()).ok());
+                self.is_well &= status.as_ref().is_some_and(is_well);
+                let text = match (status, &reply.status) {
+                    (Some(status), _) if !json => render(&status, output::shows_colors()),
+                    // What is newer than we are is shown as it came.
+                    (_, Some(text)) => printable_json(text.get()).into_owned(),
+                    (_, None) => return,
+                };
+                self.text.extend([text.as_str(), "\n"]);
+            }
+            Ok(reply) => {
+                self.is_well = false;
+                explain(reply.service.as_deref().unwrap_or("?"), &reply);
+            }
+            Err(error) => {
+                self.is_well = false;
+                self.errors.push(error);
+            }
+        }
+    }
+
+    /// Prints it; `again` in the place of what stood there before.
+    ///
+    /// # Errors
+    ///
+    /// Those of write(2): nobody reads it.
+    fn print(&mut self, json: bool, again: bool) -> io::Result<()> {
+        let written = match self.text.trim_end() {
+            "" if !again || json => Ok(()),
+            text if json => output::json(text),
+            text if again => output::screen(&format!("{text}\n")),
+            text => output::lines(&format!("{text}\n")),
+        };
+        for error in self.errors.drain(..) {
+            let _ = error.print();
+        }
+        written
     }
 }
 
+/// Whether all is well with a service. A manager of before does not say so itself.
+fn is_well(status: &Status) -> bool {
+    let is_full = status.phase == "asleep" || status.ready >= status.wanted;
+    status.health.full.unwrap_or(is_full) && !status.sockets.iter().any(|socket| socket.broken)
+}
+
 /// Lays a status out for a person.
-fn render(status: &Status) -> String {
+/// The headline of a service that is down is red where colours are shown.
+fn render(status: &Status, is_colored: bool) -> String {
     let mut text = String::new();
+    let trouble = status.health.trouble(status.generation);
     let since = status.generation_ms.map_or_else(String::new, |ms| format!(" for {}", human(ms)));
     let Status { service, phase, generation, ready, wanted, pid, .. } = status;
-    let _ = writeln!(
-        text,
-        "{service}: {phase}, generation {generation}{since}, {ready} of {wanted} ready (manager {pid}, up {})",
-        human(status.up_ms)
-    );
+    let manager = format!("(manager {pid}, up {})", human(status.up_ms));
+    let _ = match trouble {
+        Some(trouble) if status.health.down => {
+            let line = format!("{service}: {trouble} {manager}");
+            writeln!(text, "{}", if is_colored { output::red(&line) } else { line })
+        }
+        Some(trouble) => writeln!(text, "{service}: {phase}, {trouble} {manager}"),
+        None => writeln!(
+            text,
+            "{service}: {phase}, generation {generation}{since}, {ready} of {wanted} ready {manager}"
+        ),
+    };
     if phase != "serving" {
         let _ = writeln!(text, "  {}", status.summary);
     }
@@ -218,6 +320,7 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::status::Health;
 
     fn worker(slot: u32, state: &str) -> Worker {
         Worker {
@@ -274,6 +377,7 @@ mod tests {
             workers: vec![worker(0, "ready"), talker, draining],
             waiting: vec![WaitingSlot { generation: 3, slot: 4, deaths: 3, starts_in_ms: 400 }],
             sockets: Vec::new(),
+            health: Health { full: Some(true), ready_of_all: 2, wanted_now: 2, ..Health::default() },
         };
         let expected = "\
 web: serving, generation 3 for 1 min, 2 of 2 ready (manager 77, up 3 h 20 min)
@@ -290,6 +394,20 @@ SLOT  WORKER  GENERATION   PID  STATE           AGE   MEMORY  CONNECTIONS  RESTA
 slot 2 drains since 48 s: 1 connection left, killed in 12 s
 slot 4 starts again in 400 ms, after 3 deaths in a row
 ";
-        assert_eq!(render(&status), expected);
+        assert_eq!(render(&status, false), expected);
+        let health = Health {
+            full: Some(false),
+            down: true,
+            wanted_now: 2,
+            last_exit: Some("status 3".into()),
+            deaths: 4,
+            ..Health::default()
+        };
+        let down = Status { health, ..status };
+        let first = "web: generation 3 is DOWN: 0 of 2 ready; last exit: status 3, 4 deaths in a row (manager 77, up 3 h 20 min)\n";
+        let text = render(&down, false);
+        assert!(text.starts_with(first), "{text}");
+        assert!(render(&down, true).starts_with("\x1b[31mweb: generation 3 is DOWN"));
+        assert!(!is_well(&down));
     }
 }

@@ -6,17 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
 use std::thread;
 
-use clap::Args;
-use signal_hook::consts::SIGINT;
-use signal_hook::iterator::Signals;
-
 use super::connection::{Connection, ConnectionError, understood};
 use super::output;
 use super::progress::Progress;
-use super::report::{self, Status};
+use super::report::{self, Hint, Status};
 use crate::daemon;
-use crate::wire::control::{Command, Evidence, Line, Reply, Request};
+use crate::wire::control::{Command, EventLine, Evidence, Line, Reply, Request};
 use crate::wire::status;
+use clap::Args;
+use signal_hook::consts::SIGINT;
+use signal_hook::iterator::Signals;
 
 /// Arguments of `liveswap upgrade`.
 #[derive(Args, Debug)]
@@ -96,21 +95,29 @@ impl Change<'_> {
             let looks_on = self.waits && !self.json;
             let progress = looks_on.then(|| Progress::start(&connection.service)).flatten();
             let reply = self.follow(&mut connection, progress.as_ref());
-            if let Some(progress) = progress {
-                progress.finish();
-            }
-            Ok((connection.service, reply?))
+            let told = reply.as_ref().ok().map(|reply| self.in_words(&connection.service, reply));
+            let is_shown = progress.is_some_and(|progress| progress.finish(told.as_deref()));
+            Ok((connection.service, reply?, told.filter(|_| !is_shown)))
         });
         match outcome {
             Err(error) => error.print(),
-            Ok((service, reply)) if reply.ok => {
+            Ok((service, reply, told)) if reply.ok => {
+                let trouble = reply.health.as_ref().filter(|health| health.down);
+                let trouble = trouble.and_then(|health| health.trouble(reply.generation?));
+                if let Some(trouble) = trouble {
+                    let heading = format!("{} of `{service}` is of no use", self.command.name());
+                    report::print_failure(&heading, None, &[], &[Hint::Alarm(trouble)]);
+                    return Status::Failed.into();
+                }
+                if let Some(told) = told.filter(|_| !self.json) {
+                    say(&told);
+                }
                 if !self.json {
-                    say(&self.done(&service, &reply));
                     mention(&reply);
                 }
                 Status::Done.into()
             }
-            Ok((service, reply)) => {
+            Ok((service, reply, _)) => {
                 explain(&service, &reply);
                 Status::Failed.into()
             }
@@ -142,9 +149,9 @@ impl Change<'_> {
                 Line::Event(event) => {
                     match progress {
                         _ if self.json => {}
-                        None => say(&event.text),
+                        None => say(without_reason(&event)),
                         // All else is in the picture.
-                        Some(progress) if event.warning => progress.say(&event.text),
+                        Some(progress) if event.warning => progress.say(without_reason(&event)),
                         Some(_) => {}
                     }
                     if event.event == "generation-gone" {
@@ -168,13 +175,20 @@ impl Change<'_> {
         self.drained && reply.ok && old.iter().any(is_old)
     }
 
-    fn done(&self, service: &str, reply: &Reply) -> String {
-        let generation = reply.generation.map_or_else(String::new, |id| format!("; generation {id} serves"));
-        match reply.outcome.as_deref() {
-            Some("accepted") => format!("`{service}`: {} begun", self.command.name()),
-            _ if self.drained => format!("`{service}`: {} done{generation} alone", self.command.name()),
-            _ => format!("`{service}`: {} done{generation}", self.command.name()),
+    /// Tells how it ended, without the reason.
+    fn in_words(&self, service: &str, reply: &Reply) -> String {
+        let command = self.command.name();
+        if !reply.ok {
+            return format!("`{service}`: {command} {}", how(reply));
         }
+        if reply.outcome.as_deref() == Some("accepted") {
+            return format!("`{service}`: {command} begun");
+        }
+        let Some(generation) = reply.generation else { return format!("`{service}`: {command} done") };
+        let trouble = reply.health.as_ref().and_then(|health| health.trouble(generation));
+        let alone = if self.drained { " alone" } else { "" };
+        let serves = trouble.unwrap_or_else(|| format!("generation {generation} serves{alone}"));
+        format!("`{service}`: {command} done; {serves}")
     }
 
     /// Has Ctrl-C end this command alone, and say so.
@@ -193,6 +207,13 @@ impl Change<'_> {
     }
 }
 
+/// Returns the text of an event without the reason of a failure, which the answer has.
+fn without_reason(event: &EventLine) -> &str {
+    let reason = event.reason.as_deref().unwrap_or_default();
+    let text = event.text.strip_suffix(reason).filter(|_| !reason.is_empty());
+    text.map_or(&event.text, |text| text.trim_end_matches([':', ' ']))
+}
+
 /// The generations that have workers before the change.
 fn generations(snapshot: &Reply) -> BTreeSet<u64> {
     let status = snapshot.status.as_ref().and_then(|text| understood::<status::Status>(text.get()).ok());
@@ -202,14 +223,29 @@ fn generations(snapshot: &Reply) -> BTreeSet<u64> {
 
 /// Prints why something was not done.
 pub(super) fn explain(service: &str, reply: &Reply) {
-    let how = reply.outcome.as_deref().unwrap_or("refused").replace('-', " ");
-    let heading = format!("{} of `{service}` {how}", reply.cmd);
+    let heading = format!("{} of `{service}` {}", reply.cmd, how(reply));
+    let mut hints: Vec<_> = reply.hint.iter().cloned().map(Hint::Plain).collect();
+    if let Some(generation) = reply.generation.filter(|_| matches!(&*reply.cmd, "upgrade" | "rollback")) {
+        let again = if reply.cmd == "upgrade" {
+            format!("; fix the cause and run `liveswap upgrade {service}` again")
+        } else {
+            String::new()
+        };
+        let health = reply.health.clone().unwrap_or_default();
+        hints.push(match health.trouble(generation) {
+            Some(trouble) if health.down => Hint::Alarm(trouble + &again),
+            Some(trouble) => Hint::Plain(trouble + &again),
+            None if health.stopping => Hint::Plain("the service is being stopped".into()),
+            None => Hint::Plain(format!("generation {generation} is still serving{again}")),
+        });
+    }
+    // They begin with the reason, and show its place.
+    if let Some(lines) = reply.details.as_ref().filter(|lines| !lines.is_empty()) {
+        return report::print_failure(&heading, None, lines, &hints);
+    }
     let details = reply.evidence.as_ref().map(details).unwrap_or_default();
-    let again = reply.generation.filter(|_| reply.cmd == "upgrade").map(|generation| {
-        format!("generation {generation} is still serving; fix the cause and run `liveswap upgrade {service}` again")
-    });
     let cause = reply.reason.as_deref().unwrap_or(&reply.value);
-    report::print_failure(&heading, Some(cause), &details, reply.hint.as_deref().or(again.as_deref()));
+    report::print_failure(&heading, Some(cause), &details, &hints);
     mention(reply);
 }
 
@@ -218,6 +254,11 @@ fn mention(reply: &Reply) {
     if let Some(note) = &reply.note {
         output::error_lines(&format!("note: {note}"));
     }
+}
+
+/// How it ended that was asked for, in a word.
+fn how(reply: &Reply) -> String {
+    reply.outcome.as_deref().unwrap_or("refused").replace('-', " ")
 }
 
 fn details(evidence: &Evidence) -> Vec<String> {

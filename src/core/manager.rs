@@ -52,6 +52,10 @@ pub struct Manager {
     pub(super) culprit: Option<WorkerId>,
     /// Why the last worker that died by itself did; empty once all are ready again.
     pub(super) trouble: String,
+    /// How the last worker of the current generation was lost that nobody had asked to end, in a few words; empty where none
+    /// was.
+    #[serde(default)]
+    pub(super) last_exit: String,
     pub(super) next_worker: WorkerId,
     pub(super) next_generation: GenerationId,
     /// The latest moment that was heard of; time never goes back in here.
@@ -84,6 +88,7 @@ impl Manager {
             last_upgrade: None,
             culprit: None,
             trouble: String::new(),
+            last_exit: String::new(),
             next_worker: WorkerId(1),
             next_generation: first.next(),
             now: Mono::ZERO,
@@ -255,8 +260,10 @@ impl Manager {
                 None => format!("{exit} before it was ready"),
             };
             let foreign_kill = matches!(exit, Exit::Signal(SIGKILL, _));
+            let (generation, in_short) = (worker.generation, exit.in_short());
             out.push(Action::Tell(Notice::Worker(id, WorkerNotice::Died(exit))));
             self.lose(now, id, &why, foreign_kill, out);
+            self.note_loss(generation, &in_short);
         } else {
             out.push(Action::Tell(Notice::Worker(id, WorkerNotice::Ended(exit))));
         }
@@ -270,6 +277,7 @@ impl Manager {
         let (was_ready, ready_for, outdated) = (worker.is_ready(), worker.ready_for(now), worker.outdated);
         let reason = format!("worker {id} (slot {slot}) {why}");
         self.trouble.clone_from(&reason);
+        self.note_loss(generation, why.strip_prefix("was ").unwrap_or(why));
         if self.upgrade().is_some_and(|upgrade| upgrade.is_forward() && upgrade.to == generation) {
             self.new_worker_failed(now, id, reason, foreign_kill, out);
         } else if !was_ready && !outdated && !foreign_kill {
@@ -285,6 +293,13 @@ impl Manager {
         let restarts = generation == self.current || generation == self.incoming();
         if restarts && self.stop.is_none() {
             out.push(Action::Tell(Notice::Backoff(generation, slot, backoff.start_at() - now)));
+        }
+    }
+
+    /// Remembers how a worker of the generation that serves was lost, until that one is at full strength again.
+    fn note_loss(&mut self, generation: GenerationId, how: &str) {
+        if generation == self.current {
+            how.clone_into(&mut self.last_exit);
         }
     }
 

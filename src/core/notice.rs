@@ -36,6 +36,19 @@ impl fmt::Display for Exit {
     }
 }
 
+impl Exit {
+    /// Returns how it ended in as few words as tell it: `status 3`, `SIGSEGV (core dumped)`.
+    #[must_use]
+    pub fn in_short(&self) -> String {
+        match self {
+            Self::Status(status) => format!("status {status}"),
+            Self::Signal(_, name) | Self::Drained(name) => name.clone(),
+            Self::NotExecuted(_) => self.to_string(),
+            Self::Unseen => "not known".into(),
+        }
+    }
+}
+
 /// Why a worker drains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DrainReason {

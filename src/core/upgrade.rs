@@ -339,6 +339,7 @@ impl Manager {
             self.previous = Some(std::mem::replace(&mut self.current, to));
             self.served = true;
             self.generations.entry(to).and_modify(Generation::settle_in);
+            self.last_exit.clear();
         }
         self.end_upgrade(Outcome::Committed, out);
     }

@@ -171,6 +171,70 @@ impl Manager {
     }
 }
 
+/// Whether a service is well, as far as its workers tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Whether as many workers are ready as must be, of whatever generation: all that are wanted or, while workers are
+    /// exchanged, all but those that the strategy lets be missing. A service that sleeps, and one with a process for each
+    /// connection, is at full strength with no worker.
+    pub is_full: bool,
+    /// How many workers are ready, of whatever generation.
+    pub ready: u32,
+    /// How many workers the service is to have now.
+    pub wanted: u32,
+    /// How the last worker of the generation that serves was lost that nobody had asked to end; `None` where the service is at
+    /// full strength and no slot has deaths in a row.
+    pub last_exit: Option<String>,
+    /// The most workers in a row that have died in a slot; 0 where one has been ready since for as long as makes the pauses
+    /// before restarts begin anew.
+    pub deaths: u32,
+}
+
+impl Manager {
+    /// Returns whether the service is well at `now`.
+    pub fn health(&self, now: Mono) -> Health {
+        let ready = self.workers.values().filter(|worker| worker.is_ready()).count();
+        let wanted = if self.stop.is_some() { 0 } else { self.generations[&self.current].wanted() };
+        let is_full = self.stop.is_none() && ready >= self.fewest_ready() as usize;
+        let deaths = self.deaths_in_a_row(now);
+        let is_shown = !self.last_exit.is_empty() && (deaths > 0 || !is_full);
+        let last_exit = is_shown.then(|| self.last_exit.clone());
+        let ready = u32::try_from(ready).unwrap_or(u32::MAX);
+        Health { is_full, ready, wanted, last_exit, deaths }
+    }
+
+    /// Returns how many workers must be ready for the service to be at full strength.
+    fn fewest_ready(&self) -> u32 {
+        let old = self.generations[&self.current].wanted();
+        match &self.change {
+            None => old,
+            Some(Change::Upgrade(Upgrade { phase: Phase::Checking { .. }, .. })) => old,
+            Some(Change::Upgrade(_) | Change::Respawn(_)) => {
+                let new = self.rules();
+                old.min(new.wanted()).saturating_sub(new.unavailable())
+            }
+        }
+    }
+
+    /// Returns the most workers in a row that have died in a slot of the generation that serves. Where one has been ready for
+    /// as long as makes the pauses begin anew, the slot's row is over.
+    fn deaths_in_a_row(&self, now: Mono) -> u32 {
+        let of = &self.generations[&self.current];
+        let is_over = |slot: &SlotId| {
+            let serves = |worker: &Worker| worker.generation == self.current && worker.slot == *slot;
+            let lasts =
+                |worker: &Worker| worker.is_ready() && worker.ready_for(now) >= of.policy.restart_max_delay;
+            self.workers.values().any(|worker| serves(worker) && lasts(worker))
+        };
+        let slots = of.slots().filter_map(|slot| Some((slot, of.backoff.get(&slot)?)));
+        slots
+            .filter(|(slot, _)| !is_over(slot))
+            .map(|(_, backoff)| backoff.deaths())
+            .max()
+            .unwrap_or_default()
+    }
+}
+
 impl Worker {
     /// Whose code it runs.
     pub fn generation(&self) -> GenerationId {

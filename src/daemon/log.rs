@@ -47,10 +47,13 @@ pub fn init(format: LogFormat, level: Level) {
 
 /// Whether standard error is a terminal that shows colours, and whoever sits there has not asked for none (`NO_COLOR`).
 pub fn wants_color() -> bool {
+    stderr().is_terminal() && may_color()
+}
+
+/// Whether a terminal, where there is one, is to be shown colours.
+pub fn may_color() -> bool {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    stderr().is_terminal()
-        && !is_set("NO_COLOR")
-        && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 impl LogFormat {

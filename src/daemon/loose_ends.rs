@@ -4,6 +4,7 @@ use tracing::{debug, warn};
 
 use super::run::{Daemon, Role};
 use crate::core::ids::GenerationId;
+use crate::core::notice::Outcome;
 use crate::core::time::Mono;
 use crate::sys::foreign::{Closers, ForeignFd};
 use crate::sys::stall::LIMIT;
@@ -25,6 +26,29 @@ pub(super) struct LooseEnds {
     pub(super) way_of: Option<GenerationId>,
     /// The service stops, and the manager has closed its sockets.
     pub(super) sockets_are_closed: bool,
+    /// What more is known of the generation that was refused last than the core's answer says.
+    pub(super) refused: Option<Refused>,
+}
+
+/// What more is known of a refusal than its reason.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Refused {
+    reason: String,
+    /// What is wrong with the service file, laid out for a person.
+    pub(super) details: Option<Vec<String>>,
+    /// What to do next.
+    pub(super) hint: Option<String>,
+}
+
+impl Refused {
+    pub(super) fn new(reason: &str, details: Option<Vec<String>>, hint: Option<String>) -> Self {
+        Self { reason: reason.to_owned(), details, hint }
+    }
+
+    /// Whether an outcome is this refusal.
+    pub(super) fn is_of(&self, outcome: &Outcome) -> bool {
+        matches!(outcome, Outcome::Refused(reason) if *reason == self.reason)
+    }
 }
 
 impl Daemon {

@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use super::checker::{Checker, CheckerState};
 use super::launch::Common;
+use super::loose_ends::Refused;
 use super::pre_upgrade::{PreUpgrade, PreUpgradeState};
 use super::release::{Refusal, Release, Source, in_words};
 use super::run::{Daemon, Generation, Role};
@@ -179,9 +180,13 @@ impl Daemon {
                 self.inbox.push_back(Event::FileRead(generation, hook));
             }
             Err(refusal) => {
-                for line in refusal.details.lines().filter(|_| refusal.details.lines().count() > 1) {
+                let details: Vec<_> = refusal.details.lines().map(str::to_owned).collect();
+                // A single line says what the summary says.
+                let details = Some(details).filter(|lines| lines.len() > 1);
+                for line in details.iter().flatten() {
                     warn!("{line}");
                 }
+                self.loose_ends.refused = Some(Refused::new(&refusal.summary, details, None));
                 self.refuse(generation, refusal.summary);
             }
         }
@@ -282,10 +287,12 @@ impl Daemon {
     }
 
     fn refuse_with_hint(&mut self, generation: GenerationId, error: &dyn Error, hint: Option<String>) {
-        if let Some(hint) = hint {
+        if let Some(hint) = &hint {
             warn!("generation {generation}: hint: {hint}");
         }
-        self.refuse(generation, in_words(error));
+        let reason = in_words(error);
+        self.loose_ends.refused = Some(Refused::new(&reason, None, hint));
+        self.refuse(generation, reason);
     }
 
     fn refuse(&mut self, generation: GenerationId, why: String) {

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 pub use super::event::EventLine;
 pub use super::secret::Secret;
+use super::status::Health;
 pub use crate::core::Scale;
 use crate::core::notice::Outcome;
 use crate::core::printable::printable_json;
@@ -278,6 +279,12 @@ pub struct Reply {
     /// The generation that serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
+    /// How the service stands, in the answer to an upgrade and a rollback, where it is not well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+    /// What is wrong with the service file, as lines that are laid out for a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Vec<String>>,
     /// The worker whose loss made an upgrade fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Evidence>,

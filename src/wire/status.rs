@@ -31,8 +31,11 @@ pub struct Status {
     pub target: Option<String>,
     /// How many workers it is to have.
     pub wanted: u32,
-    /// How many of them are ready.
+    /// How many workers of the generation are ready.
     pub ready: u32,
+    /// Whether all is well.
+    #[serde(flatten)]
+    pub health: Health,
     /// The generation that is being upgraded to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrading_to: Option<u64>,
@@ -63,6 +66,75 @@ pub struct Status {
     pub waiting: Vec<WaitingSlot>,
     /// The sockets of the generation that serves.
     pub sockets: Vec<Socket>,
+}
+
+/// Whether all is well with a service: beside its status, and in the answer to an upgrade and a rollback.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Whether the service is at full strength: as many workers are ready as are wanted, of whatever generation, and no socket
+    /// is broken. While workers are exchanged as many may be missing as `max_unavailable` says. Unknown of a manager that
+    /// does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full: Option<bool>,
+    /// Whether no worker is ready, though at least one is wanted.
+    #[serde(default)]
+    pub down: bool,
+    /// Whether the service is being stopped.
+    #[serde(default)]
+    pub stopping: bool,
+    /// How many workers are ready, of whatever generation.
+    #[serde(default)]
+    pub ready_of_all: u32,
+    /// How many workers are wanted now: none of a service that is asleep or is being stopped.
+    #[serde(default)]
+    pub wanted_now: u32,
+    /// How the last worker of the generation that serves was lost that nobody had asked to end, such as `status 3`. It is left
+    /// out where the service is at full strength and no slot has deaths in a row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<String>,
+    /// The most workers in a row that have died in a slot; 0 where one has been ready since for `[restart] max_delay`.
+    #[serde(default)]
+    pub deaths: u32,
+}
+
+/// From how many deaths in a row on a slot with a ready worker is worth a word all the same.
+const CRASH_LOOP: u32 = 2;
+
+impl Health {
+    /// Whether there is nothing to tell.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.full == Some(true) && !self.down && self.deaths < CRASH_LOOP
+    }
+
+    /// Returns what is wrong with the workers of a service, in a line for people:
+    /// `generation 9 is DOWN: 0 of 1 ready; last exit: status 3, 4 deaths in a row`. `None` where nothing is.
+    #[must_use]
+    pub fn trouble(&self, generation: u64) -> Option<String> {
+        let Self { ready_of_all: ready, wanted_now: wanted, .. } = self;
+        let mut text = if self.down {
+            format!("generation {generation} is DOWN: 0 of {wanted} ready")
+        } else if self.full == Some(false) && ready < wanted {
+            format!("generation {generation} is not at full strength: {ready} of {wanted} ready")
+        } else if self.deaths >= CRASH_LOOP {
+            format!(
+                "generation {generation} has {ready} of {wanted} ready, but its workers die again and again"
+            )
+        } else {
+            return None;
+        };
+        let exit = self.last_exit.iter().map(|exit| format!("last exit: {exit}"));
+        let deaths = match self.deaths {
+            0 => None,
+            1 => Some("1 death".into()),
+            more => Some(format!("{more} deaths in a row")),
+        };
+        let reasons: Vec<_> = exit.chain(deaths).collect();
+        if !reasons.is_empty() {
+            text.extend(["; ", &reasons.join(", ")]);
+        }
+        Some(text)
+    }
 }
 
 /// What the cgroup of a generation uses.

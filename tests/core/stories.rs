@@ -6,6 +6,7 @@ use std::time::Duration;
 use liveswap::core::ids::{GenerationId, RequestId, WorkerId};
 use liveswap::core::notice::{Exit, Outcome};
 use liveswap::core::spec::{Allowance, Code, Policy, Readiness, Strategy};
+use liveswap::core::view::Health;
 use liveswap::core::word::Word;
 use liveswap::core::{Event, Scale, Wish};
 
@@ -581,11 +582,62 @@ fn a_second_stop_that_comes_at_once_is_the_same_wish() {
 }
 
 #[test]
+fn a_service_whose_workers_die_again_and_again_says_so() {
+    let policy = Policy { restart_initial_delay: secs(1), restart_max_delay: secs(60), ..policy(2) };
+    let mut story = Story::with(policy);
+    let full = Health { is_full: true, ready: 2, wanted: 2, last_exit: None, deaths: 0 };
+    assert_eq!(story.manager.health(story.now), full);
+    story.event(Event::Exited(story.worker_in(1, 1), Exit::Status(1)));
+    let last_exit = Some("status 1".into());
+    let expected = Health { is_full: false, ready: 1, last_exit, deaths: 1, ..full.clone() };
+    assert_eq!(story.manager.health(story.now), expected);
+    story.after(secs(1));
+    let last_exit = Some("status 1".into());
+    let recovered = Health { last_exit, deaths: 1, ..full.clone() };
+    assert_eq!(story.manager.health(story.now), recovered, "another one is there");
+    story.after(secs(60));
+    assert_eq!(story.manager.health(story.now), full, "and has lasted");
+    story.release(1, Behaviour::Exits(3));
+    for slot in [0, 1] {
+        story.event(Event::Exited(story.worker_in(1, slot), killed()));
+    }
+    story.after(secs(10));
+    let health = story.manager.health(story.now);
+    assert_eq!((health.is_full, health.ready, health.last_exit.as_deref()), (false, 0, Some("status 3")));
+    assert!(health.deaths >= 4, "{health:?}");
+    story.event(Event::Stop);
+    let health = story.manager.health(story.now);
+    assert_eq!((health.is_full, health.ready, health.wanted), (false, 0, 0));
+}
+
+#[test]
+fn an_upgrade_may_have_as_few_workers_as_its_limits_say() {
+    let mut story = Story::with_workers(4);
+    story.release(2, Behaviour::Silent);
+    story.next.strategy = Some(rolling(0, 1));
+    story.upgrade();
+    let health = story.manager.health(story.now);
+    assert_eq!((health.is_full, health.ready, health.wanted), (true, 3, 4));
+    story.event(Event::Exited(story.worker_in(1, 3), Exit::Status(1)));
+    assert!(!story.manager.health(story.now).is_full, "{:?}", story.manager.health(story.now));
+}
+
+#[test]
+fn a_service_that_sleeps_and_one_without_workers_are_at_full_strength() {
+    let asleep = lazy(2);
+    assert!(asleep.manager.health(asleep.now).is_full);
+    let on_demand = Story::with(policy(0));
+    let health = on_demand.manager.health(on_demand.now);
+    assert_eq!((health.is_full, health.wanted), (true, 0));
+}
+
+#[test]
 fn a_death_by_the_drain_signal_is_a_clean_end() {
     let mut story = Story::with_workers(1);
     story.release(1, Behaviour::Stubborn).upgrade();
     story.event(Event::Exited(WorkerId(1), Exit::Drained("SIGTERM".into())));
     story.expect_order(&["worker 1 gone: ended by SIGTERM, as it was asked to"]);
+    assert!(story.manager.health(story.now).is_full);
 }
 
 #[test]

@@ -95,11 +95,17 @@ impl Daemon {
         // A respawn that fails has nothing to do with the latest upgrade.
         let is_respawn = matches!(asker.cmd.as_str(), "respawn" | "kill");
         let failed = matches!(outcome, Outcome::RolledBack(_)) && !is_respawn;
-        let old_code = self.old_code().filter(|_| matches!(asker.cmd.as_str(), "upgrade" | "rollback"));
+        let refused = self.loose_ends.refused.as_ref();
+        let refused = refused.filter(|refused| refused.is_of(outcome)).cloned().unwrap_or_default();
+        let changes = matches!(asker.cmd.as_str(), "upgrade" | "rollback");
+        let old_code = self.old_code().filter(|_| changes);
         let reply = Reply {
             old_code: old_code.as_ref().map(|(what, _)| what.word().into()),
             note: old_code.and_then(|(_, note)| note),
             generation: Some(self.manager.current().0),
+            health: Some(self.health()).filter(|health| changes && !health.is_well()),
+            details: refused.details,
+            hint: refused.hint,
             evidence: self.history.evidence.clone().filter(|_| failed),
             ..Reply::of(&asker.cmd, outcome)
         };

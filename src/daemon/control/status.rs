@@ -10,7 +10,7 @@ use crate::core::ids::WorkerId;
 use crate::core::notice::Outcome;
 use crate::core::time::Mono;
 use crate::core::{self, WorkerState};
-use crate::wire::status::{LastUpgrade, Socket, Status, WaitingSlot, Worker};
+use crate::wire::status::{Health, LastUpgrade, Socket, Status, WaitingSlot, Worker};
 
 impl Daemon {
     /// Returns how things stand, as JSON; memory and connections that the kernel counts are missing.
@@ -40,6 +40,7 @@ impl Daemon {
             target: release.and_then(|release| release.target.as_ref()).map(|target| target.given.clone()),
             wanted: self.manager.strength(current).unwrap_or_default(),
             ready: u32::try_from(ready).unwrap_or(u32::MAX),
+            health: self.health(),
             upgrading_to: self.manager.upgrading_to().map(|id| id.0),
             previous: self.manager.previous().map(|id| id.0),
             old_code: self
@@ -59,6 +60,22 @@ impl Daemon {
             workers,
             waiting: self.waiting_slots(now),
             sockets: self.socket_status(),
+        }
+    }
+
+    /// Returns whether all is well.
+    pub(super) fn health(&self) -> Health {
+        let core::view::Health { is_full, ready, wanted, last_exit, deaths } =
+            self.manager.health(self.now());
+        let is_broken = self.socket_status().iter().any(|socket| socket.broken);
+        Health {
+            full: Some(is_full && !is_broken),
+            down: ready == 0 && wanted > 0,
+            stopping: self.manager.is_stopping(),
+            ready_of_all: ready,
+            wanted_now: wanted,
+            last_exit,
+            deaths,
         }
     }
 
