@@ -96,7 +96,7 @@ fn a_rollback_is_a_failed_reload(test: &str, systemd: &str) {
             format!("generation 1: 4 of 4 ready; upgrade to generation {generation} rolled back: worker");
         assert!(status.starts_with(&words), "{status}");
         assert_eq!(unit.property("ActiveState"), "active");
-        // Once by the manager, and once by `liveswap upgrade`.
+        // When it is rolled back, and when it has been.
         let journal = unit.journal();
         assert!(journal.matches("exited with status 3 before it was ready").count() >= 2, "{journal}");
     }

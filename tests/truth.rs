@@ -5,6 +5,7 @@
 mod support;
 
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -162,5 +163,56 @@ fn a_worker_that_dies_of_its_drain_signal_has_stopped_cleanly() {
     let place = manager.place();
     manager.cli_upgrade(plain("1001")).assert(0, []);
     manager.wait_log(place, ["worker 1", "gone: ended by SIGTERM, as it was asked to"]);
+    manager.stop();
+}
+
+/// What is to be told of a service that is stopped while a reload of its unit waits for an upgrade.
+fn reload(manager: &Manager, of_unit: bool) -> Child {
+    manager.rewrite(service().args(["--never-ready"]).set("ready.timeout", "'1h'"));
+    let mut watcher = manager.client();
+    watcher.say(r#"{"cmd":"events"}"#);
+    let mut command = manager.command(["upgrade", "web"]);
+    if of_unit {
+        command.env("MAINPID", manager.pid().to_string());
+    }
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program");
+    watcher.wait_event("starting");
+    child
+}
+
+#[test]
+fn a_reload_ends_well_where_the_service_is_stopped_meanwhile() {
+    for signals_client in [false, true] {
+        let mut manager = Manager::start(service());
+        let child = reload(&manager, true);
+        if signals_client {
+            kill(pid_of(&child), Signal::SIGTERM).expect("a running command");
+        }
+        manager.signal(Signal::SIGTERM);
+        let ended = Ended::of(child);
+        assert_eq!((ended.status, &*ended.stdout, &*ended.stderr), (0, "", ""), "{ended:#?}");
+        assert!(manager.wait_exit().success());
+    }
+    // Any other command, where nothing is stopped, ends as SIGTERM has it.
+    let manager = Manager::start(service());
+    let mut child = reload(&manager, false);
+    kill(pid_of(&child), Signal::SIGTERM).expect("a running command");
+    assert_eq!(child.wait().expect("its end").signal(), Some(libc::SIGTERM));
+    manager.cli(["rollback"]).assert(0, []);
+    manager.stop();
+}
+
+/// The manager's log says the same, in the same journal.
+#[test]
+fn a_failed_reload_says_nothing_twice() {
+    let manager = Manager::start(service());
+    manager.rewrite(service().args(["--exit", "3"]));
+    let mut command = manager.command(["upgrade", "web"]);
+    command.env("MAINPID", manager.pid().to_string());
+    let ended =
+        Ended::of(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program"));
+    ended.assert(1, ["upgrade of `web` rolled back", "generation 1 is still serving"]);
+    assert_eq!(ended.stdout, "");
+    assert!(!ended.stderr.contains("status 3"), "{ended:#?}");
     manager.stop();
 }

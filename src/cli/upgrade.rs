@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{self, ExitCode};
-use std::thread;
+use std::process::ExitCode;
 
 use super::connection::{Connection, ConnectionError, understood};
+use super::interrupt::{Interrupts, is_control_process_of};
 use super::output;
 use super::progress::Progress;
 use super::report::{self, Hint, Status};
@@ -14,8 +14,6 @@ use crate::daemon;
 use crate::wire::control::{Command, EventLine, Evidence, Line, Reply, Request};
 use crate::wire::status;
 use clap::Args;
-use signal_hook::consts::SIGINT;
-use signal_hook::iterator::Signals;
 
 /// Arguments of `liveswap upgrade`.
 #[derive(Args, Debug)]
@@ -91,15 +89,27 @@ pub fn rollback(args: &RollbackArgs) -> ExitCode {
 
 impl Change<'_> {
     fn run(self) -> ExitCode {
+        // From the first moment on: a service manager may have us end at any.
+        let interrupts = Interrupts::watch(self.waits.then(|| self.command.name()));
+        let mut is_of_unit = false;
         let outcome = Connection::open(self.name).and_then(|mut connection| {
-            let looks_on = self.waits && !self.json;
+            is_of_unit = is_control_process_of(connection.pid);
+            interrupts.know(&connection.service);
+            let looks_on = self.waits && !self.json && !is_of_unit;
             let progress = looks_on.then(|| Progress::start(&connection.service)).flatten();
-            let reply = self.follow(&mut connection, progress.as_ref());
+            let is_quiet = self.json || is_of_unit;
+            let reply = self.follow(&mut connection, progress.as_ref(), is_quiet);
             let told = reply.as_ref().ok().map(|reply| self.in_words(&connection.service, reply));
             let is_shown = progress.is_some_and(|progress| progress.finish(told.as_deref()));
             Ok((connection.service, reply?, told.filter(|_| !is_shown)))
         });
+        let ends_with_service = is_of_unit || interrupts.has_come();
         match outcome {
+            // The service ends because somebody wants it to: whoever waits for the upgrade waits no longer, and nothing failed.
+            Ok((_, reply, _)) if ends_with_service && is_end(&reply) => Status::Done.into(),
+            Err(ConnectionError::Lost(_) | ConnectionError::NoSuchManager(_)) if ends_with_service => {
+                Status::Done.into()
+            }
             Err(error) => error.print(),
             Ok((service, reply, told)) if reply.ok => {
                 let trouble = reply.health.as_ref().filter(|health| health.down);
@@ -109,7 +119,8 @@ impl Change<'_> {
                     report::print_failure(&heading, None, &[], &[Hint::Alarm(trouble)]);
                     return Status::Failed.into();
                 }
-                if let Some(told) = told.filter(|_| !self.json) {
+                // The manager's own log says it, in the same journal.
+                if let Some(told) = told.filter(|_| !self.json && !is_of_unit) {
                     say(&told);
                 }
                 if !self.json {
@@ -118,7 +129,7 @@ impl Change<'_> {
                 Status::Done.into()
             }
             Ok((service, reply, _)) => {
-                explain(&service, &reply);
+                explain_to(&service, &reply, is_of_unit);
                 Status::Failed.into()
             }
         }
@@ -129,9 +140,9 @@ impl Change<'_> {
         &self,
         connection: &mut Connection,
         progress: Option<&Progress>,
+        is_quiet: bool,
     ) -> Result<Reply, ConnectionError> {
         if self.waits {
-            self.mention_interrupts(&connection.service);
             connection.ask(&Request::new(Command::Events))?;
         }
         connection.ask(&Request { wait: self.waits, ..Request::new(self.command.clone()) })?;
@@ -148,7 +159,7 @@ impl Change<'_> {
                 Line::Event(_) if !self.waits => return Err(ConnectionError::Unexpected),
                 Line::Event(event) => {
                     match progress {
-                        _ if self.json => {}
+                        _ if is_quiet => {}
                         None => say(without_reason(&event)),
                         // All else is in the picture.
                         Some(progress) if event.warning => progress.say(without_reason(&event)),
@@ -190,21 +201,12 @@ impl Change<'_> {
         let serves = trouble.unwrap_or_else(|| format!("generation {generation} serves{alone}"));
         format!("`{service}`: {command} done; {serves}")
     }
+}
 
-    /// Has Ctrl-C end this command alone, and say so.
-    fn mention_interrupts(&self, service: &str) {
-        let Ok(mut signals) = Signals::new([SIGINT]) else { return };
-        let text = format!(
-            "the {} goes on without this command; `liveswap status {service}` shows it",
-            self.command.name()
-        );
-        thread::spawn(move || {
-            if signals.forever().next().is_some() {
-                output::error_lines(&format!("\n{text}"));
-                process::exit(Status::Interrupted as i32);
-            }
-        });
-    }
+/// Whether an upgrade has not ended as it was to because the service is being stopped.
+fn is_end(reply: &Reply) -> bool {
+    let is_stopping = reply.health.as_ref().is_some_and(|health| health.stopping);
+    is_stopping && reply.outcome.as_deref() == Some("superseded")
 }
 
 /// Returns the text of an event without the reason of a failure, which the answer has.
@@ -223,8 +225,13 @@ fn generations(snapshot: &Reply) -> BTreeSet<u64> {
 
 /// Prints why something was not done.
 pub(super) fn explain(service: &str, reply: &Reply) {
+    explain_to(service, reply, false);
+}
+
+/// As [`explain`]; where the log of the manager has the reason before the same eyes, it is not said again.
+fn explain_to(service: &str, reply: &Reply, has_log: bool) {
     let heading = format!("{} of `{service}` {}", reply.cmd, how(reply));
-    let mut hints: Vec<_> = reply.hint.iter().cloned().map(Hint::Plain).collect();
+    let mut hints: Vec<_> = reply.hint.iter().filter(|_| !has_log).cloned().map(Hint::Plain).collect();
     if let Some(generation) = reply.generation.filter(|_| matches!(&*reply.cmd, "upgrade" | "rollback")) {
         let again = if reply.cmd == "upgrade" {
             format!("; fix the cause and run `liveswap upgrade {service}` again")
@@ -238,6 +245,9 @@ pub(super) fn explain(service: &str, reply: &Reply) {
             None if health.stopping => Hint::Plain("the service is being stopped".into()),
             None => Hint::Plain(format!("generation {generation} is still serving{again}")),
         });
+    }
+    if has_log {
+        return report::print_failure(&heading, None, &[], &hints);
     }
     // They begin with the reason, and show its place.
     if let Some(lines) = reply.details.as_ref().filter(|lines| !lines.is_empty()) {
