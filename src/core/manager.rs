@@ -1,7 +1,6 @@
 //! The door into the core: events in, actions out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,10 +19,6 @@ use super::{Action, Event};
 
 /// SIGKILL, the one signal whose sender may be the kernel's out-of-memory killer or an operator, never the program.
 const SIGKILL: i32 = 9;
-
-/// A second SIGTERM or SIGINT that comes this soon is the same wish: timeout(1) signals its child and then the child's group,
-/// and a terminal and a service manager may both pass one on.
-const SAME_WISH: Duration = Duration::from_millis(200);
 
 /// The whole state of a manager, as plain data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -327,34 +322,6 @@ impl Manager {
     pub(super) fn set_state(&mut self, id: WorkerId, state: WorkerState) {
         if let Some(worker) = self.workers.get_mut(id) {
             worker.state = state;
-        }
-    }
-
-    pub(super) fn stop(&mut self, now: Mono, out: &mut Vec<Action>) {
-        if self.stop.is_some() {
-            if self.same_wish_until.is_none_or(|until| until <= now) {
-                self.kill(out);
-            }
-            return;
-        }
-        self.same_wish_until = Some(now + SAME_WISH);
-        self.supersede_all("the service stops", out);
-        self.stop = Some(Stop::Draining);
-        out.push(Action::Tell(Notice::Stopping(self.workers.len())));
-        for id in self.workers.which(Worker::is_live) {
-            self.drain(now, id, DrainReason::Stop, out);
-        }
-    }
-
-    pub(super) fn kill(&mut self, out: &mut Vec<Action>) {
-        if self.stop == Some(Stop::Ended) {
-            return;
-        }
-        self.supersede_all("the service is killed", out);
-        self.stop = Some(Stop::Draining);
-        out.push(Action::Tell(Notice::KillingAll(self.workers.len())));
-        for id in self.workers.which(|worker| !worker.is_killing()) {
-            self.kill_worker(id, out);
         }
     }
 

@@ -22,6 +22,7 @@
 
 mod backoff;
 mod census;
+mod ending;
 mod exchange;
 mod generation;
 pub mod ids;

@@ -5,14 +5,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use nix::unistd::Pid;
 use tracing::{error, info, warn};
 
 use super::launch::{self, Equipment};
 use super::node::Channel;
 use super::process::{Process, Tail, WorkerOutput};
 use super::run::{Daemon, Role};
-use super::sender::{AnnouncedPid, Rejected};
+use super::sender::Rejected;
 use super::sockets::Listener;
 use super::store::{self, Stored};
 use super::streams::Opened;
@@ -252,62 +251,8 @@ impl Daemon {
         }
     }
 
-    pub(super) fn signal_to_drain(&mut self, worker: WorkerId) {
-        let now = self.now();
-        let Some(process) = self.processes.get_mut(&worker) else { return };
-        let Some(of) = self.generations.get(&process.generation) else { return };
-        let signal = of.release.spec.process.drain_signal;
-        process.drain_signal_sent = Some(now);
-        self.signal(worker, signal);
-    }
-
-    pub(super) fn signal(&mut self, worker: WorkerId, number: i32) {
-        let send = |process: &Process| match (&process.survivor, main_process(process)) {
-            (Some(survivor), main) if main == process.pid => survivor.signal(number),
-            (_, main) => process::signal(main, number),
-        };
-        if let Some(process) = self.running(worker)
-            && let Err(error) = send(process)
-        {
-            warn!("cannot signal worker {worker} ({}): {error}", process.name());
-            self.may_be_beyond_reach(worker, &error);
-        }
-    }
-
-    /// A worker that became another user may be out of our reach for good: then it is not waited for (kill(2)).
-    fn may_be_beyond_reach(&mut self, worker: WorkerId, error: &io::Error) {
-        let Some(process) = self.running(worker) else { return };
-        if error.raw_os_error() == Some(libc::EPERM) {
-            let what = format!("process {} may not be signalled: {error}", process.pid);
-            self.inbox.push_back(Event::DoesNotEnd(worker, what));
-        }
-    }
-
-    /// Tells which process of a worker has outlived SIGKILL.
-    fn tell_survival(&mut self, worker: WorkerId) {
-        if let Some(process) = self.running(worker) {
-            let what = format!("process {} does not end after SIGKILL", process.pid);
-            self.inbox.push_back(Event::DoesNotEnd(worker, what));
-        }
-    }
-
-    pub(super) fn kill(&mut self, worker: WorkerId) {
-        let kill = |process: &Process| match &process.survivor {
-            Some(survivor) => survivor.kill_tree(),
-            None => process::kill_tree(process.pid),
-        };
-        if let Some(process) = self.running(worker)
-            && let Err(error) = kill(process)
-        {
-            warn!("cannot kill worker {worker} ({}): {error}", process.name());
-            self.may_be_beyond_reach(worker, &error);
-        }
-        // After it: one that is being started may not be in its group yet.
-        self.kill_cgroup(worker);
-    }
-
     /// Returns a worker's process where its pid is still its own: the news of its end may wait in the inbox.
-    fn running(&self, worker: WorkerId) -> Option<&Process> {
+    pub(super) fn running(&self, worker: WorkerId) -> Option<&Process> {
         self.processes.get(&worker).filter(|process| self.roles.contains_key(&process.pid))
     }
 
@@ -392,10 +337,4 @@ pub(super) fn prefix(spec: &ServiceSpec, slot: SlotId) -> String {
         Output::Prefix => format!("{}.{slot} | ", spec.name),
         Output::Inherit => String::new(),
     }
-}
-
-/// The process that a worker named as its main one where it is of its tree, or else the one that we know.
-fn main_process(of: &Process) -> Pid {
-    let is_ours = |announced: &Pid| process::descendants(of.pid).contains(announced);
-    of.announced_main_pid.and_then(AnnouncedPid::living).filter(is_ours).unwrap_or(of.pid)
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! begin     how a manager comes to be                       start    one that is new
 //! run       the loop                                      hearing   what is ready, turned into events
-//! obey      signals
+//! obey      signals that come                             signalling   those to workers
 //! apply     one action performed                          reap      children that have ended
 //! prepare   service file -> candidate -> generation       target    the code that runs, where an upgrade may name it
 //! hooks     what runs before and after an upgrade         pre_upgrade   the one that may name another target
@@ -63,6 +63,7 @@ mod rival;
 mod run;
 pub mod runtime;
 mod sender;
+mod signalling;
 pub mod sockets;
 mod start;
 mod store;

@@ -23,6 +23,7 @@ mod guard;
 mod inherited;
 mod listener;
 mod overlap;
+mod path;
 mod plan;
 mod record;
 #[cfg(test)]

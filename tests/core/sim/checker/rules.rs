@@ -17,31 +17,8 @@ const SPARED: u32 = 3;
 impl Checker {
     pub(super) fn check_notice(&mut self, now: Mono, notice: &Notice) -> Verdict {
         match notice {
-            Notice::UpgradeBegan(to) | Notice::RollbackBegan(to, _) => {
-                ensure!(self.upgrade.is_none(), "another is under way");
-                ensure!(*to == self.last_begun.next(), "a number was left out or used again");
-                ensure!(self.stop_by.is_none(), "the service stops");
-                self.last_begun = *to;
-                // A respawn that was just given up is put off, no more.
-                self.stale_to_come.append(&mut self.stale);
-                self.kills_to_come |= std::mem::take(&mut self.kills);
-                let (phase, until) = (Phase::Checking, now + PATIENCE);
-                let old_has_an_excuse = !self.is_full(self.current);
-                self.upgrade = Some(Course {
-                    to: *to,
-                    phase,
-                    until,
-                    old_has_an_excuse,
-                    has_failed: false,
-                    proven: false,
-                    made_room: false,
-                    spared: 0,
-                    given_over: BTreeSet::new(),
-                    goes_back: matches!(notice, Notice::RollbackBegan(..)),
-                    target: None,
-                });
-                self.rest();
-            }
+            Notice::UpgradeBegan(to) => self.check_begun(now, *to, false)?,
+            Notice::RollbackBegan(to, _) => self.check_begun(now, *to, true)?,
             Notice::Surging(to) => {
                 self.go_on(*to, &[Phase::Checking], Phase::Surging)?;
                 self.sockets_of = *to;
@@ -120,6 +97,33 @@ impl Checker {
             }
             Notice::Worker(..) => unreachable!("has a check of its own"),
         }
+        Ok(())
+    }
+
+    fn check_begun(&mut self, now: Mono, to: GenerationId, goes_back: bool) -> Verdict {
+        ensure!(self.upgrade.is_none(), "another is under way");
+        ensure!(to == self.last_begun.next(), "a number was left out or used again");
+        ensure!(self.stop_by.is_none(), "the service stops");
+        self.last_begun = to;
+        // A respawn that was just given up is put off, no more.
+        self.stale_to_come.append(&mut self.stale);
+        self.kills_to_come |= std::mem::take(&mut self.kills);
+        let (phase, until) = (Phase::Checking, now + PATIENCE);
+        let old_has_an_excuse = !self.is_full(self.current);
+        self.upgrade = Some(Course {
+            to,
+            phase,
+            until,
+            old_has_an_excuse,
+            has_failed: false,
+            proven: false,
+            made_room: false,
+            spared: 0,
+            given_over: BTreeSet::new(),
+            goes_back,
+            target: None,
+        });
+        self.rest();
         Ok(())
     }
 
