@@ -396,7 +396,9 @@ fn a_file_that_cannot_be_used_does_not_end_a_service_whose_workers_are_all_lost(
     manager.wait_said(place, "READY=1", |message| message.is("READY"));
     assert_eq!(ask(&Target::Tcp(address)).expect("an answer").release, "old");
     assert_eq!(manager.upgrade("nor is this").verdict, Verdict::Refused);
-    manager.upgrade_committed(service.release("new"));
+    let outcome = manager.upgrade_committed(service.release("new"));
+    // One that is told to drain may still take a connection.
+    manager.wait_workers(outcome.generation, 3);
     assert_eq!(ask(&Target::Tcp(address)).expect("an answer").release, "new");
     manager.stop();
 }
