@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use nix::unistd::{Pid, geteuid};
+use tracing::error;
 
 use super::control::Door;
 use super::process::{Heard, MESSAGES_A_TURN};
@@ -48,6 +49,7 @@ impl Daemon {
                 Token::Output(worker, stream) => self.pass_on(worker, stream),
                 Token::Checker(generation) => self.read_check(generation),
                 Token::Sockets => self.mend_sockets(None),
+                Token::Paths => self.hear_of_paths(),
                 Token::Doors => self.knocked(hung_up),
                 Token::GuestReport(pid) => self.take_guest_report(Pid::from_raw(pid)),
                 Token::Outlet(_) => {} // Flushed in each turn.
@@ -64,6 +66,18 @@ impl Daemon {
                 Token::Leftover(pid) => self.leftover_ended(Pid::from_raw(pid)),
                 Token::Signals => self.take_signals(),
             }
+        }
+    }
+
+    /// Looks at the sockets where something has happened to one of their paths.
+    fn hear_of_paths(&mut self) {
+        match self.sockets.drain_watch() {
+            Ok(true) => {
+                self.mend_notify_sockets();
+                self.mend_sockets(None);
+            }
+            Ok(false) => {}
+            Err(error) => error!("cannot read what happened to socket paths: {error}"),
         }
     }
 

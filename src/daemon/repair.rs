@@ -102,7 +102,7 @@ impl Daemon {
             let _ = self.poller.add(&*listener, Token::Sockets.pack(), Interest::Hangup);
         }
         if let Some(watch) = self.sockets.watch() {
-            let _ = self.poller.add(watch, Token::Sockets.pack(), Interest::Read);
+            let _ = self.poller.add(watch, Token::Paths.pack(), Interest::Read);
         }
     }
 

@@ -23,8 +23,10 @@ pub enum Token {
     Output(WorkerId, Stream),
     /// The checker of a service file has written.
     Checker(GenerationId),
-    /// A worker hurt a shared socket, or removed a path.
+    /// A worker hurt a shared socket.
     Sockets,
+    /// Something happened to the path of a socket.
+    Paths,
     /// Somebody waits at a socket.
     Doors,
     /// The process of a connection runs its program, or a step before it failed.
@@ -103,6 +105,7 @@ impl Token {
             Self::Doors => (18, 0),
             Self::GuestReport(pid) => (19, u64::from(pid.unsigned_abs())),
             Self::Helper(number) => (20, number),
+            Self::Paths => (21, 0),
         };
         debug_assert!(id < 1 << SHIFT, "more than 2^56 workers");
         kind << SHIFT | id
@@ -135,6 +138,7 @@ impl Token {
             18 => Self::Doors,
             19 => Self::GuestReport(i32::try_from(id).ok()?),
             20 => Self::Helper(id),
+            21 => Self::Paths,
             _ => return None,
         })
     }
@@ -156,6 +160,7 @@ mod tests {
             Token::Output(WorkerId(3), Stream::Err),
             Token::Checker(GenerationId(9)),
             Token::Sockets,
+            Token::Paths,
             Token::Outlet(Stream::Out),
             Token::Outlet(Stream::Err),
             Token::Control,

@@ -55,8 +55,8 @@ impl PathWatch {
         Ok(WatchedPath { inotify: Rc::clone(&self.inotify), descriptor })
     }
 
-    /// Reads events away, and returns whether there were any; what happened is then to be looked at. Where they come faster
-    /// than they are read, the rest stays for the next call.
+    /// Reads events away, and returns whether any tells of a path; what happened is then to be looked at. That a watch has ended
+    /// (`IN_IGNORED`), as with each worker, tells of none. Where events come faster than they are read, the rest stays for the next call.
     ///
     /// # Errors
     /// Those of read(2).
@@ -64,7 +64,9 @@ impl PathWatch {
         let mut any = false;
         for _ in 0..READS {
             match self.inotify.read_events() {
-                Ok(_) => any = true,
+                Ok(events) => {
+                    any |= events.iter().any(|event| !event.mask.contains(AddWatchFlags::IN_IGNORED));
+                }
                 Err(Errno::EAGAIN) => return Ok(any),
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
@@ -136,5 +138,8 @@ mod tests {
 
         drop(watched);
         watch.drain().unwrap();
+        let watched = watch.watch(&path).unwrap();
+        drop(watched);
+        assert!(!watch.drain().unwrap(), "the end of a watch says nothing of the path");
     }
 }
