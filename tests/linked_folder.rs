@@ -44,6 +44,8 @@ fn an_upgrade_follows_the_link_in_which_the_manager_was_started() {
     assert_eq!(ask(&Target::Tcp(address)).expect("an answer").release, "1");
     switch(&manager, "2");
     manager.cli(["upgrade"]).assert(0, []);
+    // One that is told to drain may still take a connection.
+    manager.wait_workers(2, 1);
     assert_eq!(ask(&Target::Tcp(address)).expect("an answer").release, "2");
     fs::remove_dir_all(manager.path("releases/1")).expect("the first release removed");
     manager.cli(["upgrade"]).assert(0, []);
@@ -62,6 +64,7 @@ fn a_link_on_the_way_that_moves_is_a_change() {
     switch(&manager, "2");
     manager.wait_log(place, ["/current changed: upgrading"]);
     manager.wait_log(place, ["generation 2 committed"]);
+    manager.wait_workers(2, 1);
     assert_eq!(ask(&Target::Tcp(address)).expect("an answer").release, "2");
     manager.stop();
 }
