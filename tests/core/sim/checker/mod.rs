@@ -241,6 +241,8 @@ pub struct Checker {
     ending: BTreeMap<WorkerId, bool>,
     /// The present event is that another manager takes over.
     takes_over: bool,
+    /// The present event asks for what was asked for a moment ago.
+    is_same_wish: bool,
     /// Some process has outlived SIGKILL for a while.
     kills_slowly: bool,
     /// Connections have processes of their own.
@@ -282,6 +284,7 @@ impl Checker {
             cut: None,
             ending: BTreeMap::new(),
             takes_over: false,
+            is_same_wish: false,
             kills_slowly: false,
             has_guests: false,
             is_to_wake: false,
@@ -374,6 +377,8 @@ impl Checker {
     }
 
     fn take_event(&mut self, now: Mono, event: &Event) {
+        let until = self.same_wish_until.filter(|_| *event == Event::Stop && self.stop_by.is_some());
+        self.is_same_wish = until.is_some_and(|at| now < at);
         (self.cut, self.cancelled) = (None, None);
         let stale = self.stale_by(event);
         self.stale_to_come.extend(&stale);
@@ -396,7 +401,7 @@ impl Checker {
                 self.scaling = self.scaled_within_bounds(*by);
             }
             Event::Asked(request, wish) => self.take_wish(now, *request, *wish, stale),
-            Event::Stop if self.stop_by.is_some() && self.same_wish_until.is_some_and(|at| now < at) => {}
+            Event::Stop if self.is_same_wish => {}
             Event::Stop | Event::Kill => self.take_stop(now, *event == Event::Kill),
             Event::Prepared(generation, policy, code) => {
                 self.generations.insert(*generation, Release::beside(policy.clone(), *code));
@@ -409,8 +414,17 @@ impl Checker {
             Event::StartFailed(id, _) | Event::Exited(id, _) => self.take_end(*id),
             Event::Overslept => self.oversleep(now),
             Event::DoesNotEnd(id, _) => {
-                if let Some(worker) = self.workers.get_mut(id).filter(|worker| !worker.stage.is_live()) {
+                let is_left = |worker: &&mut Seen| !worker.stage.is_live() && worker.stage != Stage::Stuck;
+                if let Some(worker) = self.workers.get_mut(id).filter(is_left) {
                     (worker.stage, worker.deadline, worker.signalled) = (Stage::Stuck, None, true);
+                    let generation = worker.generation;
+                    // Two releases would run beside each other.
+                    let is_recreated = self.rules().strategy == Strategy::Recreate;
+                    let is_old =
+                        |it: &&mut Course| is_recreated && it.phase == Phase::Surging && it.to != generation;
+                    if let Some(upgrade) = self.upgrade.as_mut().filter(is_old) {
+                        upgrade.has_failed = true;
+                    }
                 }
             }
             Event::TakenOver(gone) => self.take_over(now, gone),

@@ -344,7 +344,7 @@ impl Checker {
     }
 
     pub(super) fn check_kill(&mut self, now: Mono, event: &Event, id: WorkerId) -> Verdict {
-        let cut = self.cut;
+        let (cut, is_same_wish) = (self.cut, self.is_same_wish);
         let is_respawned = self.kills && self.respawning;
         if self.workers.get(&id).is_some_and(|worker| worker.stage.is_live()) {
             self.disturb();
@@ -352,6 +352,7 @@ impl Checker {
         let worker = self.present(id)?;
         ensure!(!matches!(worker.stage, Stage::Killing | Stage::Stuck), "it was sent SIGKILL before");
         let is_stop = matches!(event, Event::Stop | Event::Kill | Event::Asked(_, Wish::Kill));
+        let is_stop = is_stop && !is_same_wish;
         let is_asked_for = is_stop || is_respawned && worker.outdated && worker.stage.is_live();
         if !is_asked_for {
             ensure!(!worker.stage.is_live(), "it is live, and nobody asked for it");
