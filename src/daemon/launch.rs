@@ -2,11 +2,10 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,7 +19,7 @@ use super::streams::{JOURNAL_VARIABLE, Opened, Streams};
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::spec::{self, Output, Protocol, is_protocol_variable};
 use crate::sys::limits::{Limit, Resource};
-use crate::sys::spawn::{Credentials, Launch, candidates};
+use crate::sys::spawn::{Credentials, Launch, candidates, executable};
 use crate::sys::strings::CStrings;
 
 /// The worker's number, as the log has it; no two workers of a manager ever have the same.
@@ -352,12 +351,7 @@ pub fn missing_programs(release: &Release, heritage: &Heritage) -> io::Result<Ve
     let mut missing = Vec::new();
     for (key, program) in commands.iter().filter_map(|(key, command)| Some((key, command.first()?))) {
         let program = place.fill_in(program);
-        let files = candidates(OsStr::new(program.as_ref()), path.as_deref())?;
-        let is_executable = |file: &CStr| {
-            let metadata = release.directory.join(OsStr::from_bytes(file.to_bytes())).metadata();
-            metadata.is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
-        };
-        if !files.iter().any(is_executable) {
+        if executable(OsStr::new(program.as_ref()), path.as_deref(), &release.directory)?.is_none() {
             let place = if program.contains('/') {
                 format!("seen from {}", release.directory.display())
             } else {

@@ -1,8 +1,6 @@
 //! The program of a release: where it stands, and which file it was when the release was read.
 
 use std::ffi::OsStr;
-use std::fs::{self, Metadata};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -12,40 +10,16 @@ use super::run::Daemon;
 use crate::core::ids::GenerationId;
 use crate::core::notice::Outcome;
 use crate::core::spec::Code;
-use crate::sys::spawn::DEFAULT_PATH;
-
-/// What tells a file from another one, and from itself after a change: device, inode, size, and the times of its last
-/// modification and change in nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileIdentity {
-    dev: u64,
-    ino: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl FileIdentity {
-    /// Takes it from what stat(2) says.
-    #[must_use]
-    pub fn of(file: &Metadata) -> Self {
-        Self {
-            dev: file.dev(),
-            ino: file.ino(),
-            size: file.size(),
-            modified: (file.mtime(), file.mtime_nsec()),
-            changed: (file.ctime(), file.ctime_nsec()),
-        }
-    }
-}
+use crate::sys::exec::identity;
+use crate::sys::spawn::executable;
 
 /// A program as it was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
     /// Its path, symbolic links resolved.
     pub path: PathBuf,
-    /// Which file that is.
-    pub file: FileIdentity,
+    /// Which file that is (see [`identity`]).
+    pub file: String,
 }
 
 impl Program {
@@ -54,18 +28,8 @@ impl Program {
     ///
     /// May block, as the file system may.
     pub fn find(word: &str, path: Option<&OsStr>, directory: &Path) -> Option<Self> {
-        let places = if word.contains('/') {
-            vec![directory.join(word)]
-        } else {
-            let path = path.unwrap_or(OsStr::new(DEFAULT_PATH));
-            std::env::split_paths(path).map(|folder| directory.join(folder).join(word)).collect()
-        };
-        places.iter().find_map(|place| {
-            let found = fs::metadata(place).ok().filter(Metadata::is_file)?;
-            let is_executable = found.permissions().mode() & 0o111 != 0;
-            is_executable.then_some(())?;
-            Some(Self { path: place.canonicalize().ok()?, file: FileIdentity::of(&found) })
-        })
+        let found = executable(OsStr::new(word), path, directory).ok()??.canonicalize().ok()?;
+        Some(Self { file: identity(&found).ok()?, path: found })
     }
 }
 
@@ -146,8 +110,8 @@ impl Release {
     /// What has become of the code of `old`, now that this release was read.
     pub fn old_code(&self, old: &Self) -> OldCode {
         let files = |release: &Self| {
-            let program = release.program.as_ref().map(|program| program.file);
-            (program, release.target.as_ref().and_then(|target| target.file))
+            let program = release.program.as_ref().map(|program| program.file.clone());
+            (program, release.target.as_ref().and_then(|target| target.file.clone()))
         };
         match self.code_beside(old) {
             Code::Elsewhere => OldCode::Pinned,

@@ -4,7 +4,7 @@
 //! `[upgrade] head` records the one that serves, for the next manager to begin with.
 
 use std::collections::BTreeMap;
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
@@ -13,7 +13,6 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 use tracing::{error, warn};
 
-use super::program::FileIdentity;
 use super::release::{Release, open_file, read_open};
 use super::run::{Daemon, Role};
 use crate::core::ids::RequestId;
@@ -21,6 +20,7 @@ use crate::core::notice::Outcome;
 use crate::core::spec::ServiceSpec;
 use crate::core::time::Mono;
 use crate::core::word::one_line;
+use crate::sys::exec::identity;
 use crate::sys::folder::Folder;
 use crate::sys::fork::{ForkedWork, in_child};
 use crate::sys::process::{kill_tree, may_make_files_in};
@@ -37,9 +37,9 @@ pub struct Target {
     pub given: String,
     /// The same with all symbolic links resolved: what this generation is pinned to.
     pub resolved: String,
-    /// Which file that is, where it is one.
+    /// Which file that is (see [`identity`]), where it is one.
     #[serde(default)]
-    pub file: Option<FileIdentity>,
+    pub file: Option<String>,
 }
 
 /// Which target a release is to have.
@@ -134,8 +134,9 @@ impl<'a> Bounds<'a> {
         let text = |path: PathBuf| path.into_os_string().into_string();
         match (text(given), text(resolved)) {
             (Ok(given), Ok(resolved)) => {
-                let file = Path::new(&resolved).metadata().ok().filter(Metadata::is_file);
-                Ok(Target { given, file: file.as_ref().map(FileIdentity::of), resolved })
+                let file = Path::new(&resolved);
+                let file = file.is_file().then(|| identity(file).ok()).flatten();
+                Ok(Target { given, resolved, file })
             }
             _ => Err(refuse(&"its path is not UTF-8")),
         }

@@ -13,8 +13,8 @@ use nix::unistd::execve;
 use super::handover::Luggage;
 use super::paths::absolute;
 
-/// What the kernel appends to the name of a file that was removed since it was executed (proc_pid_exe(5)).
-const DELETED: &str = " (deleted)";
+/// What the kernel appends to the name of a file that was removed since it was executed or opened (proc_pid_exe(5)).
+pub const DELETED: &str = " (deleted)";
 
 /// Where a process finds its own program, wherever that stands (proc_pid_exe(5)).
 pub const RUNNING: &str = "/proc/self/exe";

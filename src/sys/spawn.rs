@@ -9,7 +9,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use nix::errno::Errno;
@@ -25,7 +26,7 @@ use super::limits::{Limit, Resource};
 use super::strings::{CStrings, Pointers};
 
 /// Where a program is looked for if there is no `PATH` (glibc's confstr(3), `_CS_PATH`).
-pub const DEFAULT_PATH: &str = "/bin:/usr/bin";
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// Who a process is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,6 +138,18 @@ pub fn candidates(program: &OsStr, path: Option<&OsStr>) -> io::Result<CStrings>
         files.push(&[if folder.is_empty() { b"." } else { folder }, b"/", program])?;
     }
     Ok(files)
+}
+
+/// Returns the first of the [`candidates`] that can be executed, seen from this directory; `None` where there is none.
+///
+/// # Errors
+/// Those of [`candidates`].
+pub fn executable(program: &OsStr, path: Option<&OsStr>, directory: &Path) -> io::Result<Option<PathBuf>> {
+    let files = candidates(program, path)?;
+    let mut files = files.iter().map(|file| directory.join(OsStr::from_bytes(file.to_bytes())));
+    Ok(files.find(|file| {
+        file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    }))
 }
 
 /// Starts a process. Never waits for it.
