@@ -29,23 +29,18 @@ pub struct Generation {
 
 impl Generation {
     pub(super) fn new(policy: Policy) -> Self {
-        let strategy = policy.strategy.unwrap_or(Strategy::ROLLING);
-        Self { strength: policy.workers, asleep: false, strategy, policy, backoff: BTreeMap::new() }
+        Self::upgrading(policy, Code::Elsewhere)
     }
 
     /// One that is to replace another by an upgrade.
     pub(super) fn upgrading(policy: Policy, code: Code) -> Self {
-        let strategy = match (policy.strategy, code) {
-            (Some(strategy), _) => strategy,
-            (None, Code::Elsewhere) => Strategy::ROLLING,
-            (None, Code::InPlace) => Strategy::BlueGreen,
-        };
-        Self { strategy, ..Self::new(policy) }
+        let strategy = chosen(&policy, code);
+        Self { strength: policy.workers, asleep: false, strategy, policy, backoff: BTreeMap::new() }
     }
 
     /// The upgrade to it has ended: what it replaces from now on are workers of its own.
     pub(super) fn settle_in(&mut self) {
-        self.strategy = self.policy.strategy.unwrap_or(Strategy::ROLLING);
+        self.strategy = chosen(&self.policy, Code::Elsewhere);
     }
 
     /// Whether the probation comes before the first old worker drains: those may be the only copy of the old code.
@@ -102,5 +97,14 @@ impl Generation {
             Strategy::BlueGreen => 0,
             Strategy::Recreate => self.strength,
         }
+    }
+}
+
+/// How a generation replaces another: as its policy says, or else by where the code of the two lies.
+fn chosen(policy: &Policy, code: Code) -> Strategy {
+    match (policy.strategy, code) {
+        (Some(strategy), _) => strategy,
+        (None, Code::Elsewhere) => Strategy::ROLLING,
+        (None, Code::InPlace) => Strategy::BlueGreen,
     }
 }
