@@ -49,7 +49,11 @@ impl Daemon {
                 Token::Output(worker, stream) => self.pass_on(worker, stream),
                 Token::Checker(generation) => self.read_check(generation),
                 Token::Sockets => self.mend_sockets(None),
-                Token::Paths => self.hear_of_paths(),
+                Token::Paths => {
+                    if self.hear_of_paths() {
+                        self.mend_sockets(None);
+                    }
+                }
                 Token::Doors => self.knocked(hung_up),
                 Token::GuestReport(pid) => self.take_guest_report(Pid::from_raw(pid)),
                 Token::Outlet(_) => {} // Flushed in each turn.
@@ -69,16 +73,17 @@ impl Daemon {
         }
     }
 
-    /// Looks at the sockets where something has happened to one of their paths.
-    fn hear_of_paths(&mut self) {
-        match self.sockets.drain_watch() {
-            Ok(true) => {
-                self.mend_notify_sockets();
-                self.mend_sockets(None);
-            }
-            Ok(false) => {}
-            Err(error) => error!("cannot read what happened to socket paths: {error}"),
+    /// Reads what happened to the paths of sockets, and returns whether there was anything. The notify sockets are mended by
+    /// then.
+    pub(super) fn hear_of_paths(&mut self) -> bool {
+        let has_changed = self.sockets.drain_watch().unwrap_or_else(|error| {
+            error!("cannot read what happened to socket paths: {error}");
+            false
+        });
+        if has_changed {
+            self.mend_notify_sockets();
         }
+        has_changed
     }
 
     fn hear(&mut self, worker: WorkerId) {

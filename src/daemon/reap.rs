@@ -331,10 +331,7 @@ pub(super) fn kill_strangers(found_at_start: &[Pid]) {
         let mut left = process::descendants(getpid());
         for found in found_at_start {
             left.remove(found);
-            left.retain({
-                let started_by_it = process::descendants(*found);
-                move |pid| !started_by_it.contains(pid)
-            });
+            left = &left - &process::descendants(*found);
         }
         if left.is_empty() {
             return;

@@ -155,11 +155,7 @@ impl Daemon {
     /// Looks at all sockets, mends what is wrong, and says who probably did it: `occasion` names a worker whose change of
     /// state made us look.
     pub(super) fn mend_sockets(&mut self, occasion: Option<WorkerId>) {
-        match self.sockets.drain_watch() {
-            Ok(true) => self.mend_notify_sockets(),
-            Ok(false) => {}
-            Err(error) => error!("cannot read what happened to socket paths: {error}"),
-        }
+        self.hear_of_paths();
         self.mend_control();
         let mut replaced: Vec<Rc<Listener>> = Vec::new();
         for (listener, hurt) in self.sockets.hurts() {

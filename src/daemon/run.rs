@@ -185,8 +185,9 @@ impl Daemon {
             self.poller.wait(timeout, &mut ready)?;
             stall.start();
             self.collect(&ready);
-            let late = tick_at.map_or(Duration::ZERO, |at| self.now() - at);
-            let is_due = tick_at.is_some_and(|at| at <= self.now());
+            let now = self.now();
+            let late = tick_at.map_or(Duration::ZERO, |at| now - at);
+            let is_due = tick_at.is_some_and(|at| at <= now);
             if is_due {
                 self.hear_all(&mut ready)?;
             }
