@@ -17,6 +17,7 @@ use super::sockets::Sockets;
 use super::start::{Post, Start};
 use super::upward::ServiceManager;
 use super::{ManagerError, prepare, raise_descriptor_limit, summary, system_store, watch};
+use crate::core::spec::Protocol;
 use crate::sys::activation::{self, Inherited};
 use crate::sys::pidfd::Pidfd;
 
@@ -111,6 +112,12 @@ impl Left {
     }
 }
 
+/// Whether workers of a service may be there that are in no cgroup, by its sockets: only then all processes are looked at.
+fn may_have_left(release: &Release) -> bool {
+    // Which sockets Node programs ask for is not known before.
+    release.spec.process.protocol == Protocol::Node || Found::may_be_there(&prepare::plans(release))
+}
+
 /// Looks at what a manager has left that was killed, and takes it over where it can be; says why where it cannot.
 fn look(
     source: &Source,
@@ -133,6 +140,9 @@ fn look(
         Judged::Nothing if runtime.is_left_in_order() => return Before::Left(Left::default()),
         Judged::Nothing if !runtime.is_abandoned() => {
             // Nothing says that there ever was a manager. So it takes a worker's cgroup, or a socket that a manager has made.
+            if cgroups.members().is_empty() && !release.as_ref().is_ok_and(may_have_left) {
+                return Before::Left(Left::default());
+            }
             let left = left(Vec::new());
             let holders = left.family.pids_with(left.leftovers.iter().map(Leftover::pid));
             let is_ours = !cgroups.members().is_empty() || Found::is_anything_there(&holders);

@@ -353,7 +353,8 @@ pub(super) fn prepare_sockets(sockets: &mut Sockets, release: &Release) -> Resul
     Ok(prepared)
 }
 
-fn plans(release: &Release) -> Vec<SocketPlan> {
+/// The sockets of a release, with their owners.
+pub(super) fn plans(release: &Release) -> Vec<SocketPlan> {
     let plan = |(spec, owner): (&SocketSpec, &Owner)| SocketPlan { spec: spec.clone(), owner: *owner };
     release.spec.sockets.iter().zip(&release.owners).map(plan).collect()
 }

@@ -9,10 +9,9 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Pid, getpid};
 
 use super::runtime::RuntimeError;
+use crate::sys::exec::DELETED;
 use crate::sys::process::processes;
-
-/// What the kernel appends to the name of a file that was removed.
-const DELETED: &str = " (deleted)";
+use crate::sys::unix_names;
 
 /// Refuses to start beside a manager whose lock file of this path was removed, and removes the new one: with it the next attempt
 /// would take the folder for one in order.
@@ -20,7 +19,12 @@ const DELETED: &str = " (deleted)";
 /// # Errors
 ///
 /// There is one.
-pub(super) fn refuse(lock: &Path, service: &str) -> Result<(), RuntimeError> {
+pub(super) fn refuse(lock: &Path, control: &Path, service: &str) -> Result<(), RuntimeError> {
+    // A manager that lives has a control socket, whose name the kernel lists though it was removed. So mostly there is none, and no
+    // process needs to be looked at.
+    if unix_names::list().is_ok_and(|names| !names.have(control)) {
+        return Ok(());
+    }
     let Some(pid) = another_manager(lock) else { return Ok(()) };
     let _ = fs::remove_file(lock);
     let path = lock.parent().unwrap_or(lock).to_owned();

@@ -115,7 +115,7 @@ impl RuntimeDirectory {
         let is_new = !path.join(lock::NAME).exists();
         let (lock, is_left_in_order) = lock::take(&folder, service)?;
         if is_new {
-            rival::refuse(&path.join(lock::NAME), service)?;
+            rival::refuse(&path.join(lock::NAME), &path.join(CONTROL), service)?;
         }
         let directory = Self { path, lock, is_left_in_order, token: None };
         directory.restore().map_err(|source| RuntimeError::Io { path: directory.notify(), source })?;

@@ -1,4 +1,4 @@
-//! Who made a socket that is bound, as the kernel lists it (sock_diag(7)).
+//! Which sockets are bound, and who made them, as the kernel lists them (sock_diag(7)).
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,9 +8,10 @@ use std::os::unix::ffi::OsStrExt;
 use super::held;
 use super::listener::{Address, Kind, kind, local_address};
 use super::sock_diag::{
-    self, ANSWER, HEADER, NO_COOKIE, PIECE, REQUEST_DUMP, REQUEST_ONE, address, attribute, canonical,
-    each_message, number, open, put, request, start,
+    self, ANSWER, HEADER, NO_COOKIE, PIECE, REQUEST, REQUEST_DUMP, REQUEST_ONE, address, attribute,
+    canonical, each_message, number, open, put, request, start,
 };
+use super::unix_names;
 
 /// The states, a bit each, of a socket that listens, and of one that is bound and not connected (net/tcp_states.h).
 const LISTENING: u32 = 1 << 10;
@@ -35,25 +36,57 @@ const USER: u16 = 7;
 pub fn maker(socket: impl AsFd) -> io::Result<Option<u32>> {
     let Some((held::Kind::Socket, inode)) = held::identity(&socket) else { return Ok(None) };
     let (Some(place), Some(carries)) = (local_address(&socket)?, kind(&socket)?) else { return Ok(None) };
-    let state = if carries.is_listened_on() { LISTENING } else { UNCONNECTED };
     match place {
-        Address::Inet(place) => inet_maker(inode, place, carries, state),
-        Address::Path(path) => unix_maker(inode, path.as_os_str().as_bytes(), state),
-        Address::Abstract(name) => unix_maker(inode, &[b"\0", name.as_slice()].concat(), state),
+        Address::Inet(place) => inet_maker(inode, place, carries),
+        Address::Path(path) => unix_maker(inode, path.as_os_str().as_bytes(), waiting(carries)),
+        Address::Abstract(name) => unix_maker(inode, &[b"\0", name.as_slice()].concat(), waiting(carries)),
     }
 }
 
-fn inet_maker(inode: u64, place: SocketAddr, carries: Kind, state: u32) -> io::Result<Option<u32>> {
+/// Whether any process has a socket that may be in the way of one at this address: of its port, whatever its IP address, or of its
+/// name. One that has chosen no port is in nobody's way.
+///
+/// # Errors
+///
+/// Those of the netlink socket, or of reading /proc/net/unix.
+pub fn is_taken(place: &Address, carries: Kind) -> io::Result<bool> {
+    let place = match place {
+        Address::Inet(place) => *place,
+        Address::Path(path) => return Ok(unix_names::list()?.have(path)),
+        Address::Abstract(name) => return Ok(unix_names::list()?.have_abstract(name)),
+    };
+    let mut is_taken = false;
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        if let Some(request) = inet_request(family, place.port(), carries) {
+            let port = place.port().to_be_bytes();
+            ask(&request, ANSWER, |body| is_taken |= body[4..6] == port)?;
+        }
+    }
+    Ok(is_taken)
+}
+
+/// Writes the question for the sockets of a port that listen, or are bound and not connected; `None` for what is no socket of TCP or UDP.
+fn inet_request(family: i32, port: u16, carries: Kind) -> Option<[u8; HEADER + REQUEST]> {
     let protocol = match carries {
         Kind::Stream => libc::IPPROTO_TCP,
         Kind::Datagram => libc::IPPROTO_UDP,
-        Kind::Seqpacket => return Ok(None),
+        Kind::Seqpacket => return None,
     };
-    let family = if place.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let mut request = request(REQUEST_DUMP, family);
     put(&mut request, HEADER + 1, &[u8::try_from(protocol).unwrap_or_default()]);
-    put(&mut request, HEADER + 4, &state.to_ne_bytes());
-    put(&mut request, HEADER + 8, &place.port().to_be_bytes());
+    put(&mut request, HEADER + 4, &waiting(carries).to_ne_bytes());
+    put(&mut request, HEADER + 8, &port.to_be_bytes());
+    Some(request)
+}
+
+/// The state of a socket that waits for clients.
+fn waiting(carries: Kind) -> u32 {
+    if carries.is_listened_on() { LISTENING } else { UNCONNECTED }
+}
+
+fn inet_maker(inode: u64, place: SocketAddr, carries: Kind) -> io::Result<Option<u32>> {
+    let family = if place.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let Some(request) = inet_request(family, place.port(), carries) else { return Ok(None) };
     let mut maker = None;
     ask(&request, ANSWER, |body| {
         let port = u16::from_be_bytes([body[4], body[5]]);
@@ -144,6 +177,26 @@ mod tests {
         let name = format!("liveswap-maker-{}", std::process::id());
         let name = UnixAddress::from_abstract_name(name).unwrap();
         assert_eq!(maker(UnixListener::bind_addr(&name).unwrap()).unwrap(), Some(own()));
+    }
+
+    #[test]
+    fn a_port_and_a_name_are_taken_for_as_long_as_a_socket_has_them() {
+        let is_taken = |place: &Address, carries| is_taken(place, carries).unwrap();
+        for ip in reachable(["127.0.0.1", "[::1]", "0.0.0.0", "[::]"]) {
+            let ip = ip.trim_matches(['[', ']']);
+            let (tcp, udp) = (TcpListener::bind((ip, 0)).unwrap(), UdpSocket::bind((ip, 0)).unwrap());
+            let elsewhere = |of: SocketAddr| Address::Inet(SocketAddr::from(([127, 9, 9, 9], of.port())));
+            let (stream, datagram) =
+                (elsewhere(tcp.local_addr().unwrap()), elsewhere(udp.local_addr().unwrap()));
+            assert!(is_taken(&stream, Kind::Stream) && is_taken(&datagram, Kind::Datagram), "{ip}");
+            drop((tcp, udp));
+            assert!(!is_taken(&stream, Kind::Stream) && !is_taken(&datagram, Kind::Datagram), "{ip}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = Address::Path(folder.path().join("a"));
+        assert!(!is_taken(&path, Kind::Stream));
+        let _socket = UnixListener::bind(folder.path().join("a")).unwrap();
+        assert!(is_taken(&path, Kind::Stream));
     }
 
     #[test]

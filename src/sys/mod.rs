@@ -54,6 +54,7 @@ pub mod stream_socket;
 pub mod strings;
 pub mod tcp_keys;
 pub mod tree_watch;
+pub mod unix_names;
 pub mod usage;
 pub mod wait;
 pub mod way;

@@ -8,7 +8,7 @@ use nix::unistd::{Pid, geteuid};
 use tracing::{info, warn};
 
 use super::super::release::in_words;
-use super::super::sockets::{Listener, ListenerRecord, Sockets};
+use super::super::sockets::{Listener, ListenerRecord, SocketPlan, Sockets};
 use super::super::system_store;
 use crate::sys::activation::Inherited;
 use crate::sys::bound;
@@ -115,6 +115,14 @@ impl Found {
             found.any_is_new = true;
         }
         Ok(found)
+    }
+
+    /// Whether any process may have one of these sockets from before, by their addresses.
+    pub fn may_be_there(plans: &[SocketPlan]) -> bool {
+        // An address that does not say its port is not known again, and what is not told may be.
+        plans
+            .iter()
+            .any(|plan| plan.has_open_port() || bound::is_taken(&plan.address(), plan.kind()).unwrap_or(true))
     }
 
     /// Whether [`Found::any`] would find a socket, or cannot be sure.

@@ -11,7 +11,7 @@ use super::error::{Problem, Step};
 use super::path::{bind_path, permissions, set_permissions};
 use super::plan::SocketPlan;
 use super::upkeep::Upkeep;
-use crate::core::spec::{SocketAddress, SocketSpec};
+use crate::core::spec::SocketSpec;
 use crate::sys::activation::Inherited;
 use crate::sys::backlog::backlog;
 use crate::sys::folder::MadeFolders;
@@ -179,8 +179,7 @@ impl Listener {
     }
 
     fn chosen(&self) -> Option<SocketAddr> {
-        let is_open = matches!(self.plan().spec.address, SocketAddress::Inet(address) if address.port() == 0);
-        self.upkeep.local().filter(|_| is_open)
+        self.upkeep.local().filter(|_| self.plan().has_open_port())
     }
 
     /// Returns whether an activator bound it.

@@ -52,7 +52,13 @@ impl SocketPlan {
         self.spec.address == other.spec.address && self.spec.kind == other.spec.kind
     }
 
-    pub(super) fn address(&self) -> Address {
+    /// Whether the kernel chooses the port.
+    pub fn has_open_port(&self) -> bool {
+        matches!(self.spec.address, SocketAddress::Inet(address) if address.port() == 0)
+    }
+
+    /// Where it is bound.
+    pub fn address(&self) -> Address {
         match &self.spec.address {
             SocketAddress::Inet(address) => Address::Inet(*address),
             SocketAddress::Path(path) => Address::Path(path.clone()),
@@ -60,7 +66,8 @@ impl SocketPlan {
         }
     }
 
-    pub(super) fn kind(&self) -> Kind {
+    /// What it carries.
+    pub fn kind(&self) -> Kind {
         match self.spec.kind {
             SocketKind::Stream => Kind::Stream,
             SocketKind::Datagram => Kind::Datagram,
