@@ -251,13 +251,18 @@ fn under_local_owner_the_owner_needs_no_token_and_a_stranger_does() {
     manager.stop();
 }
 
-/// A socket that listens, and is turned into a client of `to`: who made it says nothing of who speaks by it then.
-fn turned(socket: &TcpListener, to: SocketAddr) {
-    use nix::sys::socket::{SockaddrIn, connect};
-    // Shut down, a listener is an unconnected socket again, as it is after connect(2) with AF_UNSPEC.
-    nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Read).expect("shutdown");
+/// A TCP socket of which anybody who has it can make a client: who made it says nothing of who speaks by it then. Of one that has listened
+/// only some kernels let a client be made (not 6.18.44, for one).
+fn unconnected() -> OwnedFd {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket")
+}
+
+fn connect(socket: OwnedFd, to: SocketAddr) -> TcpStream {
     let SocketAddr::V4(to) = to else { panic!("an IPv4 address") };
-    connect(socket.as_raw_fd(), &SockaddrIn::from(to)).expect("a connection");
+    nix::sys::socket::connect(socket.as_raw_fd(), &nix::sys::socket::SockaddrIn::from(to))
+        .expect("a connection");
+    socket.into()
 }
 
 #[test]
@@ -267,9 +272,8 @@ fn under_local_owner_a_socket_that_a_stranger_holds_too_does_not_speak_for_its_m
     }
     let (service, control) = of_local_owner();
     let manager = Manager::start(service);
-    let ask_by = |socket: TcpListener, stranger: Option<Child>| {
-        turned(&socket, control);
-        let mut stream = TcpStream::from(OwnedFd::from(socket));
+    let ask_by = |socket: OwnedFd, stranger: Option<Child>| {
+        let mut stream = connect(socket, control);
         std::io::Write::write_all(&mut stream, b"{\"cmd\":\"ping\"}\n").expect("a request");
         let mut line = String::new();
         BufReader::new(&stream).read_line(&mut line).expect("an answer");
@@ -279,14 +283,12 @@ fn under_local_owner_a_socket_that_a_stranger_holds_too_does_not_speak_for_its_m
         }
         serde_json::from_str::<Value>(&line).expect("JSON")
     };
-    let own = TcpListener::bind((control.ip(), 0)).expect("a socket");
-    assert_eq!(ask_by(own, None)["ok"], true, "root alone has it");
-    let shared = TcpListener::bind((control.ip(), 0)).expect("a socket");
+    assert_eq!(ask_by(unconnected(), None)["ok"], true, "root alone has it");
+    let shared = unconnected();
     let mut command = Command::new(STRANGER[0]);
     // It has become the stranger when it has said so.
     command.args(&STRANGER[1..]).args(["sh", "-c", "echo; exec sleep 600"]).stdout(Stdio::piped());
-    let mut stranger =
-        command.stdin(OwnedFd::from(shared.try_clone().expect("a copy"))).spawn().expect("setpriv");
+    let mut stranger = command.stdin(shared.try_clone().expect("a copy")).spawn().expect("setpriv");
     let mut line = String::new();
     BufReader::new(stranger.stdout.as_mut().expect("its output")).read_line(&mut line).expect("a line");
     let refused = ask_by(shared, Some(stranger));

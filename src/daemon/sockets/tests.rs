@@ -59,10 +59,14 @@ fn own_address() -> String {
     SocketAddr::from((Ipv4Addr::new(127, 77, high, low), port)).to_string()
 }
 
-/// Makes a connection of a TCP socket that was one that listens.
-fn connect(socket: impl AsFd, to: SocketAddr) {
+/// Makes a connection of a TCP socket that has listened; `false` where the kernel lets none become one (EINVAL, as 6.18.44 does).
+fn connect(socket: impl AsFd, to: SocketAddr) -> bool {
     let to = nix::sys::socket::SockaddrStorage::from(to);
-    nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&socket.as_fd()), &to).unwrap();
+    match nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&socket.as_fd()), &to) {
+        Ok(()) => true,
+        Err(Errno::EINVAL) => false,
+        Err(error) => panic!("{error}"),
+    }
 }
 
 fn linger(socket: impl AsFd, seconds: i32) {
