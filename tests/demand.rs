@@ -181,10 +181,7 @@ fn the_next_manager_lets_them_sleep_on() {
     copy_program(&manager.path("liveswap"));
     manager.signal(Signal::SIGUSR2);
     manager.wait_log(place, ["goes on as the manager"]);
-    manager.crash();
-    let place = manager.place();
-    manager.restart();
-    manager.wait_said(place, "READY=1", |message| message.is("READY"));
+    manager.restart_after_crash();
     assert!(manager.workers().is_empty());
     assert_eq!(ask(&Target::Tcp(address)).expect("an answer").release, "1");
     manager.wait_workers(1, 2);

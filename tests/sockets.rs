@@ -477,10 +477,7 @@ fn the_port_that_the_kernel_chose_is_told_and_stays() {
     manager.reexec();
     manager.upgrade_committed(service.release(3));
     assert_eq!(ports(&manager), chosen);
-    manager.crash();
-    let place = manager.place();
-    manager.restart();
-    manager.wait_said(place, "READY=1", |message| message.is("READY"));
+    manager.restart_after_crash();
     assert_eq!(ports(&manager), chosen);
     manager.stop();
 }
@@ -498,15 +495,21 @@ fn is_refused<T>(connection: &io::Result<T>) -> bool {
     connection.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
-#[test]
-fn while_a_stop_drains_new_clients_are_refused_and_old_ones_served() {
-    let starter = Starter::default();
-    let (address, path) = (loopback(), starter.path("web.sock"));
+/// Starts two workers at a TCP address and a UNIX path, and opens a connection by TCP that keeps one of them from ending.
+fn start_with_a_held_connection(starter: Starter, address: SocketAddr, path: &Path) -> (Manager, Connection) {
     let service = Service::worker().workers(2).listen(address).listen(path.display());
     let mut manager = starter.start(service);
     manager.wait_ready();
     let mut held = Connection::open(&Target::Tcp(address)).expect("a connection");
     held.get("/", true).expect("an answer");
+    (manager, held)
+}
+
+#[test]
+fn while_a_stop_drains_new_clients_are_refused_and_old_ones_served() {
+    let starter = Starter::default();
+    let (address, path) = (loopback(), starter.path("web.sock"));
+    let (mut manager, mut held) = start_with_a_held_connection(starter, address, &path);
     manager.signal(Signal::SIGTERM);
     manager.wait_until("refused clients", || {
         (is_refused(&TcpStream::connect(address)) && UnixStream::connect(&path).is_err()).then_some(())
@@ -533,20 +536,13 @@ fn a_stop_leaves_the_path_of_a_socket_that_the_service_manager_keeps() {
 fn a_stop_that_is_replaced_in_its_midst_and_killed_is_followed_by_a_start_with_all_sockets() {
     let starter = Starter::default();
     let (address, path) = (loopback(), starter.path("web.sock"));
-    let service = Service::worker().workers(2).listen(address).listen(path.display());
-    let mut manager = starter.start(service);
-    manager.wait_ready();
-    let mut held = Connection::open(&Target::Tcp(address)).expect("a connection");
-    held.get("/", true).expect("an answer");
+    let (mut manager, _held) = start_with_a_held_connection(starter, address, &path);
     let place = manager.place();
     manager.signal(Signal::SIGTERM);
     manager.wait_log(place, ["stopping: 2 workers"]);
     manager.signal(Signal::SIGUSR2);
     manager.wait_log(place, ["goes on as the manager"]);
-    manager.crash();
-    let place = manager.place();
-    manager.restart();
-    manager.wait_said(place, "READY=1", |message| message.is("READY"));
+    manager.restart_after_crash();
     for target in [Target::Tcp(address), Target::Unix(path)] {
         ask(&target).unwrap_or_else(|error| panic!("{target:?}: {error}"));
     }

@@ -39,11 +39,8 @@ fn start(service: &Service) -> Manager {
 impl Manager {
     /// Kills the manager and starts another, which takes over.
     fn succeed(&mut self) -> Place {
-        self.crash();
-        let place = self.place();
-        self.restart();
+        let place = self.restart_after_crash();
         self.wait_log(place, ["was killed", "are taken over"]);
-        self.wait_said(place, "READY=1", |message| message.is("READY"));
         place
     }
 }
@@ -351,10 +348,7 @@ fn a_stop_that_was_cut_short_is_over() {
     let place = manager.place();
     manager.signal(Signal::SIGTERM);
     manager.wait_log(place, ["stopping: 2 workers"]);
-    manager.crash();
-    let place = manager.place();
-    manager.restart();
-    manager.wait_said(place, "READY=1", |message| message.is("READY"));
+    let place = manager.restart_after_crash();
     manager.wait_status(place, "generation 1: 2 of 2 ready");
     drop(held);
     manager.wait_survivors(1, 2);

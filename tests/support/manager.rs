@@ -442,6 +442,16 @@ impl Manager {
         self.child.wait().expect("its end");
     }
 
+    /// Kills the manager, starts another and waits until that one has said that it is ready. Returns the place in the log from
+    /// which on it speaks.
+    pub fn restart_after_crash(&mut self) -> Place {
+        self.crash();
+        let place = self.place();
+        self.restart();
+        self.wait_said(place, "READY=1", |message| message.is("READY"));
+        place
+    }
+
     /// Starts the manager again, as it was started.
     pub fn restart(&mut self) {
         let mut command = Command::new(&self.words[0]);
