@@ -21,8 +21,40 @@ fn text(bytes: &[u8]) -> String {
 fn a_sound_file_is_summed_up_in_a_line() {
     let output =
         check(&[("web.toml", "[service]\ncommand = [\"true\"]\n[[socket]]\nlisten = \"127.0.0.1:80\"\n")]);
-    assert_eq!(text(&output.stdout), "web.toml: service `web`: 1 worker on 127.0.0.1:80\n");
+    let said = text(&output.stdout);
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(lines[0], "web.toml: service `web`: 1 worker on 127.0.0.1:80");
+    assert!(lines.len() == 2 && lines[1].starts_with("web.toml: note: "), "{said}");
     assert_eq!((text(&output.stderr).as_str(), output.status.code()), ("", Some(0)));
+}
+
+#[test]
+fn what_a_rollback_would_start_is_said_where_it_is_not_the_old_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    fs::create_dir(folder.join("1")).unwrap();
+    fs::copy("/bin/true", folder.join("1/server")).unwrap();
+    std::os::unix::fs::symlink("1", folder.join("current")).unwrap();
+    let check = |command: &str, directory: &str| {
+        let file = format!("[service]\ncommand = ['{command}']\ndirectory = '{directory}'\n");
+        fs::write(folder.join("web.toml"), file).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_liveswap"));
+        let output = command.args(["check", "web.toml"]).current_dir(&folder).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        text(&output.stdout)
+    };
+    let shared = format!(
+        "note: all generations share {}/1: a rollback starts whatever lies there then",
+        folder.display()
+    );
+    let said = check("true", "1");
+    assert!(said.contains(&format!("{shared}; let a link")), "{said}");
+    let said = check("./server", "1");
+    assert!(said.contains(&format!("{shared} (its program is held, and stays what it was)")), "{said}");
+    for (command, directory) in [("./server", "current"), ("../current/server", "1")] {
+        let said = check(command, directory);
+        assert!(!said.contains("note"), "{said}");
+    }
 }
 
 #[test]

@@ -4,8 +4,8 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -143,8 +143,11 @@ fn what_has_become_of_the_old_code_is_told() {
     }
     let program = starter.path("server");
     let replace = || {
+        // A script: a binary is held (tests/pinned.rs).
         let copy = program.with_extension("new");
-        fs::copy(worker_program(), &copy).expect("a copy");
+        let text = format!("#!/bin/sh\nexec {} \"$@\"\n", worker_program().display());
+        fs::write(&copy, text).expect("a script");
+        fs::set_permissions(&copy, Permissions::from_mode(0o755)).expect("its mode");
         fs::rename(&copy, &program).expect("the program replaced");
     };
     replace();

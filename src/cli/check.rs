@@ -28,6 +28,9 @@ pub fn run(args: &CheckArgs) -> ExitCode {
             Ok(checked) => {
                 // What cannot be written is told at the end.
                 let _ = output::line(&format!("{}: {}", file.display(), checked.summary));
+                if let Some(note) = checked.note {
+                    let _ = output::line(&format!("{}: note: {note}", file.display()));
+                }
                 for warning in checked.warnings {
                     report::print_warning(&format!("{}: {warning}", file.display()));
                 }

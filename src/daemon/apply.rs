@@ -115,7 +115,8 @@ impl Daemon {
         let place = of.place(generation, Some(slot));
         let launch = launch::worker(worker, place, &equipment)?;
         let cgroup = self.cgroups.make(generation, worker);
-        let spawned = spawn(Launch { cgroup: cgroup.as_ref().map(AsFd::as_fd), ..launch })?;
+        let cgroup = cgroup.as_ref().map(AsFd::as_fd);
+        let spawned = spawn(Launch { cgroup, pinned: of.pinned(), ..launch })?;
         let prefix = prefix(spec, slot);
         let Gear { channel, notify, outputs: Opened { read_by_us, .. }, messages } = gear;
         let outputs = read_by_us.into_iter();

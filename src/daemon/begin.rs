@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use tracing::{info, warn};
 
 use super::cgroups::Cgroups;
+use super::checker::PinnedRelease;
 use super::control::Control;
 use super::launch::Heritage;
 use super::recovery::{Claim, Family, Found, Judged, Leftover, STATE, Taken};
@@ -28,7 +29,11 @@ use crate::sys::pidfd::Pidfd;
 /// What keeps it from starting.
 pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon, ManagerError> {
     let io = |doing| move |source| ManagerError::Io { doing, source };
-    let release = prepare::first_release(&source, color);
+    let pinned = prepare::first_release(&source, color);
+    let (release, program) = match pinned {
+        Ok(PinnedRelease { release, program }) => (Ok(release), program),
+        Err(refusal) => (Err(refusal), None),
+    };
     let service = match (&release, name_of(&source)) {
         (Ok(release), _) => release.spec.name.clone(),
         (Err(_), Some(service)) => service,
@@ -61,8 +66,9 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
     let mut daemon = match (before, release) {
         (Before::Taken(taken), _) => taken.take_over(post).map_err(io("taking over"))?,
         (Before::Left(mut left), release) => {
-            match left.recorded.take().map_or(release, |recorded| Ok(*recorded)) {
-                Ok(release) => anew(source, release, inherited, left, post)?,
+            let first = left.recorded.take().map(|recorded| PinnedRelease::again(*recorded, &[]));
+            match first.map_or_else(|| release.map(|release| PinnedRelease { release, program }), Ok) {
+                Ok(pinned) => anew(source, pinned, inherited, left, post)?,
                 Err(refusal) => return Err(ManagerError::BadFile(refusal.into())),
             }
         }
@@ -187,7 +193,7 @@ fn look(
 /// Makes a manager that begins with generation 1. Whoever serves still is let to until that one does.
 fn anew(
     source: Source,
-    release: Release,
+    PinnedRelease { release, program }: PinnedRelease,
     inherited: Vec<Inherited>,
     Left { family, mut leftovers, recorded: _ }: Left,
     mut post: Post,
@@ -218,6 +224,6 @@ fn anew(
     }
     info!("{} runs {} (pid {})", env!("CARGO_PKG_NAME"), summary(&release.spec), std::process::id());
     let newest = family.newest();
-    Daemon::new(Start { source, release, prepared, sockets, post, leftovers, newest })
+    Daemon::new(Start { source, release, program, prepared, sockets, post, leftovers, newest })
         .map_err(io("setting up the event loop"))
 }

@@ -2,16 +2,26 @@
 //! can block or harm the manager.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::program::Program;
 use super::release::{Refusal, Release, Source};
 use super::target::Wanted;
-use crate::sys::fork::{ForkedWork, in_child};
+use crate::sys::fork::{ForkedWork, in_child_with_file};
 use crate::sys::handover::hand_over;
 use crate::sys::reaper::Exit;
+
+/// A release that was checked, with a hold on its program: that stays what it was, whatever comes to stand at its path.
+#[derive(Debug)]
+pub struct PinnedRelease {
+    pub release: Release,
+    pub program: Option<OwnedFd>,
+}
+
+hand_over!(PinnedRelease as PinnedReleaseState { release: Release, program: Option<OwnedFd> });
 
 /// A check under way.
 #[derive(Debug)]
@@ -35,13 +45,16 @@ impl Checker {
     ///
     /// Those of fork(2).
     pub fn start(source: &Source, wanted: &Wanted, yet_to_run: bool, color: bool) -> io::Result<Self> {
-        let work = in_child(|| {
-            let answer = match Release::read(source, wanted, yet_to_run, color) {
-                Ok(release) => Answer::Sound(Box::new(release)),
-                Err(refusal) => Answer::Refused(refusal),
+        let work = in_child_with_file(|| {
+            let (answer, program) = match Release::read(source, wanted, yet_to_run, color) {
+                Ok(release) => {
+                    let program = release.program.as_ref().and_then(Program::hold);
+                    (Answer::Sound(Box::new(release)), program)
+                }
+                Err(refusal) => (Answer::Refused(refusal), None),
             };
             // An answer that cannot be written is none, and the manager says so.
-            serde_json::to_vec(&answer).unwrap_or_default()
+            (serde_json::to_vec(&answer).unwrap_or_default(), program)
         })?;
         Ok(Self { work, answer: Vec::new() })
     }
@@ -65,7 +78,7 @@ impl Checker {
     /// # Errors
     ///
     /// Why there is no release.
-    pub fn finish(mut self, exit: Exit) -> Result<Release, Refusal> {
+    pub fn finish(mut self, exit: Exit) -> Result<PinnedRelease, Refusal> {
         let failed = |why: String| Refusal { summary: why.clone(), details: why };
         if exit != Exit::Code(0) {
             let bug = if matches!(exit, Exit::Code(_)) { "; this is a bug of liveswap" } else { "" };
@@ -73,7 +86,9 @@ impl Checker {
         }
         self.read().map_err(|error| failed(format!("cannot read the check's answer: {error}")))?;
         match serde_json::from_slice(&self.answer) {
-            Ok(Answer::Sound(release)) => Ok(*release),
+            Ok(Answer::Sound(release)) => {
+                Ok(PinnedRelease { release: *release, program: self.work.file.take() })
+            }
             Ok(Answer::Refused(refusal)) => Err(refusal),
             Err(error) => Err(failed(format!("cannot understand the check's answer: {error}"))),
         }

@@ -154,7 +154,8 @@ impl Daemon {
         };
         let launch = launch::helper(of.place(generation, None), &of.release.spec.process.command, &address)?;
         let ends = Some(connection.as_fd());
-        let spawned = spawn(Launch { stdin: ends, stdout: ends.map(Into::into), ..launch })?;
+        let spawned =
+            spawn(Launch { stdin: ends, stdout: ends.map(Into::into), pinned: of.pinned(), ..launch })?;
         let pid = spawned.pid;
         // Its report is read as soon as there is one: kept until its end, it would cost a descriptor for each.
         self.poller.add(&spawned, Token::GuestReport(pid.as_raw()).pack(), Interest::Read)?;

@@ -41,7 +41,7 @@ use crate::wire::lines::Lines;
 use crate::wire::secret::Secret;
 
 /// The version of the state. It changes whenever a state of before could be misunderstood.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 
 /// Where the program finds the state that it is to go on with: its own pid and the descriptor's number, `4711:23`.
 const VARIABLE: &str = "LIVESWAP_HANDOVER";

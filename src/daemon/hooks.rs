@@ -17,8 +17,9 @@ use crate::sys::spawn::spawn;
 impl Daemon {
     /// Runs what is to run before an upgrade: `pre_upgrade`, then `before`.
     pub(super) fn run_hooks(&mut self, generation: GenerationId) {
-        if let Some(Stage::Read(release)) = self.stage().map(|stage| mem::replace(stage, Stage::Idle))
-            && let Some(release) = self.run_pre_upgrade(generation, release)
+        // They may make another program: the file is read again after them.
+        if let Some(Stage::Read(pinned)) = self.stage().map(|stage| mem::replace(stage, Stage::Idle))
+            && let Some(release) = self.run_pre_upgrade(generation, Box::new(pinned.release))
         {
             self.run_before(generation, &release);
         }

@@ -310,6 +310,7 @@ fn process(
     let program = arguments.first().ok_or_else(|| io::Error::other("the command is empty"))?.as_ref();
     Ok(Launch {
         programs: candidates(OsStr::new(program), place.path().as_deref())?,
+        pinned: None,
         arguments: CStrings::of(arguments.iter().map(|word| word.as_ref().as_bytes()))?,
         shared_environment: Rc::clone(&place.common.environment),
         environment,

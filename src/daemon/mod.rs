@@ -220,6 +220,8 @@ pub fn resume() -> Option<Result<(), ManagerError>> {
 pub struct Checked {
     /// What it defines, in a line.
     pub summary: String,
+    /// What is good to know before the first upgrade.
+    pub note: Option<String>,
     /// What is missing at present that workers will need.
     pub warnings: Vec<String>,
 }
@@ -238,7 +240,7 @@ pub fn check(file: &Path, color: bool) -> Result<Checked, Refusal> {
     }
     let heritage = Heritage::take(limits::own(Resource::Nofile).map_err(failed)?);
     let warnings = launch::missing_programs(&release, &heritage).map_err(failed)?;
-    Ok(Checked { summary: summary(&release.spec), warnings })
+    Ok(Checked { summary: summary(&release.spec), note: release.shared_code(), warnings })
 }
 
 fn summary(spec: &ServiceSpec) -> String {

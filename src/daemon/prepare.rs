@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
-use super::checker::{Checker, CheckerState};
+use super::checker::{Checker, CheckerState, PinnedRelease, PinnedReleaseState};
 use super::launch::Common;
 use super::loose_ends::Refused;
 use super::pre_upgrade::{PreUpgrade, PreUpgradeState};
@@ -46,7 +46,7 @@ pub(super) enum Stage {
     /// The file is being read, to learn whether it has a hook.
     Reading(Checker),
     /// The file was read.
-    Read(Box<Release>),
+    Read(Box<PinnedRelease>),
     /// The hook `pre_upgrade` runs, for what was read.
     PreUpgrade(PreUpgrade, Box<Release>),
     /// The hook `before` runs.
@@ -65,7 +65,7 @@ hand_over!(Candidate as CandidateState { generation: GenerationId, wanted: Wante
 #[derive(Debug, Serialize, Deserialize)]
 pub enum StageState {
     Reading(CheckerState),
-    Read(Box<Release>),
+    Read(Box<PinnedReleaseState>),
     PreUpgrade(PreUpgradeState, Box<Release>),
     Hook(i32),
     Ran,
@@ -79,7 +79,7 @@ impl HandOver for Stage {
     fn pack(&self, luggage: &mut Luggage) -> StageState {
         match self {
             Self::Reading(checker) => StageState::Reading(checker.pack(luggage)),
-            Self::Read(release) => StageState::Read(release.clone()),
+            Self::Read(pinned) => StageState::Read(Box::new(pinned.pack(luggage))),
             Self::PreUpgrade(hook, release) => StageState::PreUpgrade(hook.pack(luggage), release.clone()),
             Self::Hook(pid) => StageState::Hook(pid.as_raw()),
             Self::Ran => StageState::Ran,
@@ -91,7 +91,7 @@ impl HandOver for Stage {
     fn unpack(state: StageState, luggage: &mut Unpacked) -> io::Result<Self> {
         Ok(match state {
             StageState::Reading(checker) => Self::Reading(Checker::unpack(checker, luggage)?),
-            StageState::Read(release) => Self::Read(release),
+            StageState::Read(pinned) => Self::Read(Box::new(PinnedRelease::unpack(*pinned, luggage)?)),
             StageState::PreUpgrade(hook, release) => {
                 Self::PreUpgrade(PreUpgrade::unpack(hook, luggage)?, release)
             }
@@ -172,11 +172,11 @@ impl Daemon {
             }
         };
         match checker.finish(exit) {
-            Ok(release) if again => self.bind(generation, release),
-            Ok(release) => {
-                let hooks = &release.spec.hooks;
+            Ok(pinned) if again => self.bind(generation, pinned),
+            Ok(pinned) => {
+                let hooks = &pinned.release.spec.hooks;
                 let hook = hooks.are_any_before().then_some(hooks.timeout);
-                candidate.stage = Stage::Read(Box::new(release));
+                candidate.stage = Stage::Read(Box::new(pinned));
                 self.inbox.push_back(Event::FileRead(generation, hook));
             }
             Err(refusal) => {
@@ -219,7 +219,7 @@ impl Daemon {
     pub(super) fn prepare(&mut self, generation: GenerationId) {
         let Some(candidate) = &mut self.candidate else { return };
         match mem::replace(&mut candidate.stage, Stage::Idle) {
-            Stage::Read(release) => self.bind(generation, *release),
+            Stage::Read(pinned) => self.bind(generation, *pinned),
             Stage::Ran => {
                 let wanted = candidate.wanted.clone();
                 self.check(generation, wanted, false);
@@ -234,15 +234,20 @@ impl Daemon {
 
     /// Makes a generation of what an earlier one was made of, without a look at the file.
     pub(super) fn reuse(&mut self, generation: GenerationId, earlier: GenerationId) {
-        let pinned = self.generations.get(&earlier).map(|of| &of.release);
-        let kept = self.kept.as_ref().filter(|(id, _)| *id == earlier).map(|(_, release)| release);
-        match pinned.or(kept).cloned() {
-            Some(release) => self.bind(generation, release),
+        let there = self.generations.get(&earlier).map(|of| (&of.release, &of.program));
+        let kept = self.kept.as_ref().filter(|(id, _)| *id == earlier);
+        match there.or(kept.map(|(_, pinned)| (&pinned.release, &pinned.program))) {
+            Some((release, program)) => {
+                // Without one of its own it is started by its path.
+                let program = program.as_ref().and_then(|program| program.try_clone().ok());
+                let pinned = PinnedRelease { release: release.clone(), program };
+                self.bind(generation, pinned);
+            }
             None => self.refuse(generation, format!("generation {earlier} is not there; a bug of liveswap")),
         }
     }
 
-    fn bind(&mut self, generation: GenerationId, release: Release) {
+    fn bind(&mut self, generation: GenerationId, PinnedRelease { release, program }: PinnedRelease) {
         self.candidate = None;
         for warning in &release.warnings {
             warn!("generation {generation}: {warning}");
@@ -268,7 +273,8 @@ impl Daemon {
             Ok(sockets) => {
                 let policy = self.policy_of(&release);
                 let code = release.code_beside(&self.generations[&self.manager.current()].release);
-                self.generations.insert(generation, Generation { release, common, sockets, control_tcp });
+                self.generations
+                    .insert(generation, Generation { release, program, common, sockets, control_tcp });
                 self.journal.needs_snapshot();
                 self.watch_sockets();
                 self.inbox.push_back(Event::Prepared(generation, policy, code));
@@ -364,7 +370,7 @@ pub(super) fn plans(release: &Release) -> Vec<SocketPlan> {
 /// # Errors
 ///
 /// Everything that is wrong.
-pub(super) fn first_release(source: &Source, color: bool) -> Result<Release, Refusal> {
+pub(super) fn first_release(source: &Source, color: bool) -> Result<PinnedRelease, Refusal> {
     let failed = |error: io::Error| Refusal::new(&format!("cannot check the service file: {error}"));
     let mut checker = Checker::start(source, &Wanted::First, false, color).map_err(failed)?;
     let exit = loop {

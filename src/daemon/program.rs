@@ -1,35 +1,103 @@
 //! The program of a release: where it stands, and which file it was when the release was read.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::unistd::{Gid, Pid, Uid};
 use serde::{Deserialize, Serialize};
 
-use super::release::Release;
-use super::run::Daemon;
+use super::checker::PinnedRelease;
+use super::release::{Credentials, Release};
+use super::run::{Daemon, Generation};
 use crate::core::ids::GenerationId;
 use crate::core::notice::Outcome;
 use crate::core::spec::Code;
-use crate::sys::exec::identity;
-use crate::sys::spawn::executable;
+use crate::sys::file_rights::with_rights_of;
+use crate::sys::fork::in_child_with_file;
+use crate::sys::program_file::{FileIdentity, hold, is_native};
+use crate::sys::spawn::{Pinned, executable};
+
+/// How long it may take to find a program again: it may lie on a file server that does not answer.
+const HOLDING_TAKES: Duration = Duration::from_secs(5);
 
 /// A program as it was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
     /// Its path, symbolic links resolved.
     pub path: PathBuf,
-    /// Which file that is (see [`identity`]).
-    pub file: String,
+    /// Which file that is.
+    pub file: FileIdentity,
+    /// Whether the kernel executes it by itself, and so by a descriptor too.
+    #[serde(default)]
+    pub is_native: bool,
 }
 
 impl Program {
-    /// Finds the program of a command, as execvp(3) would from this directory; `None` where there is none to be found, or
-    /// where another one may run in each slot.
+    /// Finds the program of a command, as execvp(3) would from this directory for whom the workers are; `None` where there is none to
+    /// be found, or where another one may run in each slot.
     ///
     /// May block, as the file system may.
-    pub fn find(word: &str, path: Option<&OsStr>, directory: &Path) -> Option<Self> {
-        let found = executable(OsStr::new(word), path, directory).ok()??.canonicalize().ok()?;
-        Some(Self { file: identity(&found).ok()?, path: found })
+    pub fn find(
+        word: &str,
+        path: Option<&OsStr>,
+        directory: &Path,
+        who: Option<&Credentials>,
+    ) -> Option<Self> {
+        let find = || executable(OsStr::new(word), path, directory).ok().flatten();
+        let found = match who {
+            Some(Credentials { uid, gid, groups }) => {
+                let groups: Vec<_> = groups.iter().copied().map(Gid::from_raw).collect();
+                with_rights_of(Uid::from_raw(*uid), Gid::from_raw(*gid), &groups, find)
+            }
+            None => find(),
+        };
+        let path = found?.canonicalize().ok()?;
+        Some(Self { file: FileIdentity::at(&path).ok()?, is_native: is_native(&path), path })
+    }
+
+    /// Takes hold of it, where it is still what was found. May block.
+    pub fn hold(&self) -> Option<OwnedFd> {
+        let held = hold(&self.path).ok()?;
+        (FileIdentity::of_open(&held).ok()? == self.file).then_some(held)
+    }
+
+    /// Takes hold of it by its path, or where another stands there by a worker that runs it. May block.
+    fn hold_again(&self, workers: &[Pid]) -> Option<OwnedFd> {
+        let is_it =
+            |held: &OwnedFd| FileIdentity::of_open(held).is_ok_and(|file| file.is_same_file(self.file));
+        // What runs cannot be written to, and so it is the same still.
+        let running =
+            workers.iter().filter_map(|worker| hold(Path::new(&format!("/proc/{worker}/exe"))).ok());
+        self.hold().or_else(|| running.into_iter().find(is_it))
+    }
+}
+
+impl Generation {
+    /// Which file its workers are to be, where one is held.
+    pub(super) fn pinned(&self) -> Option<Pinned<'_>> {
+        let (program, file) = self.release.program.as_ref().zip(self.program.as_ref())?;
+        let path = CString::new(program.path.as_os_str().as_bytes()).ok()?;
+        Some(Pinned { file: file.as_fd(), path, is_native: program.is_native })
+    }
+}
+
+impl PinnedRelease {
+    /// A release that a manager before has checked, whose workers may run.
+    pub fn again(release: Release, workers: &[Pid]) -> Self {
+        let hold = |program: &Program| {
+            let work = || match program.hold_again(workers) {
+                Some(held) => (b"held".to_vec(), Some(held)),
+                None => (Vec::new(), None),
+            };
+            let mut work = in_child_with_file(work).ok()?;
+            work.wait(HOLDING_TAKES).ok()?;
+            work.file
+        };
+        let program = release.program.as_ref().and_then(hold);
+        Self { release, program }
     }
 }
 
@@ -65,8 +133,8 @@ impl Daemon {
             Outcome::RolledBack(_) => (to, self.manager.current()),
             Outcome::Committed | Outcome::Refused(_) | Outcome::Superseded(_) => return None,
         };
-        let (new_release, old_release) = (self.release_of(new)?, self.release_of(old)?);
-        let old_code = new_release.old_code(old_release);
+        let ((new_release, _), (old_release, is_held)) = (self.release_of(new)?, self.release_of(old)?);
+        let old_code = new_release.old_code(old_release, is_held);
         let place = match (&new_release.target, old_code) {
             (_, OldCode::Pinned) => return Some((old_code, None)),
             (Some(target), OldCode::Replaced) => target.resolved.clone(),
@@ -91,9 +159,11 @@ impl Daemon {
         Some((old_code, Some(note)))
     }
 
-    fn release_of(&self, generation: GenerationId) -> Option<&Release> {
-        let kept = self.kept.as_ref().filter(|(id, _)| *id == generation).map(|(_, release)| release);
-        self.generations.get(&generation).map(|of| &of.release).or(kept)
+    /// What a generation is made of, and whether its program is held.
+    fn release_of(&self, generation: GenerationId) -> Option<(&Release, bool)> {
+        let there = self.generations.get(&generation).map(|of| (&of.release, of.program.is_some()));
+        let kept = self.kept.as_ref().filter(|(id, _)| *id == generation);
+        there.or(kept.map(|(_, pinned)| (&pinned.release, pinned.program.is_some())))
     }
 }
 
@@ -107,15 +177,41 @@ impl Release {
         if is_same { Code::InPlace } else { Code::Elsewhere }
     }
 
-    /// What has become of the code of `old`, now that this release was read.
-    pub fn old_code(&self, old: &Self) -> OldCode {
-        let files = |release: &Self| {
-            let program = release.program.as_ref().map(|program| program.file.clone());
-            (program, release.target.as_ref().and_then(|target| target.file.clone()))
+    /// Says what all generations will have in common, where no link leads to the code: what another one would start is then what lies
+    /// there by then.
+    pub fn shared_code(&self) -> Option<String> {
+        let is_target_linked = self.target.as_ref().is_some_and(|target| target.given != target.resolved);
+        let word = Some(self.spec.process.command[0].as_str()).filter(|word| word.contains('/'));
+        let own = word.and_then(|word| Some((self.directory.join(word), self.program.as_ref()?)));
+        let is_program_linked = own.as_ref().is_some_and(|(path, program)| *path != program.path);
+        if self.directory != self.spec.process.directory || is_target_linked || is_program_linked {
+            return None;
+        }
+        let but = if own.is_some_and(|(_, program)| program.is_native) {
+            " (its program is held, and stays what it was)"
+        } else {
+            ""
         };
+        Some(format!(
+            "all generations share {}: a rollback starts whatever lies there then{but}; let a link such as `current` lead to \
+             each release, and it starts the old one",
+            self.directory.display()
+        ))
+    }
+
+    /// What has become of the code of `old`, whose program may be held, now that this release was read.
+    pub fn old_code(&self, old: &Self, is_held: bool) -> OldCode {
+        let target = |release: &Self| release.target.as_ref().and_then(|target| target.file);
+        let files = |release: &Self| (release.program.as_ref().map(|program| program.file), target(release));
+        // Held, the old one is there still, but not where it was written over.
+        let is_another = |(new, old): (&Program, &Program)| old.is_native && !new.file.is_same_file(old.file);
         match self.code_beside(old) {
             Code::Elsewhere => OldCode::Pinned,
             Code::InPlace if files(self) == files(old) => OldCode::SameFolder,
+            Code::InPlace if is_held && target(self) == target(old) => {
+                let programs = self.program.as_ref().zip(old.program.as_ref());
+                if programs.is_some_and(is_another) { OldCode::Pinned } else { OldCode::Replaced }
+            }
             Code::InPlace => OldCode::Replaced,
         }
     }

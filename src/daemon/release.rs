@@ -168,7 +168,7 @@ impl Release {
         let user = credentials.as_ref().map_or_else(|| geteuid().as_raw(), |who| who.uid);
         let target = wanted.find(&Bounds::of(&spec, is_to_be_made, user), &mut warnings);
         let target = target.map_err(|why| problems.push(why)).unwrap_or_default();
-        let program = program(&spec.process, &environment, target.as_ref(), &directory);
+        let program = program(&spec.process, &environment, target.as_ref(), &directory, credentials.as_ref());
         problems.extend(spec.hooks.head.as_deref().and_then(unwritable));
         let is_node = |module: &Path| config::is_node_program(&module.to_string_lossy()) || module.is_dir();
         let pre_upgrade_is_node = spec.hooks.pre_upgrade.as_deref().is_some_and(is_node);
@@ -210,6 +210,7 @@ fn program(
     environment: &BTreeMap<String, String>,
     target: Option<&Target>,
     directory: &Path,
+    who: Option<&Credentials>,
 ) -> Option<Program> {
     let word = match target {
         Some(target) => spec.command[0].replace("{target}", &target.resolved),
@@ -219,7 +220,7 @@ fn program(
     let path = environment.get("PATH").map(OsString::from).or(own);
     let differs = |text: &str| text.contains("{slot}") || text.contains("{generation}");
     let is_one = !differs(&word) && !path.as_ref().and_then(|path| path.to_str()).is_some_and(differs);
-    is_one.then(|| Program::find(&word, path.as_deref(), directory)).flatten()
+    is_one.then(|| Program::find(&word, path.as_deref(), directory, who)).flatten()
 }
 
 /// Says where workers would be out of our reach once they are started: whom nothing can end serves for ever.

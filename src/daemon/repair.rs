@@ -5,6 +5,7 @@ use std::rc::{Rc, Weak};
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
+use super::checker::PinnedRelease;
 use super::control::Door;
 use super::run::{Daemon, Generation};
 use super::sockets::{Hurt, Listener};
@@ -148,7 +149,7 @@ impl Daemon {
             let _ = self.poller.remove(&**listener);
         }
         if self.manager.previous() == Some(generation) {
-            self.kept = Some((generation, of.release));
+            self.kept = Some((generation, PinnedRelease { release: of.release, program: of.program }));
         }
     }
 

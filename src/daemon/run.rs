@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::mem;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use nix::unistd::{Pid, getpid};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ManagerError;
 use super::cgroups::Cgroups;
+use super::checker::PinnedRelease;
 use super::control::{Control, History};
 use super::doors::OnDemand;
 use super::handover::{Reexec, Successor};
@@ -49,6 +51,8 @@ const OVERSLEPT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Generation {
     pub(super) release: Release,
+    /// A hold on its program.
+    pub(super) program: Option<OwnedFd>,
     pub(super) common: Common,
     /// Its share in the sockets: what no generation holds is closed.
     pub(super) sockets: Prepared,
@@ -122,7 +126,7 @@ pub struct Daemon {
     pub(super) sockets: Sockets,
     pub(super) generations: BTreeMap<GenerationId, Generation>,
     /// What the generation before the current one was made of, where that one has gone: a rollback needs it.
-    pub(super) kept: Option<(GenerationId, Release)>,
+    pub(super) kept: Option<(GenerationId, PinnedRelease)>,
     pub(super) targets: Targets,
     /// What workers have left for those after them.
     pub(super) stored: Store,

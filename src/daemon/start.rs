@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::os::fd::OwnedFd;
 
 use tracing::warn;
 
@@ -52,6 +53,8 @@ pub struct Start {
     pub source: Source,
     /// The first generation.
     pub release: Release,
+    /// A hold on its program.
+    pub program: Option<OwnedFd>,
     /// Its sockets, bound.
     pub prepared: Prepared,
     /// All sockets.
@@ -71,10 +74,10 @@ impl Daemon {
     ///
     /// Signals or epoll cannot be had.
     pub fn new(start: Start) -> io::Result<Self> {
-        let Start { source, release, prepared, sockets, post, leftovers, newest } = start;
+        let Start { source, release, program, prepared, sockets, post, leftovers, newest } = start;
         let manager = Manager::counting_from(newest, release.spec.policy.clone());
         let common = Common::of(&release, manager.current(), &post.heritage)?;
-        let first = Generation { release, common, sockets: prepared, control_tcp: None };
+        let first = Generation { release, program, common, sockets: prepared, control_tcp: None };
         let generations = BTreeMap::from([(manager.current(), first)]);
         let mut daemon = Self::at_post(post, manager, source, sockets, generations)?;
         daemon.leftovers = leftovers;

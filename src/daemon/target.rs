@@ -20,10 +20,10 @@ use crate::core::notice::Outcome;
 use crate::core::spec::ServiceSpec;
 use crate::core::time::Mono;
 use crate::core::word::one_line;
-use crate::sys::exec::identity;
 use crate::sys::folder::Folder;
 use crate::sys::fork::{ForkedWork, in_child};
 use crate::sys::process::{kill_tree, may_make_files_in};
+use crate::sys::program_file::FileIdentity;
 use crate::sys::reaper::Exit;
 use crate::sys::way::{self, Trusted, WayError};
 
@@ -37,9 +37,9 @@ pub struct Target {
     pub given: String,
     /// The same with all symbolic links resolved: what this generation is pinned to.
     pub resolved: String,
-    /// Which file that is (see [`identity`]), where it is one.
+    /// Which file that is, where it is one.
     #[serde(default)]
-    pub file: Option<String>,
+    pub file: Option<FileIdentity>,
 }
 
 /// Which target a release is to have.
@@ -135,7 +135,7 @@ impl<'a> Bounds<'a> {
         match (text(given), text(resolved)) {
             (Ok(given), Ok(resolved)) => {
                 let file = Path::new(&resolved);
-                let file = file.is_file().then(|| identity(file).ok()).flatten();
+                let file = file.is_file().then(|| FileIdentity::at(file).ok()).flatten();
                 Ok(Target { given, resolved, file })
             }
             _ => Err(refuse(&"its path is not UTF-8")),

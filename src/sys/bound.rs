@@ -182,15 +182,17 @@ mod tests {
     #[test]
     fn a_port_and_a_name_are_taken_for_as_long_as_a_socket_has_them() {
         let is_taken = |place: &Address, carries| is_taken(place, carries).unwrap();
+        // Beyond those that the kernel gives to other tests.
+        let mut ports = 61_000 + u16::try_from(std::process::id() % 4_000).unwrap()..;
         for ip in reachable(["127.0.0.1", "[::1]", "0.0.0.0", "[::]"]) {
             let ip = ip.trim_matches(['[', ']']);
-            let (tcp, udp) = (TcpListener::bind((ip, 0)).unwrap(), UdpSocket::bind((ip, 0)).unwrap());
-            let elsewhere = |of: SocketAddr| Address::Inet(SocketAddr::from(([127, 9, 9, 9], of.port())));
-            let (stream, datagram) =
-                (elsewhere(tcp.local_addr().unwrap()), elsewhere(udp.local_addr().unwrap()));
-            assert!(is_taken(&stream, Kind::Stream) && is_taken(&datagram, Kind::Datagram), "{ip}");
+            let bind =
+                |port| Some((port, TcpListener::bind((ip, port)).ok()?, UdpSocket::bind((ip, port)).ok()?));
+            let (port, tcp, udp) = ports.find_map(bind).unwrap();
+            let elsewhere = Address::Inet(SocketAddr::from(([127, 9, 9, 9], port)));
+            assert!(is_taken(&elsewhere, Kind::Stream) && is_taken(&elsewhere, Kind::Datagram), "{ip}");
             drop((tcp, udp));
-            assert!(!is_taken(&stream, Kind::Stream) && !is_taken(&datagram, Kind::Datagram), "{ip}");
+            assert!(!is_taken(&elsewhere, Kind::Stream) && !is_taken(&elsewhere, Kind::Datagram), "{ip}");
         }
         let folder = tempfile::tempdir().unwrap();
         let path = Address::Path(folder.path().join("a"));

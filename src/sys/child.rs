@@ -5,7 +5,7 @@
 //! another user does it have a memory of its own, as the parent's must not be in that user's reach.
 
 use std::convert::Infallible;
-use std::ffi::{CString, c_int};
+use std::ffi::{CStr, CString, c_int};
 use std::rc::Rc;
 
 use nix::errno::Errno;
@@ -27,6 +27,8 @@ const CANNOT_START: c_int = 127;
 pub(super) struct Plan {
     /// Tried in this order; never empty.
     pub(super) programs: CStrings,
+    /// The file that is to be executed, where it was found, and whether that can be done by the descriptor.
+    pub(super) pinned: Option<(c_int, CString, bool)>,
     pub(super) arguments: CStrings,
     /// The part of the environment that others have as well.
     pub(super) shared_environment: Rc<CStrings>,
@@ -113,6 +115,9 @@ fn place_descriptors(plan: &mut Plan) -> nix::Result<()> {
     let beyond = FIRST_DESCRIPTOR + plan.passed;
     // A source may be another's target: all sources are first lifted beyond the targets.
     plan.report = lift(plan.report, beyond)?;
+    if let Some((file, ..)) = &mut plan.pinned {
+        *file = lift(*file, beyond)?;
+    }
     for (source, _) in &mut plan.moves {
         *source = lift(*source, beyond)?;
     }
@@ -133,10 +138,41 @@ fn interpreter(plan: &Plan, error: Errno) -> Interpreter {
     found.find(|found| *found != Interpreter::NONE).unwrap_or(Interpreter::NONE)
 }
 
-/// Tries the programs in turn, as execvpe(3) does, but gives no file without `#!` to a shell.
+/// By what the program is executed.
+enum Way<'a> {
+    Path(&'a CStr),
+    Descriptor(c_int),
+    /// As execvp(3) finds it.
+    Search,
+}
+
+/// Returns the way to the file that is pinned: a path that leads to it as long as there is one, as its name comes from that.
+fn way<'a>(programs: &'a CStrings, pinned: Option<&'a (c_int, CString, bool)>) -> Way<'a> {
+    let Some((file, path, is_native)) = pinned else { return Way::Search };
+    let Ok(wanted) = raw::file_at(*file, c"") else { return Way::Search };
+    let mut paths = programs.iter().chain([path.as_c_str()]);
+    if let Some(path) = paths.find(|path| raw::file_at(libc::AT_FDCWD, path) == Ok(wanted)) {
+        return Way::Path(path);
+    }
+    match raw::file_at(libc::AT_FDCWD, path) {
+        // A user who may not come near it is told so.
+        Err(Errno::EACCES) => Way::Search,
+        _ if *is_native => Way::Descriptor(*file),
+        // Its interpreter opens it by its path: what stands in the folder where it was is nearer to it than what the link leads to now.
+        Ok(_) => Way::Path(path),
+        Err(_) => Way::Search,
+    }
+}
+
+/// Tries the programs in turn, as execvpe(3) does, but gives no file without `#!` to a shell; what is pinned goes before them.
 fn execute(plan: &mut Plan) -> nix::Result<Infallible> {
     let [argv, envp] = &mut plan.vectors;
     let (argv, envp) = (argv.to(&[&plan.arguments]), envp.to(&[&plan.shared_environment, &plan.environment]));
+    match way(&plan.programs, plan.pinned.as_ref()) {
+        Way::Path(path) => return raw::execute(path, &argv, &envp),
+        Way::Descriptor(file) => return raw::execute_file(file, &argv, &envp),
+        Way::Search => {}
+    }
     let mut failure = Errno::ENOENT;
     for program in plan.programs.iter() {
         let Err(error) = raw::execute(program, &argv, &envp);

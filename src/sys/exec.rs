@@ -7,11 +7,11 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::stat::stat;
 use nix::unistd::execve;
 
 use super::handover::Luggage;
 use super::paths::absolute;
+use super::program_file::FileIdentity;
 
 /// What the kernel appends to the name of a file that was removed since it was executed or opened (proc_pid_exe(5)).
 pub const DELETED: &str = " (deleted)";
@@ -19,24 +19,13 @@ pub const DELETED: &str = " (deleted)";
 /// Where a process finds its own program, wherever that stands (proc_pid_exe(5)).
 pub const RUNNING: &str = "/proc/self/exe";
 
-/// Returns a word for the file at the path, links followed: the same for the same file in the same form alone.
+/// Returns which file the program that runs is.
 ///
 /// # Errors
 ///
 /// Those of stat(2).
-pub fn identity(path: &Path) -> io::Result<String> {
-    let file = stat(path)?;
-    let changed = format!("{}.{}", file.st_ctime, file.st_ctime_nsec);
-    Ok(format!("{}:{}:{}:{changed}", file.st_dev, file.st_ino, file.st_size))
-}
-
-/// Returns the [`identity`] of the program that runs.
-///
-/// # Errors
-///
-/// Those of stat(2).
-pub fn own_identity() -> io::Result<String> {
-    identity(Path::new(RUNNING))
+pub fn own_identity() -> io::Result<FileIdentity> {
+    FileIdentity::at(Path::new(RUNNING))
 }
 
 /// Returns the absolute path of this process's program: as it was called, where that leads to it, so that a link that is
@@ -46,10 +35,10 @@ pub fn own_identity() -> io::Result<String> {
 ///
 /// Those of readlink(2), where neither is known.
 pub fn own_program() -> io::Result<PathBuf> {
-    let running = stat(RUNNING);
+    let running = own_identity();
     let is_running = |path: &PathBuf| {
-        let found = stat(path.as_path());
-        matches!((&found, &running), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+        let found = FileIdentity::at(path);
+        matches!((found, &running), (Ok(found), Ok(running)) if found.is_same_file(*running))
     };
     let called = std::env::args_os().next().unwrap_or_default();
     if let Some(found) = places(&called).into_iter().find(is_running) {
@@ -116,7 +105,7 @@ mod tests {
     #[test]
     fn this_program_is_found() {
         assert!(own_program().unwrap().is_absolute());
-        assert_eq!(identity(&own_program().unwrap()).unwrap(), own_identity().unwrap());
+        assert_eq!(FileIdentity::at(&own_program().unwrap()).unwrap(), own_identity().unwrap());
     }
 
     #[test]

@@ -12,13 +12,11 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat, readlinkat, renameat};
-use nix::sys::prctl::{get_dumpable, get_pdeathsig, set_dumpable, set_pdeathsig};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, mkdirat, stat};
-use nix::unistd::{
-    Gid, Uid, UnlinkatFlags, getegid, geteuid, getgroups, setfsgid, setfsuid, setgroups, unlinkat,
-};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, geteuid, unlinkat};
 use serde::{Deserialize, Serialize};
 
+use super::file_rights::with_rights_of;
 use super::handover::{HandOver, Luggage, Unpacked, hand_over, plain};
 
 /// How many symbolic links one path may have, as for the kernel (path_resolution(7)).
@@ -228,26 +226,7 @@ impl Folder {
     /// Does something with the file system rights of its owner and of [`NO_GROUP`], where we are root and the owner is another:
     /// a path that the owner bends leads to nothing that the owner could not do without us.
     pub fn as_owner<T>(&self, action: impl FnOnce() -> T) -> T {
-        if !geteuid().is_root() || self.place.owner == 0 {
-            return action();
-        }
-        // The kernel forgets these two with such a change.
-        let (is_dumpable, parent_death) = (get_dumpable(), get_pdeathsig());
-        let groups = getgroups();
-        // Without the groups of root; a namespace may refuse it (user_namespaces(7)).
-        let is_without = groups.is_ok() && setgroups(&[]).is_ok();
-        setfsgid(NO_GROUP);
-        // The rights of root that concern files go with the id and come back with it (capabilities(7)).
-        setfsuid(Uid::from_raw(self.place.owner));
-        let done = action();
-        setfsuid(geteuid());
-        setfsgid(getegid());
-        if let (true, Ok(groups)) = (is_without, groups) {
-            let _ = setgroups(&groups);
-        }
-        let _ = is_dumpable.and_then(set_dumpable);
-        let _ = parent_death.and_then(set_pdeathsig);
-        done
+        with_rights_of(Uid::from_raw(self.place.owner), NO_GROUP, &[], action)
     }
 }
 
@@ -338,6 +317,8 @@ impl Drop for MadeFolders {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+
+    use nix::unistd::getgroups;
 
     use super::*;
 

@@ -6,21 +6,23 @@
 
 use std::ffi::c_int;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
-use nix::unistd::{Pid, pipe2, setpgid};
+use nix::unistd::{Pid, setpgid};
 
+use super::channel::{channel, send_some};
+use super::foreign::ForeignFd;
 use super::handover::hand_over;
 use super::output::wait_readable;
 use super::process::kill_tree;
 use super::raw::{self, Sweep};
 use super::reaper::{Exit, wait_until_ended};
+use super::rights::{CONTROL, receive_in};
 
 /// The exit status of a child whose work panicked, as std has it.
 pub const PANICKED: i32 = 101;
@@ -28,12 +30,17 @@ pub const PANICKED: i32 = 101;
 /// The descriptor by which a child hands over its result.
 const OUTPUT: c_int = 3;
 
+/// How much of a result is taken at a time, in bytes.
+const PIECE: usize = 16 * 1024;
+
 /// Work that a child does.
 #[derive(Debug)]
 pub struct ForkedWork {
     /// The child, which leads a process group of its own.
     pub pid: Pid,
-    output: File,
+    output: OwnedFd,
+    /// The file that has come beside the result.
+    pub file: Option<OwnedFd>,
 }
 
 impl AsFd for ForkedWork {
@@ -49,24 +56,33 @@ impl ForkedWork {
     /// when it is worthwhile to call again.
     ///
     /// # Errors
-    /// Those of read(2).
+    /// Those of recvmsg(2).
     pub fn read(&mut self, result: &mut Vec<u8>) -> io::Result<bool> {
-        match self.output.read_to_end(result) {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) => Err(error),
+        let (mut piece, mut control) = ([0; PIECE], [0; CONTROL]);
+        loop {
+            match receive_in(&self.output, &mut piece, &mut control) {
+                Ok(received) if received.len == 0 => return Ok(true),
+                Ok(received) => {
+                    result.extend(piece.iter().take(received.len));
+                    // It comes from our own code, though that may have met with anything.
+                    let file = received.descriptors.into_iter().next();
+                    self.file = self.file.take().or(file.map(ForeignFd::trusted));
+                }
+                Err(Errno::EAGAIN) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 
     /// Waits for the whole result; only for where nothing else is to be done meanwhile.
     ///
     /// # Errors
-    /// Those of read(2) and waitid(2); `TimedOut` where a pause is longer than `patience`, and then the child is killed;
+    /// Those of recvmsg(2) and waitid(2); `TimedOut` where a pause is longer than `patience`, and then the child is killed;
     /// another where the child failed.
-    pub fn wait(mut self, patience: Duration) -> io::Result<Vec<u8>> {
+    pub fn wait(&mut self, patience: Duration) -> io::Result<Vec<u8>> {
         let mut result = Vec::new();
         while !self.read(&mut result)? {
-            if !wait_readable(&self, patience)? {
+            if !wait_readable(&*self, patience)? {
                 let _ = kill_tree(self.pid);
                 let _ = wait_until_ended(self.pid);
                 return Err(io::ErrorKind::TimedOut.into());
@@ -79,7 +95,7 @@ impl ForkedWork {
     }
 }
 
-hand_over!(ForkedWork as ForkedWorkState { pid: Pid, output: File });
+hand_over!(ForkedWork as ForkedWorkState { pid: Pid, output: OwnedFd, file: Option<OwnedFd> });
 
 /// Does `work` in a child and hands over the bytes that it returns.
 ///
@@ -89,15 +105,22 @@ hand_over!(ForkedWork as ForkedWorkState { pid: Pid, output: File });
 /// this only where the process has a single thread, as the child's memory is that thread's.
 ///
 /// # Errors
-/// Those of pipe2(2) and fork(2).
+/// Those of socketpair(2) and fork(2).
 pub fn in_child(work: impl FnOnce() -> Vec<u8>) -> io::Result<ForkedWork> {
-    let (output, input) = pipe2(OFlag::O_CLOEXEC)?;
-    fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    let pid = fork_into(|| deliver(work, input.as_raw_fd()))?;
-    Ok(ForkedWork { pid, output: output.into() })
+    in_child_with_file(|| (work(), None))
 }
 
-fn deliver(work: impl FnOnce() -> Vec<u8>, input: c_int) -> ! {
+/// As [`in_child`], for work that may open a file as well. It comes beside a result that is not empty.
+///
+/// # Errors
+/// Those of socketpair(2) and fork(2).
+pub fn in_child_with_file(work: impl FnOnce() -> (Vec<u8>, Option<OwnedFd>)) -> io::Result<ForkedWork> {
+    let (output, input) = channel()?;
+    let pid = fork_into(|| deliver(work, input.as_raw_fd()))?;
+    Ok(ForkedWork { pid, output, file: None })
+}
+
+fn deliver(work: impl FnOnce() -> (Vec<u8>, Option<OwnedFd>), input: c_int) -> ! {
     raw::reset_signals(false, 0);
     // A build that aborts on panics must end with the same status as one that unwinds, and without a core.
     // SAFETY: the handler makes one system call.
@@ -108,8 +131,13 @@ fn deliver(work: impl FnOnce() -> Vec<u8>, input: c_int) -> ! {
     let delivered = catch_unwind(AssertUnwindSafe(|| {
         placed?;
         // SAFETY: the descriptor was made just now, for this alone.
-        let mut output = File::from(unsafe { OwnedFd::from_raw_fd(OUTPUT) });
-        output.write_all(&work())
+        let output = unsafe { OwnedFd::from_raw_fd(OUTPUT) };
+        let (result, file) = work();
+        let (first, rest) = result.split_at(usize::from(file.is_some()).min(result.len()));
+        if !first.is_empty() {
+            send_some(&output, first, file.as_ref().map(AsFd::as_fd))?;
+        }
+        File::from(output).write_all(rest)
     }));
     let status = match delivered {
         Ok(Ok(())) => 0,
@@ -168,6 +196,7 @@ pub(super) mod tests {
     use nix::sys::wait::{Id, WaitPidFlag, waitid};
     use nix::unistd::{alarm, getpgrp, getpid};
     use std::fs;
+    use std::io::Read;
     use std::process;
 
     use super::super::process as processes;
@@ -234,6 +263,20 @@ pub(super) mod tests {
         let (result, exit) = finish(in_child(|| vec![b'x'; 1 << 20]));
         assert_eq!(exit, Exit::Code(0));
         assert!(result.len() == 1 << 20 && result.iter().all(|&byte| byte == b'x'));
+    }
+
+    #[test]
+    fn a_file_comes_beside_a_result_of_any_length() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("file"), "it").unwrap();
+        for length in [1, 1 << 20] {
+            let open = || Some(File::open(folder.path().join("file")).unwrap().into());
+            let mut work = in_child_with_file(|| (vec![b'x'; length], open())).unwrap();
+            assert_eq!(work.wait(PATIENCE).unwrap().len(), length);
+            let mut text = String::new();
+            File::from(work.file.take().unwrap()).read_to_string(&mut text).unwrap();
+            assert_eq!(text, "it");
+        }
     }
 
     #[test]

@@ -202,6 +202,27 @@ pub(super) fn execute(program: &CStr, argv: &Vector<'_>, envp: &Vector<'_>) -> n
     Err(checked(result).err().unwrap_or(Errno::UnknownErrno))
 }
 
+/// Becomes the program that `file` is, wherever that stands, or returns why not.
+pub(super) fn execute_file(file: c_int, argv: &Vector<'_>, envp: &Vector<'_>) -> nix::Result<Infallible> {
+    let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+    // SAFETY: as before.
+    let result = unsafe { syscall!(Sysno::execveat, file, path, argv.as_ptr(), envp.as_ptr(), flags) };
+    Err(checked(result).err().unwrap_or(Errno::UnknownErrno))
+}
+
+/// What tells a file from all others that are there: the two halves of its device, and its inode.
+pub(super) type FileNumber = (u32, u32, u64);
+
+/// Returns which file stands at a path, links followed; an empty one stands for `fd` itself.
+pub(super) fn file_at(fd: c_int, path: &CStr) -> nix::Result<FileNumber> {
+    // SAFETY: it is plain C data, for which all zeroes is a value.
+    let mut found: libc::statx = unsafe { mem::zeroed() };
+    let (path, mask) = (path.as_ptr(), libc::STATX_INO);
+    // SAFETY: a C string, and the kernel writes one such struct.
+    checked(unsafe { syscall!(Sysno::statx, fd, path, libc::AT_EMPTY_PATH, mask, &raw mut found) })?;
+    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+}
+
 /// Writes to `fd` as many bytes as it takes at once.
 pub(super) fn write(fd: c_int, bytes: &[u8]) -> nix::Result<()> {
     // SAFETY: the bytes are as many as said.

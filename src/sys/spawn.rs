@@ -9,13 +9,12 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::unistd::{self, Gid, Pid, Uid, getgroups, getresgid, getresuid, pipe2};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use nix::unistd::{self, AccessFlags, Gid, Pid, Uid, faccessat, getgroups, getresgid, getresuid, pipe2};
 use serde::{Deserialize, Serialize};
 
 use super::child::Plan;
@@ -60,6 +59,8 @@ impl Credentials {
 pub struct Launch<'a> {
     /// The files to try, from [`candidates`]; relative ones count from `directory`.
     pub programs: CStrings,
+    /// The very file that it is to be, where one is held.
+    pub pinned: Option<Pinned<'a>>,
     /// The argument vector.
     pub arguments: CStrings,
     /// The part of the environment that many processes have in common, `NAME=value` each.
@@ -90,6 +91,19 @@ pub struct Launch<'a> {
     pub stdout: Option<Given<'a>>,
     /// The standard error; `None` is the manager's own.
     pub stderr: Option<Given<'a>>,
+}
+
+/// The file that is to be executed, whatever stands at its path by now.
+///
+/// It is executed by a path that leads to it, for then it has its name in ps(1); by the descriptor where none does.
+#[derive(Clone, Debug)]
+pub struct Pinned<'a> {
+    /// A hold on it ([`super::program_file::hold`]).
+    pub file: BorrowedFd<'a>,
+    /// Where it was found, links resolved.
+    pub path: CString,
+    /// Whether it can be executed by its descriptor ([`super::program_file::is_native`]).
+    pub is_native: bool,
 }
 
 /// An output that a process gets.
@@ -140,16 +154,15 @@ pub fn candidates(program: &OsStr, path: Option<&OsStr>) -> io::Result<CStrings>
     Ok(files)
 }
 
-/// Returns the first of the [`candidates`] that can be executed, seen from this directory; `None` where there is none.
+/// Returns the first of the [`candidates`] that we may execute, seen from this directory; `None` where there is none.
 ///
 /// # Errors
 /// Those of [`candidates`].
 pub fn executable(program: &OsStr, path: Option<&OsStr>, directory: &Path) -> io::Result<Option<PathBuf>> {
     let files = candidates(program, path)?;
     let mut files = files.iter().map(|file| directory.join(OsStr::from_bytes(file.to_bytes())));
-    Ok(files.find(|file| {
-        file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-    }))
+    let may_execute = |file: &Path| faccessat(AT_FDCWD, file, AccessFlags::X_OK, AtFlags::AT_EACCESS).is_ok();
+    Ok(files.find(|file| file.is_file() && may_execute(file)))
 }
 
 /// Starts a process. Never waits for it.
@@ -185,8 +198,10 @@ fn plan(launch: Launch<'_>, report: BorrowedFd<'_>) -> io::Result<Plan> {
     let mut environment = launch.environment;
     let own_pids = launch.pid_variables.into_iter().map(|name| environment.push_number(name));
     let own_pids = own_pids.collect::<Result<_, _>>()?;
+    let pinned = launch.pinned.map(|Pinned { file, path, is_native }| (file.as_raw_fd(), path, is_native));
     Ok(Plan {
         programs: launch.programs,
+        pinned,
         vectors: [
             Pointers::room_for(&[&launch.arguments]),
             Pointers::room_for(&[&launch.shared_environment, &environment]),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use super::super::cgroups::Cgroups;
+use super::super::checker::PinnedRelease;
 use super::super::control::{Asker, Control, History};
 use super::super::doors::OnDemand;
 use super::super::guests::Guests;
@@ -43,7 +45,7 @@ use crate::wire::control::Reply;
 type As<T> = <T as HandOver>::State;
 
 /// A generation, with the places of its sockets in the list of all.
-type GenerationState = (GenerationId, Release, Vec<usize>, As<Option<ControlTcp>>);
+type GenerationState = (GenerationId, Release, As<Option<OwnedFd>>, Vec<usize>, As<Option<ControlTcp>>);
 
 /// A manager between two turns of its loop: no event waits, and every action was performed.
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,7 +60,7 @@ pub struct State {
     /// Each once, though generations share them.
     listeners: Vec<As<Listener>>,
     generations: Vec<GenerationState>,
-    kept: Option<(GenerationId, Release)>,
+    kept: As<Option<(GenerationId, PinnedRelease)>>,
     targets: Vec<(RequestId, String)>,
     stored: As<Store>,
     demanded: Vec<DemandedState>,
@@ -92,7 +94,7 @@ fn written(
     luggage: &mut Luggage,
 ) -> GenerationState {
     let places = of.sockets.listeners.iter().filter_map(place).collect();
-    (id, of.release.clone(), places, of.control_tcp.pack(luggage))
+    (id, of.release.clone(), of.program.pack(luggage), places, of.control_tcp.pack(luggage))
 }
 
 impl State {
@@ -146,7 +148,7 @@ impl State {
             runtime: runtime.pack(luggage),
             listeners: listeners.iter().map(|listener| listener.pack(luggage)).collect(),
             generations: generations.iter().map(|(id, of)| written(*id, of, place, luggage)).collect(),
-            kept: kept.clone(),
+            kept: kept.pack(luggage),
             targets: targets.asked.pack(luggage),
             stored: stored.pack(luggage),
             demanded: demanded.iter().filter_map(|one| Some(one.pack(place(&one.listener)?))).collect(),
@@ -188,11 +190,12 @@ impl State {
             .map(|listener| Listener::unpack(listener, luggage).map(Rc::new))
             .collect::<io::Result<_>>()?;
         let mut generations = BTreeMap::new();
-        for (id, release, places, control_tcp) in self.generations {
+        for (id, release, program, places, control_tcp) in self.generations {
             let common = Common::of(&release, id, &heritage)?;
             let sockets = Prepared::among(&listeners, &places);
+            let program = HandOver::unpack(program, luggage)?;
             let control_tcp = HandOver::unpack(control_tcp, luggage)?;
-            generations.insert(id, Generation { release, common, sockets, control_tcp });
+            generations.insert(id, Generation { release, program, common, sockets, control_tcp });
         }
         let service =
             generations.get(&self.manager.current()).map(|of: &Generation| of.release.spec.name.clone());
@@ -219,7 +222,7 @@ impl State {
             heritage,
             sockets: Sockets::resume(&listeners),
             generations,
-            kept: self.kept,
+            kept: HandOver::unpack(self.kept, luggage)?,
             targets: Targets::asked(HandOver::unpack(self.targets, luggage)?),
             stored: HandOver::unpack(self.stored, luggage)?,
             demanded: demanded.collect(),

@@ -21,10 +21,11 @@ use super::{State, UNDERSTOOD, environment, seal};
 use crate::core::spec::is_protocol_variable;
 use crate::core::time::Mono;
 use crate::core::word::one_line;
-use crate::sys::exec::{become_program, identity};
+use crate::sys::exec::become_program;
 use crate::sys::handover::Luggage;
 use crate::sys::output::output_pipe;
 use crate::sys::process::kill_tree;
+use crate::sys::program_file::FileIdentity;
 use crate::sys::signals::block_early;
 use crate::sys::spawn::{Launch, spawn};
 use crate::sys::strings::CStrings;
@@ -164,6 +165,7 @@ impl Daemon {
             variables.push(&[name.as_bytes(), b"=", value.as_bytes()])?;
         }
         let child = spawn(Launch {
+            pinned: None,
             programs: CStrings::of([self.successor.program.as_os_str().as_bytes()])?,
             arguments: CStrings::of(words.iter().map(|word| word.as_bytes()))?,
             shared_environment: Rc::new(variables),
@@ -260,7 +262,7 @@ impl Daemon {
         if self.ended {
             return Err(io::Error::other("the service has ended"));
         }
-        if identity(&self.successor.program)? != tried {
+        if FileIdentity::at(&self.successor.program)?.to_string() != tried {
             return Err(io::Error::other("it was replaced while it was tried"));
         }
         info!("handing over to {}", self.successor.program.display());

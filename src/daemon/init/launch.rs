@@ -46,6 +46,7 @@ impl Init {
             own_pids.push(c"LISTEN_PID");
         }
         Ok(Launch {
+            pinned: None,
             programs: if self.own_program { CStrings::of([RUNNING])? } else { self.program.clone() },
             arguments: CStrings::of(env::args_os().map(|word| word.as_bytes().to_vec()))?,
             shared_environment: Rc::default(),

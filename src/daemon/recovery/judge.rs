@@ -74,7 +74,7 @@ impl Judged {
             return Self::Nothing;
         }
         let work = in_child(|| serde_json::to_vec(&judge(path, service)).unwrap_or_default());
-        let answer = work.and_then(|work| work.wait(PATIENCE));
+        let answer = work.and_then(|mut work| work.wait(PATIENCE));
         let judged = answer.and_then(|answer| Ok(serde_json::from_slice(&answer)?));
         judged.unwrap_or_else(|error| Self::Unusable(format!("whoever read it failed: {error}")))
     }

@@ -133,7 +133,7 @@ impl Record {
             manager: daemon.manager.clone(),
             listeners: listeners.iter().map(|listener| listener.record()).collect::<io::Result<_>>()?,
             generations: generations.collect(),
-            kept: daemon.kept.clone(),
+            kept: daemon.kept.as_ref().map(|(id, pinned)| (*id, pinned.release.clone())),
             demanded: daemon
                 .demanded
                 .iter()

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use tracing::{info, warn};
 
 use super::super::apply::prefix;
+use super::super::checker::PinnedRelease;
 use super::super::launch::Common;
 use super::super::node::{Channel, Demanded};
 use super::super::process::{Process, Source, Tail, WorkerOutput};
@@ -107,14 +108,18 @@ impl Taken {
         for (id, release, places) in record.generations {
             let common = Common::of(&release, id, &post.heritage)?;
             let prepared = Prepared::among(&sockets.listeners, &places);
-            generations.insert(id, Generation { release, common, sockets: prepared, control_tcp: None });
+            let workers = survivors.iter().filter(|survivor| survivor.record.generation == id);
+            let workers: Vec<_> = workers.map(|survivor| survivor.process.pid()).collect();
+            let PinnedRelease { release, program } = PinnedRelease::again(release, &workers);
+            let of = Generation { release, program, common, sockets: prepared, control_tcp: None };
+            generations.insert(id, of);
         }
         let demanded =
             record.demanded.into_iter().filter_map(|one| Demanded::unpack(one, &sockets.listeners));
         let all = Sockets::resume(&sockets.listeners);
         let mut daemon = Daemon::at_post(post, record.manager, record.source, all, generations)?;
         daemon.origin = record.origin;
-        daemon.kept = record.kept;
+        daemon.kept = record.kept.map(|(id, release)| (id, PinnedRelease::again(release, &[])));
         daemon.demanded = demanded.collect();
         daemon.history = HandOver::unpack(record.history, luggage)?;
         daemon.leftovers = leftovers;

@@ -1,5 +1,8 @@
 //! Real children, asked what they found, in each kind of memory in which they can come into being.
 
+#[path = "pinned_tests.rs"]
+mod pinned;
+
 use std::fs::{self, File, Permissions};
 use std::io::{PipeReader, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -35,6 +38,7 @@ fn memories() -> impl Iterator<Item = Memory> {
 fn launch<'a>(arguments: &[&str]) -> Launch<'a> {
     Launch {
         programs: candidates(OsStr::new(arguments[0]), None).unwrap(),
+        pinned: None,
         arguments: c_strings(arguments),
         shared_environment: Rc::new(c_strings(&["PATH=/bin:/usr/bin"])),
         environment: CStrings::default(),
