@@ -152,7 +152,11 @@ impl Daemon {
         self.candidate.as_ref().map_or(Ok(()), |candidate| candidate.watch(&self.poller))?;
         self.watch_leftovers();
         // What was done to a path meanwhile is mended before it is watched: the watch is of what stands there.
-        self.mend_sockets(None);
+        // Those that we have just bound nobody else has had.
+        let are_shared = !self.leftovers.is_empty() || self.manager.workers().next().is_some();
+        if are_shared || self.sockets.listeners().iter().any(|listener| listener.is_inherited()) {
+            self.mend_sockets(None);
+        }
         for warning in self.sockets.guard() {
             warn!("{warning}");
         }

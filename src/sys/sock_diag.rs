@@ -22,7 +22,7 @@ const DONE: u16 = 3;
 
 /// The lengths of `struct nlmsghdr`, `struct inet_diag_req_v2` and `struct inet_diag_msg`.
 pub(super) const HEADER: usize = 16;
-pub(super) const REQUEST: usize = 56;
+const REQUEST: usize = 56;
 pub(super) const ANSWER: usize = 72;
 
 /// The states, a bit each, in which a connection has been made and some process holds it: established, both FIN-WAITs,

@@ -177,7 +177,7 @@ impl Walk {
 
     /// Refuses what others may change.
     fn rely_on(&self, stat: &FileStat, is_last: bool) -> Result<(), WayError> {
-        match self.trusted.complaint(stat, has_list(&self.at), is_last) {
+        match self.trusted.complaint(stat, has_list(&self.at, stat), is_last) {
             Some(why) => Err(WayError::Unsafe { path: self.path.clone(), why }),
             None => Ok(()),
         }
@@ -234,8 +234,12 @@ impl Walk {
     }
 }
 
-/// Whether a file that is held has an access control list.
-fn has_list(held: &OwnedFd) -> bool {
+/// Whether a file that is held has an access control list by which others than its owner may write to it. Without the group's bit the
+/// mask of such a list lets nobody.
+fn has_list(held: &OwnedFd, stat: &FileStat) -> bool {
+    if stat.st_mode & GROUP_WRITES == 0 {
+        return false;
+    }
     let path = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
     attribute(&path, c"system.posix_acl_access", &mut [0; 4096]).is_some()
 }

@@ -119,10 +119,8 @@ impl Found {
 
     /// Whether any process may have one of these sockets from before, by their addresses.
     pub fn may_be_there(plans: &[SocketPlan]) -> bool {
-        // An address that does not say its port is not known again, and what is not told may be.
-        plans
-            .iter()
-            .any(|plan| plan.has_open_port() || bound::is_taken(&plan.address(), plan.kind()).unwrap_or(true))
+        // An address that does not say its port is not known again.
+        plans.iter().any(|plan| plan.has_open_port() || bound::may_be_taken(&plan.address(), plan.kind()))
     }
 
     /// Whether [`Found::any`] would find a socket, or cannot be sure.
