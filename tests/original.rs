@@ -260,21 +260,21 @@ fn of_three_upgrades_at_once_each_hears_its_own_truth() {
 }
 
 #[test]
-fn head_is_what_a_restarted_manager_begins_with() {
+fn head_tells_what_serves_and_what_was_typed_is_begun_with() {
     let Some(mut old) = Old::start(|_| (), ["-H", "HEAD"]) else { return };
     let head = |old: &Old| fs::read_to_string(old.manager.path("HEAD")).expect("it is recorded");
     // Nobody waits for the record of the first one.
     old.manager.wait_until("the first record", || old.manager.path("HEAD").exists().then_some(()));
-    assert!(head(&old).ends_with("/app1.js\n"));
+    assert!(head(&old).ends_with("/app1.js"));
     // What is refused or rolled back is not recorded.
     fs::write(old.manager.path("broken.js"), "process.exit(3)").expect("a program");
     let (status, said) = old.flags(["-u", "broken.js"]);
     assert_eq!(status, 1);
     assert!(said.starts_with("{ cmd: 'upgrade', value: 'rolled back: worker "), "{said}");
     assert!(said.contains("exited with status 3 before it was ready"), "{said}");
-    assert!(head(&old).ends_with("/app1.js\n"));
+    assert!(head(&old).ends_with("/app1.js"));
     assert_eq!(old.flags(["-u", "app2.js"]), ok("upgrade"));
-    assert!(head(&old).ends_with("/app2.js\n"));
+    assert!(head(&old).ends_with("/app2.js"));
     assert_eq!(old.flags(["-d"]), ok("die"));
     assert!(old.manager.wait_exit().success());
 
@@ -291,10 +291,11 @@ fn head_is_what_a_restarted_manager_begins_with() {
         assert!(child.wait().expect("its end").success());
         said
     };
-    let words = ["-s", "app1.js", "-f", "1", "-a", &old.host, "-H", "HEAD"];
-    assert_eq!(again(words), "2");
-    fs::write(old.manager.path("HEAD"), "/nowhere/app9.js\n").expect("a damaged head");
-    assert_eq!(again(words), "1");
+    // As deploy scripts start it again: `liveswap -s "$(cat HEAD)"`.
+    let recorded = head(&old);
+    assert_eq!(again(["-s", &recorded, "-f", "1", "-a", &old.host, "-H", "HEAD"]), "2");
+    assert_eq!(again(["-s", "app1.js", "-f", "1", "-a", &old.host, "-H", "HEAD"]), "1");
+    assert!(head(&old).ends_with("/app1.js"));
 }
 
 #[test]

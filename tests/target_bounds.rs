@@ -92,7 +92,8 @@ fn a_target_that_a_hook_is_to_make_is_bound_too() {
 #[test]
 fn what_head_has_recorded_is_bound_too() {
     let starter = releases();
-    fs::write(starter.path("head"), format!("{}\n", starter.path("evil").display())).expect("a record");
+    fs::write(starter.path("head"), format!("{}", starter.path("evil").display())).expect("a record");
+    fs::write(starter.path("head.chosen"), "releases/one").expect("a record");
     let service = service("releases/one").set("service.target_within", "'releases'");
     let mut manager = starter.start(service.set("upgrade.head", "'head'"));
     manager.wait_ready();
@@ -110,7 +111,8 @@ fn a_head_that_a_stranger_has_written_chooses_nothing() {
     {
         let starter = releases();
         let head = starter.path("head");
-        fs::write(&head, format!("{}\n", starter.path("releases/two").display())).expect("a record");
+        fs::write(&head, format!("{}", starter.path("releases/two").display())).expect("a record");
+        fs::write(starter.path("head.chosen"), "releases/one").expect("a record");
         chown(&head, Some(user), None).expect("chown");
         fs::set_permissions(&head, Permissions::from_mode(mode)).expect("chmod");
         let mut manager = starter.start(service("releases/one").set("upgrade.head", "'head'"));

@@ -243,6 +243,7 @@ mod tests {
             upgrading_to: Some(2),
             previous: None,
             old_code: None,
+            begun_with: None,
             last_upgrade: None,
             cgroup: None,
             no_cgroup: None,

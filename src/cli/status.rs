@@ -203,6 +203,9 @@ fn render(status: &Status, is_colored: bool) -> String {
     if let Some(target) = &status.target {
         let _ = writeln!(text, "  target: {target}");
     }
+    if let Some(why) = &status.begun_with {
+        let _ = writeln!(text, "  {why}");
+    }
     for socket in &status.sockets {
         let broken = if socket.broken { "; broken, and could not be repaired" } else { "" };
         let _ = writeln!(text, "  socket {}: {}{broken}", socket.name, socket.listen);
@@ -366,6 +369,7 @@ mod tests {
             upgrading_to: None,
             previous: Some(2),
             old_code: None,
+            begun_with: None,
             last_upgrade: Some(last),
             cgroup: Some("/system.slice/web.service".into()),
             no_cgroup: None,

@@ -136,6 +136,8 @@ RuntimeDirectory=liveswap/{name}
 RuntimeDirectoryMode=0711
 # What the next manager goes on with, if this one is killed.
 RuntimeDirectoryPreserve=restart
+# Which release serves, and which was rolled back.
+StateDirectory=liveswap/{name}
 FileDescriptorStoreMax={stored}
 {non_blocking}{user}
 {how_to_stop}# The drain and some more; the manager asks for what else it needs (EXTEND_TIMEOUT_USEC).

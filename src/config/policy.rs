@@ -145,12 +145,10 @@ pub(super) fn upgrade(
     let strategy = strategy(&mut table, service.workers.filter(|workers| *workers > 0), problems);
     let pre_upgrade = table.read("pre_upgrade", values::nonempty);
     let head = table.read("head", values::nonempty);
-    for (key, at) in [("pre_upgrade", &pre_upgrade), ("head", &head)] {
-        if let Some(At { key: span, .. }) = at.as_ref().filter(|_| service.process.target.is_none()) {
-            let message = format!("`{key}` is ignored unless [service] has a `target`");
-            let flaw = Flaw::new(message, "here it has none").help("remove it, or set `target` in [service]");
-            problems.conclude(span.clone(), flaw);
-        }
+    if let Some(At { key: span, .. }) = pre_upgrade.as_ref().filter(|_| service.process.target.is_none()) {
+        let message = "`pre_upgrade` is ignored unless [service] has a `target`";
+        let flaw = Flaw::new(message, "here it has none").help("remove it, or set `target` in [service]");
+        problems.conclude(span.clone(), flaw);
     }
     let path = |at: Option<At<String>>| at.map(|at| origin.absolute(&at.value));
     let (pre_upgrade, head) = (path(pre_upgrade), path(head));

@@ -282,9 +282,13 @@ impl Daemon {
             _ => {}
         }
         match notice {
+            Notice::Serving(_) => self.record_head(),
+            Notice::UpgradeEnded(generation, outcome) => self.note_outcome(*generation, outcome),
+            _ => {}
+        }
+        match notice {
             Notice::Serving(_) | Notice::UpgradeEnded(_, Outcome::Committed) => {
                 self.tidy_up_soon();
-                self.record_head();
                 self.drain_leftovers();
             }
             Notice::Stopping(_) => {

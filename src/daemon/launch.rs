@@ -37,6 +37,10 @@ pub const RUNTIME_VARIABLE: &str = "LIVESWAP_RUNTIME_DIRECTORY";
 /// The service's name, which hooks and probes have too.
 pub const SERVICE_VARIABLE: &str = "LIVESWAP_SERVICE";
 
+/// The folders that systemd makes for the manager's unit (systemd.exec(5)). They are the manager's, which keeps its own files there.
+const FOLDERS_OF_UNIT: [&str; 5] =
+    ["RUNTIME_DIRECTORY", "STATE_DIRECTORY", "CACHE_DIRECTORY", "LOGS_DIRECTORY", "CONFIGURATION_DIRECTORY"];
+
 /// What the manager itself was started with, and passes on.
 #[derive(Debug)]
 pub struct Heritage {
@@ -52,7 +56,9 @@ pub struct Heritage {
 impl Heritage {
     /// Takes the manager's environment as it is now, without the variables that are meant for it alone.
     pub fn take(nofile: Limit) -> Self {
-        let is_own = |name: &OsStr| name.to_str().is_some_and(is_protocol_variable);
+        let is_own = |name: &OsStr| {
+            name.to_str().is_some_and(|name| is_protocol_variable(name) || FOLDERS_OF_UNIT.contains(&name))
+        };
         let environment = std::env::vars_os().filter(|(name, _)| !is_own(name)).collect();
         Self { environment, nofile, runtime: None, streams: Rc::new(Streams::find()) }
     }

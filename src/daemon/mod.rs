@@ -39,6 +39,7 @@ mod control;
 mod doors;
 mod guests;
 pub mod handover;
+mod head;
 mod hearing;
 mod hooks;
 mod idleness;

@@ -126,6 +126,7 @@ impl Daemon {
         let named = target.and_then(|request| self.targets.asked.remove(&request));
         let serving = self.generations.get(&self.manager.current()).map(|of| &of.release);
         let wanted = named.map(Wanted::Named).or_else(|| serving.map(Wanted::as_in));
+        self.forget_rejection();
         self.check(generation, wanted.unwrap_or(Wanted::First), true);
     }
 
@@ -240,8 +241,8 @@ impl Daemon {
             Some((release, program)) => {
                 // Without one of its own it is started by its path.
                 let program = program.as_ref().and_then(|program| program.try_clone().ok());
-                let pinned = PinnedRelease { release: release.clone(), program };
-                self.bind(generation, pinned);
+                let release = Release { is_brought_back: true, begun_with: None, ..release.clone() };
+                self.bind(generation, PinnedRelease { release, program });
             }
             None => self.refuse(generation, format!("generation {earlier} is not there; a bug of liveswap")),
         }
@@ -372,7 +373,8 @@ pub(super) fn plans(release: &Release) -> Vec<SocketPlan> {
 /// Everything that is wrong.
 pub(super) fn first_release(source: &Source, color: bool) -> Result<PinnedRelease, Refusal> {
     let failed = |error: io::Error| Refusal::new(&format!("cannot check the service file: {error}"));
-    let mut checker = Checker::start(source, &Wanted::First, false, color).map_err(failed)?;
+    let wanted = if matches!(source, Source::File(_)) { Wanted::First } else { Wanted::Typed };
+    let mut checker = Checker::start(source, &wanted, false, color).map_err(failed)?;
     let exit = loop {
         match wait_readable(&checker, FIRST_CHECK) {
             Ok(true) if checker.read().map_err(failed)? => break reaper::wait_until_ended(checker.pid()),

@@ -15,9 +15,10 @@ use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
+use super::head;
 use super::program::Program;
 use super::sockets::Owner;
-use super::target::{Bounds, Target, Wanted, unwritable};
+use super::target::{Bounds, Target, Wanted};
 use crate::config::flags::{self, Flags};
 use crate::config::original::{self, Original};
 use crate::config::{self, COMMAND_LINE, Origin};
@@ -71,6 +72,12 @@ pub struct Release {
     /// The program of the command, where one was found; hooks may still have to make it.
     #[serde(default)]
     pub program: Option<Program>,
+    /// Why a manager has begun with it instead of what the service file names.
+    #[serde(default)]
+    pub begun_with: Option<String>,
+    /// Whether it is that of an earlier generation, to which somebody went back.
+    #[serde(default)]
+    pub is_brought_back: bool,
     /// Whether the hook `pre_upgrade` is for `node` to run.
     pub pre_upgrade_is_node: bool,
     /// What is worth a word in the log and no reason to refuse.
@@ -143,9 +150,13 @@ impl Release {
     ///
     /// All problems of the definition at once, or else all that it refers to and that cannot be had.
     pub fn read(source: &Source, wanted: &Wanted, yet_to_run: bool, color: bool) -> Result<Self, Refusal> {
-        let spec = read_spec(source, color)?;
-        let (mut problems, mut warnings) = (Vec::new(), Vec::new());
-        let directory = enter(&spec.process.directory).map_err(|why| problems.push(why)).unwrap_or_default();
+        let mut spec = read_spec(source, color)?;
+        if matches!(source, Source::File(_)) {
+            spec.hooks.head = spec.hooks.head.or_else(head::default_place);
+        }
+        let (mut problems, mut warnings, mut begun_with) = (Vec::new(), Vec::new(), None);
+        let mut directory =
+            enter(&spec.process.directory).map_err(|why| problems.push(why)).unwrap_or_default();
         let mut environment = BTreeMap::new();
         for file in &spec.process.environment_files {
             match read_environment(&file.path, file.optional) {
@@ -166,10 +177,18 @@ impl Release {
         problems.extend(credentials.as_ref().and_then(beyond_reach));
         let is_to_be_made = yet_to_run && spec.hooks.are_any_before();
         let user = credentials.as_ref().map_or_else(|| geteuid().as_raw(), |who| who.uid);
-        let target = wanted.find(&Bounds::of(&spec, is_to_be_made, user), &mut warnings);
+        let bounds = Bounds::of(&spec, is_to_be_made, user);
+        let target = wanted.find(&bounds, &mut begun_with, &mut warnings);
         let target = target.map_err(|why| problems.push(why)).unwrap_or_default();
+        if *wanted == Wanted::First
+            && spec.process.target.is_none()
+            && let Some((recorded, why)) = bounds.recorded_directory(&directory, &mut warnings)
+        {
+            (directory, begun_with) = (recorded, Some(why));
+        }
+        warnings.extend(begun_with.clone());
         let program = program(&spec.process, &environment, target.as_ref(), &directory, credentials.as_ref());
-        problems.extend(spec.hooks.head.as_deref().and_then(unwritable));
+        problems.extend(spec.hooks.head.as_deref().and_then(head::unwritable));
         let is_node = |module: &Path| config::is_node_program(&module.to_string_lossy()) || module.is_dir();
         let pre_upgrade_is_node = spec.hooks.pre_upgrade.as_deref().is_some_and(is_node);
         if !problems.is_empty() {
@@ -185,6 +204,8 @@ impl Release {
             control_token,
             target,
             program,
+            begun_with,
+            is_brought_back: false,
             pre_upgrade_is_node,
             warnings,
         };
@@ -236,7 +257,7 @@ fn beyond_reach(who: &Credentials) -> Option<String> {
 }
 
 /// Resolves `directory`, symbolic links and all.
-fn enter(directory: &Path) -> Result<PathBuf, String> {
+pub(super) fn enter(directory: &Path) -> Result<PathBuf, String> {
     let entered = directory.canonicalize().and_then(|directory| {
         // A folder that may not be entered, or no folder at all.
         directory.join(".").metadata().map(|_| directory)

@@ -148,6 +148,7 @@ impl Daemon {
             // A worker's copy would keep the registration alive beyond ours.
             let _ = self.poller.remove(&**listener);
         }
+        self.note_rejected_end(generation);
         if self.manager.previous() == Some(generation) {
             self.kept = Some((generation, PinnedRelease { release: of.release, program: of.program }));
         }

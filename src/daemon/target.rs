@@ -6,29 +6,17 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
-use tracing::{error, warn};
 
-use super::release::{Release, open_file, read_open};
-use super::run::{Daemon, Role};
+use super::head::{self, Instead, Recording, Rejection};
+use super::release::{Release, enter};
 use crate::core::ids::RequestId;
-use crate::core::notice::Outcome;
 use crate::core::spec::ServiceSpec;
-use crate::core::time::Mono;
 use crate::core::word::one_line;
-use crate::sys::folder::Folder;
-use crate::sys::fork::{ForkedWork, in_child};
-use crate::sys::process::{kill_tree, may_make_files_in};
 use crate::sys::program_file::FileIdentity;
-use crate::sys::reaper::Exit;
 use crate::sys::way::{self, Trusted, WayError};
-
-/// How long answers wait for the record of what they are about.
-const RECORD_TAKES: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// The target of a release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,8 +33,10 @@ pub struct Target {
 /// Which target a release is to have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Wanted {
-    /// Nobody has named any: what `head` has recorded, or else the service file's.
+    /// Nobody has named any: the service file's, unless what is recorded speaks against it.
     First,
+    /// The one that was typed when the manager was started.
+    Typed,
     /// Somebody has named this one.
     Named(String),
     /// The one that serves, unless the service file names another than it did.
@@ -65,12 +55,17 @@ impl Wanted {
         Self::Standing { file: release.spec.process.target.clone(), given }
     }
 
-    /// Returns the target of a service, where it has one.
+    /// Returns the target of a service, where it has one; `begun_with` says so where it is not what the service file names.
     ///
     /// # Errors
     ///
     /// Why there is none.
-    pub fn find(&self, bounds: &Bounds<'_>, warnings: &mut Vec<String>) -> Result<Option<Target>, String> {
+    pub fn find(
+        &self,
+        bounds: &Bounds<'_>,
+        begun_with: &mut Option<String>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<Target>, String> {
         let spec = bounds.spec;
         let Some(file) = &spec.process.target else {
             return match self {
@@ -78,7 +73,7 @@ impl Wanted {
                     "there is no `target` in [service] that could be changed to {}",
                     one_line(path)
                 )),
-                Self::First | Self::Standing { .. } => Ok(None),
+                Self::First | Self::Typed | Self::Standing { .. } => Ok(None),
             };
         };
         let at = |path: &str| bounds.locate(path);
@@ -87,16 +82,14 @@ impl Wanted {
             Self::Standing { file: before, given: Some(given) } if before.as_ref() == Some(file) => {
                 at(given).map(Some)
             }
-            Self::First => {
-                let recorded = spec.hooks.head.as_deref().and_then(|head| {
-                    let recorded = recorded(head, bounds.user).transpose()?.and_then(|path| at(&path));
-                    let warn =
-                        |why| warnings.push(format!("head {}: {why}; starting {file}", head.display()));
-                    recorded.map_err(warn).ok()
-                });
-                recorded.map_or_else(|| at(file), Ok).map(Some)
-            }
-            Self::Standing { .. } => at(file).map(Some),
+            Self::First => match bounds.recorded(file, warnings) {
+                Some((target, why)) => {
+                    begun_with.replace(why);
+                    Ok(Some(target))
+                }
+                None => at(file).map(Some),
+            },
+            Self::Typed | Self::Standing { .. } => at(file).map(Some),
         }
     }
 }
@@ -118,6 +111,37 @@ impl<'a> Bounds<'a> {
     /// The bounds of a service whose workers are this user.
     pub fn of(spec: &'a ServiceSpec, yet_to_run: bool, user: u32) -> Self {
         Self { spec, yet_to_run, user }
+    }
+
+    /// Returns the target that is recorded to have served instead of what the `file` names, and why.
+    fn recorded(&self, file: &str, warnings: &mut Vec<String>) -> Option<(Target, String)> {
+        let own = self.spec.process.directory.join(file);
+        let own = own.canonicalize().unwrap_or(own);
+        let recorded = head::instead(self.spec, &own, self.user).and_then(|found| {
+            let Some(Instead { path, why, is_choice }) = found else { return Ok(None) };
+            let mut target = self.locate(&path.to_string_lossy())?;
+            if !is_choice && let Some(given) = self.spec.process.directory.join(file).to_str() {
+                // The next upgrade is to what the file names.
+                given.clone_into(&mut target.given);
+            }
+            Ok(Some((target, why)))
+        });
+        recorded.unwrap_or_else(|why| {
+            warnings.push(head::passed_by(self.spec, &why, file));
+            None
+        })
+    }
+
+    /// Returns the directory that is recorded to have served instead of `own`, resolved, and why.
+    pub fn recorded_directory(&self, own: &Path, warnings: &mut Vec<String>) -> Option<(PathBuf, String)> {
+        let recorded = head::instead(self.spec, own, self.user).and_then(|found| {
+            let Some(Instead { path, why, .. }) = found else { return Ok(None) };
+            Ok(Some((enter(&path)?, why)))
+        });
+        recorded.unwrap_or_else(|why| {
+            warnings.push(head::passed_by(self.spec, &why, &own.display().to_string()));
+            None
+        })
     }
 
     fn locate(&self, path: &str) -> Result<Target, String> {
@@ -215,148 +239,20 @@ fn resolved_so_far(path: &Path) -> Option<PathBuf> {
     is_plain.then(|| resolved.join(rest))
 }
 
-/// Reads what was recorded; `None` where nothing was. It chooses what runs, so nobody may have written it but root, the manager's user
-/// and the workers' `user`.
-fn recorded(head: &Path, user: u32) -> Result<Option<String>, String> {
-    let (file, metadata) = match open_file(head) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(|error| error.to_string())?,
-    };
-    let owner = metadata.uid();
-    if ![0, user, geteuid().as_raw()].contains(&owner) {
-        return Err(format!("it belongs to user {owner}"));
-    }
-    if metadata.mode() & 0o002 != 0 {
-        return Err(format!("anybody may write to it (mode {:04o})", metadata.mode() & 0o7777));
-    }
-    let bytes = read_open(file, &metadata).map_err(|error| error.to_string())?;
-    let path = String::from_utf8(bytes).ok().map(|text| text.strip_suffix('\n').unwrap_or(&text).to_owned());
-    let is_path = |path: &String| path.starts_with('/') && !path.contains(char::is_control);
-    path.filter(is_path).map(Some).ok_or_else(|| "it does not hold the path of a target".into())
-}
-
-/// Says why a record cannot be written there, as far as that can be known beforehand.
-pub(super) fn unwritable(head: &Path) -> Option<String> {
-    let folder = head.parent().unwrap_or(Path::new("/"));
-    let why = match (head.is_dir(), may_make_files_in(folder)) {
-        (true, _) => "it is a folder".to_owned(),
-        (false, Err(error)) => format!("{}: {}", folder.display(), error),
-        (false, Ok(())) => return None,
-    };
-    Some(format!("head {} cannot be written: {why}", head.display()))
-}
-
-/// Records what serves: whoever reads finds the path of before or this one, whatever happens meanwhile. No link leads to
-/// another folder than that of whoever made the link.
-fn record(head: &Path, target: &str) -> io::Result<()> {
-    let folder = Folder::open(head.parent().unwrap_or(Path::new("/")))?;
-    let name = head.file_name().ok_or(ErrorKind::InvalidInput)?;
-    folder.replace(name, format!("{target}\n").as_bytes())
-}
-
 /// What is known of targets beside those of the generations.
 #[derive(Debug, Default)]
 pub(super) struct Targets {
     /// Those that requests name whose upgrades have not begun.
     pub(super) asked: BTreeMap<RequestId, String>,
-    /// The record of the one that serves, on its way to the disk. Nobody hands over meanwhile.
+    /// What was rolled back last, as far as this manager knows.
+    pub(super) rejection: Rejection,
+    /// The records on their way to the disk. Nobody hands over meanwhile.
     pub(super) recording: Option<Recording>,
 }
 
 impl Targets {
     /// Nothing is being recorded.
     pub(super) fn asked(asked: BTreeMap<RequestId, String>) -> Self {
-        Self { asked, recording: None }
-    }
-}
-
-/// A record on its way to the disk, which a child takes there, as disks may hang.
-#[derive(Debug)]
-pub(super) struct Recording {
-    work: ForkedWork,
-    head: PathBuf,
-    until: Mono,
-    /// What is to be said when it is true of the record as well.
-    answers: Vec<(RequestId, Outcome)>,
-}
-
-impl Recording {
-    /// When answers wait no more.
-    pub(super) fn deadline(&self) -> Mono {
-        self.until
-    }
-}
-
-impl Daemon {
-    /// Records the target that serves, where the service file wants that.
-    pub(super) fn record_head(&mut self) {
-        let Some(release) = self.generations.get(&self.manager.current()).map(|of| &of.release) else {
-            return;
-        };
-        let (Some(head), Some(target)) = (&release.spec.hooks.head, &release.target) else { return };
-        let (head, target) = (head.clone(), target.given.clone());
-        // One that is still under way would come too late.
-        self.give_up_recording("another one is due");
-        let work = in_child(|| match record(&head, &target) {
-            Ok(()) => Vec::new(),
-            Err(error) => error.to_string().into_bytes(),
-        });
-        match work {
-            Ok(work) => {
-                self.roles.insert(work.pid, Role::Head);
-                let until = self.now() + RECORD_TAKES;
-                self.targets.recording = Some(Recording { work, head, until, answers: Vec::new() });
-            }
-            Err(error) => error!("head {}: cannot be written: {error}", head.display()),
-        }
-    }
-
-    /// Keeps an answer until what it is about is recorded; gives it back where nothing is being recorded.
-    pub(super) fn hold_answer(&mut self, request: RequestId, outcome: &Outcome) -> bool {
-        let Some(recording) = self.targets.recording.as_mut().filter(|_| *outcome == Outcome::Committed)
-        else {
-            return false;
-        };
-        recording.answers.push((request, outcome.clone()));
-        true
-    }
-
-    /// Takes the end of a record.
-    pub(super) fn recorded(&mut self, exit: Exit) {
-        let Some(mut recording) = self.targets.recording.take() else { return };
-        let mut said = Vec::new();
-        let is_read = recording.work.read(&mut said);
-        let why = match (is_read, exit) {
-            (Ok(_), Exit::Code(0)) if said.is_empty() => None,
-            (Ok(_), Exit::Code(0)) => Some(String::from_utf8_lossy(&said).into_owned()),
-            (Err(error), _) => Some(error.to_string()),
-            (Ok(_), exit) => Some(format!("whoever wrote it {exit}")),
-        };
-        if let Some(why) = why {
-            error!("head {}: cannot be written: {why}", recording.head.display());
-        }
-        self.say_held(recording.answers);
-    }
-
-    /// Gives up a record that takes too long.
-    pub(super) fn end_late_recording(&mut self) {
-        if self.targets.recording.as_ref().is_some_and(|recording| recording.until <= self.now()) {
-            self.give_up_recording("it takes too long");
-        }
-    }
-
-    fn give_up_recording(&mut self, why: &str) {
-        let Some(recording) = self.targets.recording.take() else { return };
-        warn!("head {}: is not written: {why}", recording.head.display());
-        if self.roles.remove(&recording.work.pid).is_some() {
-            let _ = kill_tree(recording.work.pid);
-        }
-        self.say_held(recording.answers);
-    }
-
-    fn say_held(&mut self, answers: Vec<(RequestId, Outcome)>) {
-        for (request, outcome) in answers {
-            self.answer(request, &outcome);
-        }
+        Self { asked, ..Self::default() }
     }
 }

@@ -29,6 +29,9 @@ pub struct Status {
     /// The code that it runs, where that has a name of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
+    /// Why the manager has begun with that instead of what the service file names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun_with: Option<String>,
     /// How many workers it is to have.
     pub wanted: u32,
     /// How many workers of the generation are ready.

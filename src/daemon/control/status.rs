@@ -38,6 +38,7 @@ impl Daemon {
             generation_ms: ago(self.history.serves_since),
             directory: release.map_or_else(String::new, |release| release.directory.display().to_string()),
             target: release.and_then(|release| release.target.as_ref()).map(|target| target.given.clone()),
+            begun_with: release.and_then(|release| release.begun_with.clone()),
             wanted: self.manager.strength(current).unwrap_or_default(),
             ready: u32::try_from(ready).unwrap_or(u32::MAX),
             health: self.health(),
