@@ -16,9 +16,6 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// How long nothing is heard of a manager that has something long to do before it is asked whether it lives.
 const QUIET: Duration = Duration::from_secs(3);
 
-/// How long it has to answer that. At its very end a manager answers nobody, and may wait 5 s for its last hooks.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(7);
-
 /// What that question is called, to know its answer.
 const ALIVE: &str = "alive?";
 
@@ -80,14 +77,14 @@ where
 ///
 /// # Errors
 ///
-/// Those of [`next_line`], and `TimedOut` for a manager that shows no sign of life in 10 s.
+/// Those of [`next_line`], and `TimedOut` for a manager that does not answer that in 5 s.
 pub fn awaited_line<S: TimeOut>(stream: &S, lines: &mut Lines) -> io::Result<Option<String>>
 where
     for<'a> &'a S: Read + Write,
 {
     let mut is_asked = false;
     loop {
-        let time = if is_asked { SIGN_OF_LIFE } else { QUIET };
+        let time = if is_asked { PATIENCE } else { QUIET };
         match next_line(&mut Patient::new(stream, Instant::now() + time), lines) {
             Ok(Some(line)) if is_sign_of_life(&line) => is_asked = false,
             Err(error) if error.kind() == ErrorKind::TimedOut && !is_asked => {
