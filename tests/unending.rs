@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use support::client::{Target, ask};
 use support::log::Verdict;
 use support::manager::{Manager, Place, Starter};
+use support::process::Process;
 use support::service::Service;
 use support::{is_root, loopback};
 
@@ -74,6 +75,39 @@ fn under_recreate_it_takes_the_upgrade_back() {
     manager.wait_workers(1, 1);
     manager.signal(Signal::SIGTERM);
     assert_eq!(manager.wait_exit().code(), Some(0));
+}
+
+/// Starts a worker that has left a process behind in a session of its own, which says nothing of whose it is, and holds that.
+fn start_beside_a_stranger() -> (Manager, i32, Held) {
+    let service = Service::worker().listen(loopback()).after("setsid -f env -i sleep 4711");
+    let mut manager = Manager::start(service);
+    manager.wait_ready();
+    let stranger = manager.wait_until("what was left behind", || manager.descendants_named("sleep").pop());
+    let held = Held::hold(stranger);
+    let place = manager.place();
+    manager.signal(Signal::SIGTERM);
+    manager.wait_log(place, ["generation 1, slot 0", "gone: exited with status 0"]);
+    manager.wait_until("its death", || Process::read(stranger)?.is_zombie().then_some(()));
+    (manager, stranger, held)
+}
+
+#[test]
+fn the_manager_goes_after_all_that_it_has_killed() {
+    let (mut manager, _, held) = start_beside_a_stranger();
+    // The kernel still has it.
+    assert!(Process::read(manager.pid()).is_some_and(|manager| !manager.is_zombie()));
+    drop(held);
+    assert_eq!(manager.wait_exit().code(), Some(0));
+}
+
+#[test]
+fn what_the_manager_has_killed_in_vain_is_named_at_the_end() {
+    let (mut manager, stranger, held) = start_beside_a_stranger();
+    let place = Place::START;
+    manager.wait_log(place, [&format!("process {stranger} does not end after SIGKILL; it is left behind")]);
+    manager.wait_log(place, [&format!("left behind: process {stranger} (sleep)")]);
+    assert_eq!(manager.wait_exit().code(), Some(1));
+    drop(held);
 }
 
 /// A manager that may do all that it takes to run workers as another user, but end them.

@@ -47,7 +47,7 @@ mod worker;
 pub use backoff::Backoff;
 pub use generation::Generation;
 pub use manager::Manager;
-pub use worker::{Worker, WorkerState};
+pub use worker::{KILL_TAKES, Worker, WorkerState};
 
 use std::collections::BTreeSet;
 use std::time::Duration;

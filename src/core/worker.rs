@@ -48,7 +48,7 @@ pub enum WorkerState {
 }
 
 /// How long after SIGKILL a process counts as one that does not end: the kernel needs a moment to take down a large one.
-pub(super) const KILL_TAKES: Duration = Duration::from_secs(5);
+pub const KILL_TAKES: Duration = Duration::from_secs(5);
 
 /// How the readiness of a starting worker is found out next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

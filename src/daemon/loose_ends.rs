@@ -1,5 +1,6 @@
 //! What a turn leaves to its end, or to the next: what others have sent is closed, and children that are too many are reaped.
 
+use nix::unistd::Pid;
 use tracing::{debug, warn};
 
 use super::run::{Daemon, Role};
@@ -26,6 +27,8 @@ pub(super) struct LooseEnds {
     pub(super) way_of: Option<GenerationId>,
     /// The service stops, and the manager has closed its sockets.
     pub(super) sockets_are_closed: bool,
+    /// At the end: what outlives us, as nothing ends it.
+    pub(super) left_behind: Vec<Pid>,
     /// What more is known of the generation that was refused last than the core's answer says.
     pub(super) refused: Option<Refused>,
 }

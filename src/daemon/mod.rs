@@ -68,6 +68,7 @@ mod signalling;
 pub mod sockets;
 mod start;
 mod store;
+mod strangers;
 mod streams;
 mod system_store;
 mod target;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::unistd::{Pid, getpgid, getpid};
+use nix::unistd::{Pid, getpgid};
 use tracing::{error, info, warn};
 
 use super::launch::{SERVICE_VARIABLE, WORKER_VARIABLE};
@@ -26,9 +26,6 @@ const ORPHANS_SETTLE: Duration = Duration::from_millis(20);
 
 /// How long after a look that failed, for lack of descriptors for instance, the next one is taken.
 const ORPHANS_RETRY: Duration = Duration::from_secs(1);
-
-/// How often it is looked at the end for what is left.
-const LAST_LOOKS: usize = 10_000;
 
 /// How often it is tried in a row to remove cgroups whose processes do not end.
 const TIDIES: u8 = 5;
@@ -318,32 +315,6 @@ fn start_failure(helper: &mut Spawned) -> Option<String> {
     match helper.report() {
         Ok(Report::Failed(failure)) => Some(format!("could not be started: {failure}")),
         Ok(Report::NotYet | Report::Executed) | Err(_) => None,
-    }
-}
-
-/// Ends what was left to us as a subreaper: no process of the service outlives it. Those that were children of this process before
-/// it was a manager (`found_at_start`) are none of the service: the reader of our log, say, or a job of the shell that executed us.
-///
-/// A process that forks and exits may be another one by the time at which it is killed, so it is looked again, with less and
-/// less left to be found, until nothing is or it has been tried for long.
-pub(super) fn kill_strangers(found_at_start: &[Pid]) {
-    for _ in 0..LAST_LOOKS {
-        let mut left = process::descendants(getpid());
-        for found in found_at_start {
-            left.remove(found);
-            left = &left - &process::descendants(*found);
-        }
-        if left.is_empty() {
-            return;
-        }
-        for pid in left {
-            let _ = process::signal(pid, libc::SIGKILL);
-        }
-        while let Ok(Some((pid, _))) = reaper::next_exited() {
-            if reaper::reap(pid).is_err() {
-                return;
-            }
-        }
     }
 }
 

@@ -25,13 +25,13 @@ use super::node::Demanded;
 use super::outlet::Outputs;
 use super::prepare::Candidate;
 use super::process::Process;
-use super::reap;
 use super::recovery::{Journal, Leftover};
 use super::release::{Release, Source};
 use super::repair::Care;
 use super::runtime::RuntimeDirectory;
 use super::sockets::{Prepared, Sockets};
 use super::store::Store;
+use super::strangers;
 use super::target::Targets;
 use super::upward::ServiceManager;
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
@@ -221,8 +221,7 @@ impl Daemon {
         self.runtime.note_end();
         // First: who reads it may be among those that are killed now.
         self.outputs.flush(&self.poller);
-        reap::kill_strangers(&self.found_at_start);
-        self.cgroups.tidy(|_| false);
+        self.end_strangers();
         self.outputs.pass_on_the_rest();
         self.outputs.flush(&self.poller);
         Ok(())
@@ -299,7 +298,8 @@ impl Daemon {
             let process = self.processes.get(&id)?;
             Some(format!("worker {id} ({})", process.name()))
         });
-        let left: Vec<_> = named.collect();
+        let left: Vec<_> =
+            named.chain(self.loose_ends.left_behind.iter().copied().map(strangers::named)).collect();
         if left.is_empty() { Ok(()) } else { Err(ManagerError::Left(left)) }
     }
 
