@@ -61,6 +61,8 @@ fn the_exit_status_of_status_tells_whether_all_is_well() {
     let well = manager.cli(["status"]);
     assert_eq!(well.status, 0, "{well:#?}");
     assert!(well.stdout.contains("2 of 2 ready"), "{well:#?}");
+    let well = manager.cli(["status", "--check"]);
+    assert_eq!((well.status, &*well.stdout, &*well.stderr), (0, "", ""), "{well:#?}");
     // An upgrade that waits for its first worker takes nothing away.
     manager.rewrite(service().args(["--never-ready"]).set("ready.timeout", "'1h'"));
     let mut watcher = manager.client();
@@ -81,6 +83,10 @@ fn the_exit_status_of_status_tells_whether_all_is_well() {
     let status = manager.cli(["status"]);
     assert_eq!(status.status, 1, "{status:#?}");
     assert!(status.stdout.contains("not at full strength: 1 of 2 ready; last exit: status 3"), "{status:#?}");
+    let status = manager.cli(["status", "--check"]);
+    let line = "web: generation 1 is not at full strength: 1 of 2 ready; last exit: status 3";
+    assert!(status.status == 1 && status.stdout.starts_with(line), "{status:#?}");
+    assert_eq!((status.stdout.lines().count(), &*status.stderr), (1, ""), "{status:#?}");
     manager.stop();
 }
 

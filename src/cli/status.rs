@@ -32,6 +32,9 @@ pub struct StatusArgs {
     /// Show it again every second
     #[arg(long)]
     watch: bool,
+    /// Say what is not well in a line for each service, and nothing where all is: for health checks, which go by the exit status
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    check: bool,
 }
 
 /// Shows how a service stands, or each that runs. Status 1 where one is not at full strength, or does not answer.
@@ -52,9 +55,14 @@ pub fn run(args: &StatusArgs) -> ExitCode {
     if args.watch {
         return watch(args.json, found, &refused);
     }
+    let form = match (args.json, args.check) {
+        (true, _) => Form::Json,
+        (_, true) => Form::Check,
+        _ => Form::Human,
+    };
     let mut shown = Shown { is_well: refused.is_empty(), ..Shown::default() };
     for (_, answer) in ask(found) {
-        shown.take(answer, args.json);
+        shown.take(answer, form);
     }
     // Who does not read it has the exit status.
     let _ = shown.print(args.json, false);
@@ -73,6 +81,7 @@ fn watch(json: bool, found: Vec<Connection>, refused: &[ConnectionError]) -> Exi
     let known = found.into_iter().map(|connection| (connection.service.clone(), Some(connection)));
     let mut all: Vec<(String, Option<Connection>)> = known.chain(silent).collect();
     loop {
+        let form = if json { Form::Json } else { Form::Human };
         let mut shown = Shown::default();
         let mut connections = Vec::new();
         let mut left = Vec::new();
@@ -82,7 +91,7 @@ fn watch(json: bool, found: Vec<Connection>, refused: &[ConnectionError]) -> Exi
                 Ok(connection) => connections.push(connection),
                 Err(ConnectionError::NoSuchManager(_)) => {}
                 Err(error) => {
-                    shown.take(Err(error), json);
+                    shown.take(Err(error), form);
                     left.push((service, None));
                 }
             }
@@ -92,7 +101,7 @@ fn watch(json: bool, found: Vec<Connection>, refused: &[ConnectionError]) -> Exi
             let is_usable = answer.is_ok();
             let service = connection.service.clone();
             if !is_lost {
-                shown.take(answer, json);
+                shown.take(answer, form);
             }
             left.push((service, Some(connection).filter(|_| is_usable)));
         }
@@ -119,6 +128,15 @@ fn ask(connections: Vec<Connection>) -> Vec<(Connection, Result<Reply, Connectio
     answers.collect()
 }
 
+/// How a service is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Human,
+    Json,
+    /// In a line, where it is not well.
+    Check,
+}
+
 /// What is shown of all services.
 #[derive(Debug, Default)]
 struct Shown {
@@ -128,13 +146,17 @@ struct Shown {
 }
 
 impl Shown {
-    fn take(&mut self, answer: Result<Reply, ConnectionError>, json: bool) {
+    fn take(&mut self, answer: Result<Reply, ConnectionError>, form: Form) {
         match answer {
             Ok(reply) if reply.ok => {
                 let status = reply.status.as_ref().and_then(|text| understood::<Status>(text.get()).ok());
                 self.is_well &= status.as_ref().is_some_and(is_well);
                 let text = match (status, &reply.status) {
-                    (Some(status), _) if !json => render(&status, output::shows_colors()),
+                    (Some(status), _) if form == Form::Check => match complaint(&status) {
+                        Some(complaint) => complaint,
+                        None => return,
+                    },
+                    (Some(status), _) if form == Form::Human => render(&status, output::shows_colors()),
                     // What is newer than we are is shown as it came.
                     (_, Some(text)) => printable_json(text.get()).into_owned(),
                     (_, None) => return,
@@ -175,6 +197,19 @@ impl Shown {
 fn is_well(status: &Status) -> bool {
     let is_full = status.phase == "asleep" || status.ready >= status.wanted;
     status.health.full.unwrap_or(is_full) && !status.sockets.iter().any(|socket| socket.broken)
+}
+
+/// Says in a line what is not well with a service; `None` where all is.
+fn complaint(status: &Status) -> Option<String> {
+    if is_well(status) {
+        return None;
+    }
+    let broken: Vec<_> = status.sockets.iter().filter(|socket| socket.broken).collect();
+    let broken =
+        broken.into_iter().map(|socket| format!("socket {} ({}) is broken", socket.name, socket.listen));
+    let all: Vec<_> = status.health.trouble(status.generation).into_iter().chain(broken).collect();
+    let what = if all.is_empty() { status.summary.clone() } else { all.join("; ") };
+    Some(format!("{}: {what}", status.service))
 }
 
 /// Lays a status out for a person.
