@@ -14,7 +14,7 @@ use support::client::{Target, ask};
 use support::manager::{Place, Starter};
 use support::process::status;
 use support::service::Service;
-use support::{eventually, is_root, loopback};
+use support::{eventually, is_installed, is_root, loopback};
 
 #[test]
 fn the_watchdog_of_the_service_manager_is_fed() {
@@ -247,4 +247,15 @@ fn a_notify_socket_that_a_worker_cannot_reach_is_named() {
     manager.wait_log(Place::START, ["cannot reach their notify sockets", &closed]);
     manager.signal(Signal::SIGQUIT);
     manager.wait_exit();
+}
+
+#[test]
+fn a_kernel_that_lacks_what_has_no_substitute_is_named() {
+    if !is_installed("strace") {
+        return;
+    }
+    let without = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=pidfd_open:error=ENOSYS"];
+    let mut manager = Starter::default().by(&without).start(Service::worker().listen(loopback()));
+    manager.wait_log(Place::START, ["has no pidfd_open(2)", "Linux 5.3 or newer is needed"]);
+    assert_eq!(manager.wait_exit().code(), Some(1));
 }

@@ -20,6 +20,7 @@ use super::upward::ServiceManager;
 use super::{ManagerError, prepare, raise_descriptor_limit, summary, system_store, watch};
 use crate::core::spec::Protocol;
 use crate::sys::activation::{self, Inherited};
+use crate::sys::kernel;
 use crate::sys::pidfd::Pidfd;
 
 /// Makes the manager of a service; a change of one of the `watched` paths will be an upgrade.
@@ -29,6 +30,7 @@ use crate::sys::pidfd::Pidfd;
 /// What keeps it from starting.
 pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon, ManagerError> {
     let io = |doing| move |source| ManagerError::Io { doing, source };
+    kernel::check()?;
     let pinned = prepare::first_release(&source, color);
     let (release, program) = match pinned {
         Ok(PinnedRelease { release, program }) => (Ok(release), program),

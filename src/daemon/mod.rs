@@ -92,6 +92,7 @@ pub use crate::core::spec::PROTOCOL_VARIABLES;
 use crate::core::spec::ServiceSpec;
 use crate::sys::activation::ActivationError;
 use crate::sys::handover::Unpacked;
+use crate::sys::kernel::TooOld;
 use crate::sys::limits::{self, Resource};
 pub use crate::sys::paths::{absolute, folder};
 use crate::sys::signals;
@@ -128,6 +129,9 @@ pub enum ManagerError {
     /// Workers that nothing ends outlive their manager.
     #[error("left behind: {}", .0.join("; "))]
     Left(Vec<String>),
+    /// The kernel lacks what there is no substitute for.
+    #[error(transparent)]
+    Kernel(#[from] TooOld),
     /// The kernel refused something else.
     #[error("{doing}")]
     Io {
@@ -163,7 +167,7 @@ impl ManagerError {
             }
             Self::Runtime(_) => Some("set RUNTIME_DIRECTORY to a folder that this user may write to".into()),
             Self::Left(_) => Some("see what holds it: `ps -o pid,stat,wchan,user PID`".into()),
-            Self::BadFile(_) | Self::Activation(_) | Self::Watch { .. } | Self::Io { .. } => None,
+            Self::BadFile(_) | Self::Activation(_) | Self::Watch { .. } | Self::Kernel(_) | Self::Io { .. } => None,
         }
     }
 }

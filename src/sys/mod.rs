@@ -24,6 +24,7 @@ pub mod held;
 pub mod holders;
 pub mod interpreter;
 pub mod journal_stream;
+pub mod kernel;
 pub mod limits;
 pub mod listener;
 pub mod memfd;
