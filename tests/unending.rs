@@ -5,7 +5,7 @@ mod support;
 
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use support::client::{Target, ask};
 use support::log::Verdict;
@@ -74,6 +74,46 @@ fn under_recreate_it_takes_the_upgrade_back() {
     drop(held);
     manager.wait_workers(1, 1);
     manager.signal(Signal::SIGTERM);
+    assert_eq!(manager.wait_exit().code(), Some(0));
+}
+
+/// Has the next child of a process stop before its first instruction, and returns it once it is there.
+fn hold_next_child(parent: i32, cause: impl FnOnce()) -> Pid {
+    let parent = Pid::from_raw(parent);
+    ptrace::seize(parent, ptrace::Options::PTRACE_O_TRACEFORK).expect("a process of ours");
+    cause();
+    loop {
+        match waitpid(parent, Some(WaitPidFlag::__WALL)).expect("a process that is traced") {
+            WaitStatus::PtraceEvent(..) => {
+                let child = ptrace::getevent(parent).expect("its child");
+                ptrace::detach(parent, None).expect("it goes on");
+                let child = Pid::from_raw(i32::try_from(child).expect("a pid"));
+                // It is traced as its parent was.
+                let stopped = waitpid(child, Some(WaitPidFlag::__WALL)).expect("the child");
+                assert!(
+                    matches!(stopped, WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..)),
+                    "{stopped:?}"
+                );
+                return child;
+            }
+            WaitStatus::Stopped(_, signal) => ptrace::cont(parent, signal).expect("it goes on"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_is_not_yet_its_program_gets_no_signal_that_could_end_the_manager() {
+    let service = Service::worker().listen(loopback()).set("drain.signal", "'SIGQUIT'");
+    let mut manager = Manager::start(service.set("drain.timeout", "'1h'"));
+    let worker = Pid::from_raw(manager.wait_workers(1, 1)[0].pid);
+    let child = hold_next_child(manager.pid(), || kill(worker, Signal::SIGKILL).expect("it is there"));
+    let place = manager.place();
+    manager.signal(Signal::SIGTERM);
+    // By SIGQUIT it would end with its tracer at the earliest.
+    let ended = waitpid(child, Some(WaitPidFlag::__WALL)).expect("the child");
+    assert!(matches!(ended, WaitStatus::Signaled(_, Signal::SIGKILL, false)), "{ended:?}");
+    manager.wait_log(place, ["gone: was killed by SIGKILL"]);
     assert_eq!(manager.wait_exit().code(), Some(0));
 }
 

@@ -11,6 +11,7 @@ use super::sender::AnnouncedPid;
 use crate::core::Event;
 use crate::core::ids::WorkerId;
 use crate::sys::process;
+use crate::sys::spawn::Report;
 
 impl Daemon {
     pub(super) fn signal_to_drain(&mut self, worker: WorkerId) {
@@ -22,7 +23,9 @@ impl Daemon {
         self.signal(worker, signal);
     }
 
+    /// Sends a signal to a worker's main process; SIGKILL while it is not yet its program.
     pub(super) fn signal(&mut self, worker: WorkerId, number: i32) {
+        let number = if self.has_program(worker) { number } else { libc::SIGKILL };
         let send = |process: &Process| match (&process.survivor, main_process(process)) {
             (Some(survivor), main) if main == process.pid => survivor.signal(number),
             (_, main) => process::signal(main, number),
@@ -33,6 +36,13 @@ impl Daemon {
             warn!("cannot signal worker {worker} ({}): {error}", process.name());
             self.may_be_beyond_reach(worker, &error);
         }
+    }
+
+    /// Whether a worker is its program by now. Until then it may share our memory, and before Linux 5.16 a signal that dumps core there
+    /// ends us as well: SIGKILL does not, and nothing is lost, as it has served nobody.
+    fn has_program(&mut self, worker: WorkerId) -> bool {
+        let start = self.processes.get_mut(&worker).and_then(|process| process.start.as_mut());
+        start.is_none_or(|start| !matches!(start.report(), Ok(Report::NotYet)))
     }
 
     /// A worker that became another user may be out of our reach for good: then it is not waited for (kill(2)).

@@ -11,6 +11,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 use nix::unistd::{AccessFlags, Pid, access};
 
 /// By these attributes systemd marks a group that is somebody else's to divide, since 251 and before.
@@ -124,14 +126,14 @@ pub(super) fn attribute<'a>(path: &Path, name: &CStr, value: &'a mut [u8]) -> Op
     value.get(..usize::try_from(length).ok()?)
 }
 
-/// Makes a group, with those above it, unless it is there, and returns what a process joins it by that writes `0` there.
+/// Makes a group, with those above it, unless it is there, and returns a hold on its folder.
 ///
 /// # Errors
 ///
 /// Those of mkdir(2) and open(2).
 pub fn make(path: &Path) -> io::Result<OwnedFd> {
     DirBuilder::new().recursive(true).create(path)?;
-    Ok(OpenOptions::new().write(true).open(path.join("cgroup.procs"))?.into())
+    Ok(open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
 /// Kills all processes of a group and of those below it, new ones included.
@@ -196,6 +198,11 @@ pub fn memory(path: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
+    use super::super::fork::tests::wait_for_exit;
+    use super::super::reaper::Exit;
+    use super::super::spawn::spawn;
     use super::*;
 
     #[test]
@@ -210,6 +217,31 @@ mod tests {
         assert_eq!(place(bound, "/a b/web.service"), Some("/mnt/c\\d/web.service".into()));
         assert_eq!(place(bound, "/elsewhere"), None, "it is not in sight");
         assert_eq!(place("", "/"), None);
+    }
+
+    #[test]
+    fn a_process_is_in_its_group_from_the_beginning() {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let own = of_process(Pid::this()).unwrap_or_default();
+        let path = place(&mounts, &own).unwrap_or_default().join(format!("liveswap-test-{}", Pid::this()));
+        let Ok(folder) = make(&path) else {
+            eprintln!("SKIPPED: no control group of version 2 can be made here");
+            return;
+        };
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut launch = super::super::spawn::tests::launch(&["cat", "/proc/self/cgroup"]);
+        launch.cgroup = Some(folder.as_fd());
+        launch.stdout = Some(writer.as_fd().into());
+        let spawned = spawn(launch).unwrap();
+        drop(writer);
+        let mut said = String::new();
+        io::Read::read_to_string(&mut reader, &mut said).unwrap();
+        assert_eq!(wait_for_exit(spawned.pid), Exit::Code(0));
+        remove(&path).unwrap();
+        assert!(
+            said.lines().any(|line| line.ends_with(&format!("/liveswap-test-{}", Pid::this()))),
+            "{said}"
+        );
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub(super) struct Plan {
     pub(super) limits: Vec<(Resource, Limit)>,
     pub(super) ignore_sigpipe: bool,
     pub(super) held_signals: u64,
-    /// What it joins its control group by.
+    /// The folder of the control group that it has yet to join; the child has a memory of its own then.
     pub(super) cgroup: Option<c_int>,
     /// Whether 0 is among the targets.
     pub(super) has_input: bool,
@@ -68,10 +68,10 @@ pub(super) fn run(plan: &mut Plan) -> ! {
 }
 
 fn become_program(plan: &mut Plan) -> Result<Infallible, Failure> {
-    raw::reset_signals(plan.ignore_sigpipe, plan.held_signals);
-    if let Some(group) = plan.cgroup {
+    raw::default_signals(plan.ignore_sigpipe);
+    if let Some(folder) = plan.cgroup {
         // Better a worker outside of its group than none.
-        let _ = raw::write(group, b"0");
+        let _ = raw::join_cgroup(folder);
     }
     if !plan.has_input {
         at(Step::StandardInput, open_standard_input())?;
@@ -96,6 +96,8 @@ fn become_program(plan: &mut Plan) -> Result<Infallible, Failure> {
     for number in &plan.own_pids {
         plan.environment.write_number(number, pid);
     }
+    // Until here none comes: one that dumps core in shared memory ends the parent as well, before Linux 5.16.
+    raw::block_signals(plan.held_signals);
     let Err(errno) = execute(plan);
     let interpreter = interpreter(plan, errno);
     Err(Failure { step: Step::Execute, errno: errno as i32, interpreter })

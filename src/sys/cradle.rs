@@ -20,6 +20,7 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use super::child::{self, Plan};
 use super::fork::make_child;
+use super::raw;
 
 /// Whose memory the child runs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,11 @@ impl Cradle {
     }
 
     fn clone_into(&mut self, memory: Memory) -> nix::Result<Pid> {
+        if memory == Memory::Copied
+            && let Some(pid) = self.fork_into_cgroup()
+        {
+            return Ok(pid);
+        }
         let shared = match memory {
             Memory::Shared => libc::CLONE_VM,
             Memory::Copied => 0,
@@ -69,6 +75,23 @@ impl Cradle {
             libc::clone(begin, self.stack.top(), libc::SIGCHLD | shared, self.plan.as_ptr().cast::<c_void>())
         };
         Errno::result(pid).map(Pid::from_raw)
+    }
+
+    /// Makes the child in the control group that it is to join; `None` where there is none, or the kernel or a sandbox knows no such
+    /// call. To join one later takes a lock of the whole machine.
+    fn fork_into_cgroup(&mut self) -> Option<Pid> {
+        // SAFETY: there is no child yet.
+        let plan = unsafe { self.plan.as_mut() };
+        let folder = plan.cgroup.take()?;
+        // SAFETY: the manager has one thread, and the child runs what it runs after any other clone(2) of ours.
+        match unsafe { raw::fork_into_cgroup(folder) } {
+            Ok(None) => child::run(plan),
+            Ok(Some(pid)) => Some(pid),
+            Err(_) => {
+                plan.cgroup = Some(folder);
+                None
+            }
+        }
     }
 
     /// Gives the memory up for good, for a child that may still use it.

@@ -121,7 +121,8 @@ pub fn in_child_with_file(work: impl FnOnce() -> (Vec<u8>, Option<OwnedFd>)) -> 
 }
 
 fn deliver(work: impl FnOnce() -> (Vec<u8>, Option<OwnedFd>), input: c_int) -> ! {
-    raw::reset_signals(false, 0);
+    raw::default_signals(false);
+    raw::block_signals(0);
     // A build that aborts on panics must end with the same status as one that unwinds, and without a core.
     // SAFETY: the handler makes one system call.
     unsafe { libc::signal(libc::SIGABRT, exit_as_panicked as *const () as libc::sighandler_t) };

@@ -25,6 +25,9 @@ const MAX_SIGNAL: c_int = 64;
 /// How a file is opened that is only read.
 const READ_ONLY: c_int = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_CLOEXEC;
 
+/// `CLONE_INTO_CGROUP` of linux/sched.h.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// The kernel's `struct sigaction`, of which only the handler is ever set: it comes first on every architecture but MIPS.
 type KernelAction = [usize; 8];
 
@@ -36,16 +39,18 @@ fn descriptor(result: Result<usize, syscalls::Errno>) -> nix::Result<c_int> {
     checked(result).map(|fd| c_int::try_from(fd).unwrap_or(c_int::MAX))
 }
 
-/// Gives every signal its default action, SIGPIPE ignored where asked for, and blocks none.
-///
-/// An ignored signal stays ignored over execve(2), and so does a blocked one.
-pub(super) fn reset_signals(ignore_sigpipe: bool, held: u64) {
+/// Gives every signal its default action, SIGPIPE ignored where asked for: an ignored signal stays ignored over execve(2).
+pub(super) fn default_signals(ignore_sigpipe: bool) {
     for number in 1..=MAX_SIGNAL {
         let handler = if ignore_sigpipe && number == libc::SIGPIPE { libc::SIG_IGN } else { libc::SIG_DFL };
         let action: KernelAction = [handler, 0, 0, 0, 0, 0, 0, 0];
         // SAFETY: the kernel reads less than there is, and no code of ours is named. SIGKILL and SIGSTOP are refused.
         let _ = unsafe { syscall!(Sysno::rt_sigaction, number, &raw const action, 0, SIGNAL_SET_BYTES) };
     }
+}
+
+/// Blocks these signals, bit by bit, and no others: a blocked one stays so over execve(2).
+pub(super) fn block_signals(held: u64) {
     // SAFETY: the kernel reads as many bytes as the set has.
     let _ =
         unsafe { syscall!(Sysno::rt_sigprocmask, libc::SIG_SETMASK, &raw const held, 0, SIGNAL_SET_BYTES) };
@@ -221,6 +226,33 @@ pub(super) fn file_at(fd: c_int, path: &CStr) -> nix::Result<FileNumber> {
     // SAFETY: a C string, and the kernel writes one such struct.
     checked(unsafe { syscall!(Sysno::statx, fd, path, libc::AT_EMPTY_PATH, mask, &raw mut found) })?;
     Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+}
+
+/// Has the calling process join a control group by its folder.
+pub(super) fn join_cgroup(folder: c_int) -> nix::Result<()> {
+    let (path, flags) = (c"cgroup.procs".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+    // SAFETY: the path is a C string.
+    let file = descriptor(unsafe { syscall!(Sysno::openat, folder, path, flags) })?;
+    let joined = write(file, b"0");
+    close(file);
+    joined
+}
+
+/// Forks into a control group, by its folder; `None` in the child. Needs Linux 5.7.
+///
+/// # Safety
+///
+/// As fork(2) in a process of one thread; the child makes no use of what libc knows of that thread.
+pub(super) unsafe fn fork_into_cgroup(folder: c_int) -> nix::Result<Option<Pid>> {
+    // SAFETY: it is plain C data, for which all zeroes is a value.
+    let mut arguments: libc::clone_args = unsafe { mem::zeroed() };
+    arguments.flags = CLONE_INTO_CGROUP;
+    arguments.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
+    arguments.cgroup = u64::from(folder.unsigned_abs());
+    let size = size_of::<libc::clone_args>();
+    // SAFETY: the kernel reads one such struct. Without shared memory the child goes on with a copy of this very stack.
+    let pid = descriptor(unsafe { syscall!(Sysno::clone3, &raw const arguments, size) })?;
+    Ok((pid != 0).then(|| Pid::from_raw(pid)))
 }
 
 /// Writes to `fd` as many bytes as it takes at once.

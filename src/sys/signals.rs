@@ -255,7 +255,7 @@ mod tests {
 
     use super::super::fork::fork_into;
     use super::super::fork::tests::{pristine, wait_for_exit};
-    use super::super::raw::reset_signals;
+    use super::super::raw::{block_signals, default_signals};
     use super::super::reaper::Exit;
     use super::super::wait::{Interest, Poller};
     use super::*;
@@ -416,7 +416,8 @@ mod tests {
                 assert!(!failed, "{}", io::Error::last_os_error());
                 // A group of its own is in the background of the leader's.
                 let child = fork_into(|| {
-                    reset_signals(false, 0);
+                    default_signals(false);
+                    block_signals(0);
                     nix::unistd::alarm::set(30);
                     let mut signals = Signals::install().unwrap();
                     slave.write_all(b"a line of the log\n").unwrap();

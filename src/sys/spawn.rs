@@ -178,11 +178,18 @@ fn spawn_in(memory: Memory, launch: Launch<'_>) -> io::Result<Spawned> {
     // Kept open until the child has its copies.
     let _outputs = [launch.stdout.clone(), launch.stderr.clone()];
     let plan = plan(launch, report_input.as_fd())?;
-    // A process that is becoming another user is in that user's reach (ptrace(2), kill(2)), and with it its memory.
-    let memory = if plan.identity.is_some() { Memory::Copied } else { memory };
+    let memory = if is_in_reach_of_others(&plan) { Memory::Copied } else { memory };
     let mut cradle = Cradle::new(plan)?;
     let pid = cradle.make_child(memory)?;
     Ok(Spawned { pid, report, heard: Vec::new(), cradle: Some(cradle) })
+}
+
+/// Whether the memory of the process can be looked at or taken away by what does not reach ours.
+fn is_in_reach_of_others(plan: &Plan) -> bool {
+    // One that is becoming another user is in that user's reach (ptrace(2), kill(2)). Where a group has no memory left the kernel kills
+    // everybody who shares that of its victim; it counts the new program's memory before execve(2) lets go of the old one, so that it does
+    // not help to join late.
+    plan.identity.is_some() || plan.cgroup.is_some()
 }
 
 fn plan(launch: Launch<'_>, report: BorrowedFd<'_>) -> io::Result<Plan> {
@@ -389,4 +396,4 @@ impl fmt::Display for Step {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -35,7 +35,7 @@ fn memories() -> impl Iterator<Item = Memory> {
 }
 
 /// The plainest launch there is.
-fn launch<'a>(arguments: &[&str]) -> Launch<'a> {
+pub(in super::super) fn launch<'a>(arguments: &[&str]) -> Launch<'a> {
     Launch {
         programs: candidates(OsStr::new(arguments[0]), None).unwrap(),
         pinned: None,
@@ -384,6 +384,17 @@ fn a_relative_program_is_looked_up_in_the_directory() {
     let mut launch = launch(&["./true"]);
     launch.directory = c"/usr/bin".to_owned();
     written(&launch);
+}
+
+#[test]
+fn what_others_reach_has_a_memory_of_its_own() {
+    let (_, input) = io::pipe().unwrap();
+    let copied = |launch| is_in_reach_of_others(&plan(launch, input.as_fd()).unwrap());
+    assert!(!copied(launch(&["true"])));
+    let folder = File::open("/").unwrap();
+    assert!(copied(Launch { cgroup: Some(folder.as_fd()), ..launch(&["true"]) }));
+    let nobody = Credentials { uid: Uid::from_raw(4711), gid: Gid::from_raw(4711), groups: Vec::new() };
+    assert!(copied(Launch { credentials: Some(nobody), ..launch(&["true"]) }));
 }
 
 #[test]
