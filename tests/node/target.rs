@@ -31,7 +31,7 @@ fn recorded(manager: &Manager) -> String {
 
 /// What `head` is to hold of a target.
 fn record(folder: &Path, target: &str) -> String {
-    format!("{}\n", folder.join(target).display())
+    folder.join(target).display().to_string()
 }
 
 #[test]
@@ -82,8 +82,10 @@ fn a_service_starts_with_what_head_has_recorded() {
     let address = loopback();
     let starter = Starter::default().programs(SERVES);
     let head = record(&starter.path(""), "two.js");
-    let manager =
-        starter.file("HEAD", &head).start_ready(&service("one.js", address).set("upgrade.head", "'HEAD'"));
+    let manager = starter
+        .file("HEAD", &head)
+        .file("HEAD.chosen", "one.js")
+        .start_ready(&service("one.js", address).set("upgrade.head", "'HEAD'"));
     assert_serves(&Target::Tcp(address), "two");
     assert_eq!(recorded(&manager), head);
     manager.stop();
@@ -95,14 +97,15 @@ fn a_head_that_is_no_use_is_told_and_passed_over() {
         return;
     }
     for (head, why) in [
-        ("rubbish\0\n".to_owned(), "it does not hold the path of a target"),
-        ("two.js\n".to_owned(), "it does not hold the path of a target"),
-        (String::new(), "it does not hold the path of a target"),
+        ("rubbish\0\n".to_owned(), "it does not hold the path of a release"),
+        ("two.js\n".to_owned(), "it does not hold the path of a release"),
+        (String::new(), "it does not hold the path of a release"),
         ("/no-such-folder/two.js\n".to_owned(), "No such file or directory"),
     ] {
         let address = loopback();
         let service = service("one.js", address).set("upgrade.head", "'HEAD'").workers(1);
-        let manager = Starter::default().programs(SERVES).file("HEAD", &head).start_ready(&service);
+        let starter = Starter::default().programs(SERVES).file("HEAD.chosen", "one.js");
+        let manager = starter.file("HEAD", &head).start_ready(&service);
         manager.wait_log(Place::START, ["WARN", "HEAD", why, "starting one.js"]);
         assert_serves(&Target::Tcp(address), "one");
         manager.wait_until("a record of what serves", || {
