@@ -17,6 +17,7 @@ pub mod cli;
 pub mod config;
 pub mod core;
 pub mod daemon;
+mod path_text;
 pub mod sys;
 pub mod wire;
 

@@ -33,6 +33,7 @@ pub struct Flags {
     /// The argument vector, never empty.
     pub command: Vec<String>,
     /// The absolute path of the folder to start in, symbolic links not resolved.
+    #[serde(with = "crate::path_text")]
     pub directory: PathBuf,
 }
 

@@ -37,17 +37,21 @@ pub struct Original {
     /// Its port.
     pub port: u16,
     /// The file of the token that it asks for, where that is not the manager's own.
+    #[serde(default, with = "crate::path_text::option")]
     pub token_file: Option<PathBuf>,
     /// Whether the manager's user and root need no token.
     #[serde(default)]
     pub local_owner: bool,
     /// Where the target that serves is recorded.
+    #[serde(default, with = "crate::path_text::option")]
     pub head: Option<PathBuf>,
     /// What runs before an upgrade.
+    #[serde(default, with = "crate::path_text::option")]
     pub pre_upgrade: Option<PathBuf>,
     /// Whether workers stop before those that take their places start.
     pub recreate: bool,
     /// The absolute path of the folder that workers start in, symbolic links not resolved.
+    #[serde(with = "crate::path_text")]
     pub directory: PathBuf,
 }
 

@@ -68,9 +68,10 @@ pub struct ProcessSpec {
     /// another one.
     pub target: Option<String>,
     /// The absolute folder that every target must lie below, symbolic links not yet resolved; `None` without `target`.
-    #[serde(default)]
+    #[serde(default, with = "crate::path_text::option")]
     pub target_within: Option<PathBuf>,
     /// Absolute, symbolic links not yet resolved.
+    #[serde(with = "crate::path_text")]
     pub directory: PathBuf,
     /// How the worker learns of its sockets and speaks of its state.
     pub protocol: Protocol,
@@ -113,6 +114,7 @@ pub enum Protocol {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvironmentFile {
     /// Absolute.
+    #[serde(with = "crate::path_text")]
     pub path: PathBuf,
     /// Written with a leading `-`: no error where it is missing.
     pub optional: bool,
@@ -179,8 +181,10 @@ pub struct Hooks {
     /// Is told the outcome.
     pub after: Vec<String>,
     /// Runs before `before`, is told the target and may name another.
+    #[serde(default, with = "crate::path_text::option")]
     pub pre_upgrade: Option<PathBuf>,
     /// Where the target that serves is recorded.
+    #[serde(default, with = "crate::path_text::option")]
     pub head: Option<PathBuf>,
     /// After it a hook is killed.
     pub timeout: Duration,
@@ -201,6 +205,7 @@ pub struct ControlSpec {
     /// Where it is spoken to by TCP; the port is not 0, and there is a token file where the address is not a loopback one.
     pub tcp: Option<SocketAddr>,
     /// Where the token stands that lets anybody speak by TCP; absolute. `None` without `tcp`, and where the manager makes one.
+    #[serde(default, with = "crate::path_text::option")]
     pub token_file: Option<PathBuf>,
     /// Whether the manager's user and root need no token on a loopback address.
     #[serde(default)]

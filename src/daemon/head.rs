@@ -6,6 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,7 @@ const CHOSEN: &str = ".chosen";
 struct Rejected {
     service: String,
     /// The target or directory, resolved.
+    #[serde(with = "crate::path_text")]
     path: PathBuf,
     file: FileIdentity,
 }
@@ -75,12 +77,13 @@ pub fn default_place() -> Option<PathBuf> {
 pub fn instead(spec: &ServiceSpec, own: &Path, user: u32) -> Result<Option<Instead>, String> {
     let Some(head) = &spec.hooks.head else { return Ok(None) };
     let read = |end| read_record(&beside(head, end), user);
-    let rejected = read(REJECTED)?.and_then(|text| serde_json::from_str::<Rejected>(&text).ok());
+    let rejected = read(REJECTED)?.and_then(|text| serde_json::from_slice::<Rejected>(&text).ok());
     let is_rejected = rejected.is_some_and(|rejected| {
         let is_it = rejected.service == spec.name && rejected.path == own;
         is_it && FileIdentity::at(own).is_ok_and(|file| file == rejected.file)
     });
-    let is_chosen = || Ok::<_, String>(spec.process.target.is_some() && read(CHOSEN)? == spec.process.target);
+    let file = spec.process.target.as_ref().map(|target| target.clone().into_bytes());
+    let is_chosen = || Ok::<_, String>(file.is_some() && read(CHOSEN)? == file);
     let why = if is_rejected {
         format!("{} was rolled back", own.display())
     } else if is_chosen()? {
@@ -101,20 +104,20 @@ pub fn passed_by(spec: &ServiceSpec, why: &str, own: &str) -> String {
 
 /// Returns the path of a release that was recorded.
 fn recorded(head: &Path, user: u32) -> Result<Option<PathBuf>, String> {
-    let text = read_record(head, user)?;
+    let bytes = read_record(head, user)?;
     // With the end of line that earlier versions wrote.
-    let path = text.map(|text| text.strip_suffix('\n').unwrap_or(&text).to_owned());
+    let path = bytes.map(|bytes| bytes.strip_suffix(b"\n").map_or_else(|| bytes.clone(), <[u8]>::to_vec));
     match path {
-        Some(path) if !path.starts_with('/') || path.contains(char::is_control) => {
+        Some(path) if !path.starts_with(b"/") || path.iter().any(u8::is_ascii_control) => {
             Err("it does not hold the path of a release".into())
         }
-        path => Ok(path.map(PathBuf::from)),
+        path => Ok(path.map(|path| OsString::from_vec(path).into())),
     }
 }
 
 /// Reads a record; `None` where there is none. It chooses what runs, so nobody may have written it but root, the manager's user and the
 /// workers' `user`.
-fn read_record(file: &Path, user: u32) -> Result<Option<String>, String> {
+fn read_record(file: &Path, user: u32) -> Result<Option<Vec<u8>>, String> {
     let (file, metadata) = match open_file(file) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(|error| error.to_string())?,
@@ -126,8 +129,7 @@ fn read_record(file: &Path, user: u32) -> Result<Option<String>, String> {
     if metadata.mode() & 0o002 != 0 {
         return Err(format!("anybody may write to it (mode {:04o})", metadata.mode() & 0o7777));
     }
-    let bytes = read_open(file, &metadata).map_err(|error| error.to_string())?;
-    String::from_utf8(bytes).map(Some).map_err(|_| "it is not UTF-8".into())
+    read_open(file, &metadata).map(Some).map_err(|error| error.to_string())
 }
 
 /// The path of a file beside `head`.

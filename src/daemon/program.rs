@@ -27,6 +27,7 @@ const HOLDING_TAKES: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
     /// Its path, symbolic links resolved.
+    #[serde(with = "crate::path_text")]
     pub path: PathBuf,
     /// Which file that is.
     pub file: FileIdentity,

@@ -34,7 +34,7 @@ const MAX_FILE: u64 = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
     /// In the service file at this absolute path.
-    File(PathBuf),
+    File(#[serde(with = "crate::path_text")] PathBuf),
     /// By what was typed, which stays as it is.
     Flags(Flags),
     /// The same, as the original command line has it.
@@ -56,6 +56,7 @@ pub struct Release {
     /// The service.
     pub spec: ServiceSpec,
     /// `directory` with all symbolic links resolved.
+    #[serde(with = "crate::path_text")]
     pub directory: PathBuf,
     /// `environment_files` and `environment` over them; placeholders are not yet replaced.
     pub environment: BTreeMap<String, String>,
@@ -194,7 +195,7 @@ impl Release {
         if !problems.is_empty() {
             return Err(Refusal::of(source, &problems));
         }
-        let release = Self {
+        Ok(Self {
             spec,
             directory,
             environment,
@@ -208,19 +209,6 @@ impl Release {
             is_brought_back: false,
             pre_upgrade_is_node,
             warnings,
-        };
-        release.refuse_what_is_not_text(source)?;
-        Ok(release)
-    }
-
-    /// Refuses paths that cannot be written down: the manager keeps all that it knows as text.
-    fn refuse_what_is_not_text(&self, source: &Source) -> Result<(), Refusal> {
-        serde_json::to_vec(&(source, self)).map(drop).map_err(|_| {
-            let folder = self.directory.display();
-            let why = format!(
-                "a path of this service is not UTF-8 ({folder}), and the manager keeps its state as text: rename the folder"
-            );
-            Refusal::of(source, &[why])
         })
     }
 }

@@ -6,8 +6,10 @@
 
 mod lock;
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,7 +22,7 @@ use self::lock::{CHILDREN_TAKE, LOOK_AGAIN};
 pub use super::places::{Connected, Place, believed_at, places, places_of_others, stranger_at};
 use super::recovery::STATE;
 use super::rival;
-use crate::sys::handover::{HandOver, Luggage, Number, Unpacked};
+use crate::sys::handover::{HandOver, Luggage, Number, PathState, Unpacked};
 use crate::sys::occupant::{Occupant, occupant};
 use crate::sys::own_folder::Folder;
 use crate::sys::random;
@@ -286,16 +288,17 @@ impl RuntimeDirectory {
 }
 
 impl HandOver for RuntimeDirectory {
-    type State = (PathBuf, Number);
+    type State = (PathState, Number);
 
     fn pack(&self, luggage: &mut Luggage) -> Self::State {
-        (self.path.clone(), luggage.put(&*self.lock))
+        (self.path.pack(luggage), luggage.put(&*self.lock))
     }
 
     fn unpack((path, lock): Self::State, luggage: &mut Unpacked) -> io::Result<Self> {
         // The lock belongs to the open file description (flock(2)), so it is held already, and this confirms it.
         let lock = Flock::lock(luggage.take(lock)?.into(), FlockArg::LockExclusiveNonblock);
         let lock = lock.map_err(|(_, error)| error)?;
+        let path = PathBuf::unpack(path, luggage)?;
         Ok(Self { path, lock, is_left_in_order: false, token: None })
     }
 }
@@ -317,8 +320,8 @@ pub fn locate(service: &str) -> PathBuf {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(given) = variable("RUNTIME_DIRECTORY") {
         // systemd separates several by colons; the first is as good as any.
-        let first = given.to_string_lossy().split(':').next().map(PathBuf::from);
-        return first.unwrap_or(given);
+        let first = given.as_os_str().as_bytes().split(|byte| *byte == b':').next();
+        return first.map(|first| PathBuf::from(OsStr::from_bytes(first))).unwrap_or(given);
     }
     let user = geteuid();
     if user.is_root() {

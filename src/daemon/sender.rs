@@ -127,7 +127,8 @@ impl Voucher<'_> {
 
     fn is_orphan(&self, child: Pid) -> bool {
         let is_known = self.roles.contains_key(&child) || self.found_at_start.contains(&child);
-        !is_known && process::variable(child, WORKER_VARIABLE) == Some(self.worker.to_string())
+        !is_known
+            && process::variable(child, WORKER_VARIABLE).is_some_and(|id| id == *self.worker.to_string())
     }
 }
 

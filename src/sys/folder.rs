@@ -38,6 +38,7 @@ enum Links {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// The path without any symbolic link.
+    #[serde(with = "crate::path_text")]
     pub path: PathBuf,
     /// The owner.
     pub owner: u32,
@@ -291,8 +292,8 @@ impl MadeFolders {
 impl HandOver for MadeFolders {
     type State = Vec<PathBuf>;
 
-    fn pack(&self, luggage: &mut Luggage) -> Vec<PathBuf> {
-        self.0.pack(luggage)
+    fn pack(&self, _: &mut Luggage) -> Vec<PathBuf> {
+        self.0.clone()
     }
 
     fn unpack(state: Vec<PathBuf>, _: &mut Unpacked) -> io::Result<Self> {

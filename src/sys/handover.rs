@@ -179,7 +179,24 @@ macro_rules! hand_over {
 
 pub(crate) use {hand_over, plain};
 
-plain!(bool, u8, i32, u32, u64, usize, String, PathBuf, BTreeSet<String>, SocketAddr);
+plain!(bool, u8, i32, u32, u64, usize, String, BTreeSet<String>, SocketAddr);
+
+/// A path as plain data.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PathState(#[serde(with = "crate::path_text")] PathBuf);
+
+impl HandOver for PathBuf {
+    type State = PathState;
+
+    fn pack(&self, _: &mut Luggage) -> PathState {
+        PathState(self.clone())
+    }
+
+    fn unpack(PathState(path): PathState, _: &mut Unpacked) -> io::Result<Self> {
+        Ok(path)
+    }
+}
 
 impl HandOver for Pid {
     type State = i32;

@@ -46,6 +46,7 @@ pub struct NotifySocket {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct NotifySocketState {
     socket: Number,
+    #[serde(with = "crate::path_text")]
     path: PathBuf,
 }
 

@@ -4,9 +4,11 @@
 //! Whatever a caller passes, no signal goes to PID 1, to "every process", or to the manager's own process group.
 
 use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
@@ -152,15 +154,21 @@ impl Environment {
 
     /// Returns the value of a variable.
     pub fn value(&self, name: &str) -> Option<&str> {
+        self.raw_value(name)?.to_str()
+    }
+
+    /// Returns the value of a variable, which need not be UTF-8.
+    pub fn raw_value(&self, name: &str) -> Option<&OsStr> {
         let mut variables = self.0.split(|&byte| byte == 0);
-        let value = variables.find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
-        str::from_utf8(value).ok()
+        variables
+            .find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+            .map(OsStr::from_bytes)
     }
 }
 
 /// Returns the value that a variable had when the process was executed; `None` where it had none, or we may not look.
-pub fn variable(pid: Pid, name: &str) -> Option<String> {
-    Environment::of(pid).value(name).map(str::to_owned)
+pub fn variable(pid: Pid, name: &str) -> Option<OsString> {
+    Environment::of(pid).raw_value(name).map(OsStr::to_owned)
 }
 
 /// Returns a thread by which /proc shows the memory and the descriptors of a process: the first one, which has the process's number, or

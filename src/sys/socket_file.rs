@@ -61,6 +61,7 @@ pub struct SocketFile {
 /// A [`SocketFile`] as plain data.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SocketFileState {
+    #[serde(with = "crate::path_text")]
     path: PathBuf,
     /// None where the program of before did not hold it.
     folder: Option<FolderState>,

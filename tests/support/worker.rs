@@ -24,9 +24,11 @@
 )]
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::thread::JoinHandleExt;
 use std::path::PathBuf;
@@ -241,12 +243,13 @@ struct Notify {
 impl Notify {
     /// Opens the socket that `NOTIFY_SOCKET` names; without the variable nothing is ever said.
     fn from_environment() -> Option<Self> {
-        let path = std::env::var("NOTIFY_SOCKET").ok()?;
-        let address = match path.strip_prefix('@') {
-            Some(name) => UnixAddr::new_abstract(name.as_bytes()),
-            None => UnixAddr::new(path.as_str()),
+        let path = std::env::var_os("NOTIFY_SOCKET")?;
+        let address = match path.as_bytes().strip_prefix(b"@") {
+            Some(name) => UnixAddr::new_abstract(name),
+            None => UnixAddr::new(path.as_os_str()),
         };
-        let address = address.unwrap_or_else(|error| fail(&format!("NOTIFY_SOCKET={path}: {error}")));
+        let address =
+            address.unwrap_or_else(|error| fail(&format!("NOTIFY_SOCKET={}: {error}", path.display())));
         Some(Self { socket: UnixDatagram::unbound().ok()?, address })
     }
 
@@ -499,8 +502,11 @@ fn ping_the_watchdog(worker: Arc<Worker>) {
 
 /// Takes the sockets that the manager passed, as `sd_listen_fds(3)` and `sd_listen_fds_with_names(3)` demand.
 fn sockets_from_environment() -> Result<Vec<OwnedFd>, String> {
+    // Others need be no text.
+    let text =
+        |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
     let variables: HashMap<String, String> =
-        std::env::vars().filter(|(name, _)| name.starts_with("LISTEN_")).collect();
+        std::env::vars_os().filter_map(text).filter(|(name, _)| name.starts_with("LISTEN_")).collect();
     let Some(count) = variables.get("LISTEN_FDS") else {
         return if variables.is_empty() { Ok(Vec::new()) } else { Err(format!("stray {variables:?}")) };
     };

@@ -39,7 +39,7 @@ pub enum SocketAddress {
     /// An IPv4 or IPv6 address and port; TCP or UDP by the [`SocketKind`].
     Inet(SocketAddr),
     /// A UNIX socket with an absolute path of at most 107 bytes.
-    Path(PathBuf),
+    Path(#[serde(with = "crate::path_text")] PathBuf),
     /// A UNIX socket with an abstract name (without the `@`) of at most 107 bytes.
     Abstract(String),
 }

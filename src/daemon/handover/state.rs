@@ -51,6 +51,7 @@ type GenerationState = (GenerationId, Release, As<Option<OwnedFd>>, Vec<usize>, 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct State {
     source: Source,
+    #[serde(with = "crate::path_text")]
     program: PathBuf,
     origin: Origin,
     terminal: ControllingTerminal,

@@ -82,6 +82,7 @@ pub struct ProcessRecord {
     pub group: i32,
     /// When it was started, as the core counts.
     pub at: Option<Mono>,
+    #[serde(default, with = "crate::path_text::option")]
     pub notify: Option<PathBuf>,
     pub outputs: Vec<(Stream, u64)>,
     pub messages: Option<u64>,
@@ -174,7 +175,7 @@ impl ProcessRecord {
             open.iter().find(is_it).map(|one| one.inode)
         };
         let variable = |name| process::variable(pid, name);
-        let number = |name| variable(name)?.parse::<RawFd>().ok();
+        let number = |name| variable(name)?.to_str()?.parse::<RawFd>().ok();
         let streams = [(Stream::Out, 1), (Stream::Err, 2)].into_iter();
         let streams = streams.filter(|_| spec.output == Output::Prefix);
         Some(Self {

@@ -58,7 +58,7 @@ impl Claim<'_> {
         }
         let environment = Environment::of(pid);
         let is_it = environment.value(SERVICE_VARIABLE)? == self.service
-            && Path::new(environment.value(RUNTIME_VARIABLE)?) == self.runtime;
+            && Path::new(environment.raw_value(RUNTIME_VARIABLE)?) == self.runtime;
         WorkerId::parse(environment.value(WORKER_VARIABLE)?).filter(|_| is_it)
     }
 }

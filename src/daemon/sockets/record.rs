@@ -22,6 +22,7 @@ use crate::sys::socket_file::{SocketFile, SocketFileState};
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ListenerState {
     file: Option<SocketFileState>,
+    #[serde(default, with = "crate::path_text::list")]
     folders: Option<Vec<PathBuf>>,
     fd: Number,
     is_inherited: bool,
@@ -83,6 +84,7 @@ pub struct ListenerRecord {
     /// By which the socket is known wherever it is open.
     pub inode: u64,
     file: Option<FileRecord>,
+    #[serde(default, with = "crate::path_text::list")]
     folders: Option<Vec<PathBuf>>,
     is_inherited: bool,
     /// What it is.
@@ -96,6 +98,7 @@ pub struct ListenerRecord {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct FileRecord {
+    #[serde(with = "crate::path_text")]
     path: PathBuf,
     identity: (u64, u64),
     place: Option<Place>,
