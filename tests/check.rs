@@ -1,7 +1,6 @@
 //! `liveswap check`, as a person or a deploy script calls it.
 
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Output};
 
 fn check(files: &[(&str, &str)]) -> Output {
@@ -118,20 +117,4 @@ fn sockets_that_cannot_both_be_bound_are_found() {
     }
     let (status, said) = check_two("0.0.0.0:80", "@two", "[control]\ntcp = '127.0.0.1:80'");
     assert!(status == Some(3) && said.contains("the control server (127.0.0.1:80)"), "{said}");
-}
-
-#[test]
-fn a_folder_whose_name_is_not_utf_8_is_refused_with_the_reason() {
-    let folder = tempfile::tempdir().unwrap();
-    let odd = folder.path().join(std::ffi::OsStr::from_bytes(b"b\xff\xfe"));
-    fs::create_dir(&odd).unwrap();
-    fs::write(odd.join("web.toml"), "[service]\ncommand = [\"true\"]\n").unwrap();
-    for command in ["check", "run"] {
-        let mut liveswap = Command::new(env!("CARGO_BIN_EXE_liveswap"));
-        liveswap.args([command, "web.toml"]).current_dir(&odd).env("RUNTIME_DIRECTORY", folder.path());
-        let output = liveswap.output().unwrap();
-        let said = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(3), "{command}: {said}");
-        assert!(said.contains("is not UTF-8") && said.contains("rename the folder"), "{command}: {said}");
-    }
 }

@@ -633,7 +633,11 @@ fn an_upgrade_moves_the_control_server_when_it_is_committed_and_not_before() {
     assert!(TcpStream::connect(old).is_err());
     held.say(r#"{"cmd":"ping"}"#);
     assert_eq!(held.hear()["ok"], true, "a connection that is there stays");
+    let place = manager.place();
     assert_eq!(ask(&manager, new, r#"{"cmd":"rollback"}"#)["outcome"], "committed");
+    // The answer may be here before the line of the log, which is not to be taken for that of the next upgrade.
+    manager.wait_log(place, ["generation 6 committed"]);
+    manager.wait_said(place, "READY=1", |message| message.is("READY"));
     assert_eq!(ask(&manager, old, r#"{"cmd":"ping"}"#)["ok"], true);
     assert!(is_free(new));
 
