@@ -172,7 +172,8 @@ fn a_worker_that_says_it_stops_gets_a_replacement_at_once() {
     let service = Service::worker().listen(address).release(1).set("drain.timeout", "'500ms'");
     let manager = Manager::start(service);
     let worker = ready_worker(&manager);
-    let place = manager.place();
+    // The line that it is ready may come after the word upward, and is not that of another.
+    let place = manager.wait_log_to(Place::START, ["generation 1 serving"]);
     Mouth::of(&worker).say("STOPPING=1");
     let next = manager.wait_worker(place, "a replacement", |one| one.step == Step::Ready);
     assert_ne!(next.pid, worker.pid);
