@@ -3,6 +3,9 @@
 #[expect(dead_code, reason = "no single test uses all of the support")]
 mod support;
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -148,6 +151,35 @@ fn what_the_manager_has_killed_in_vain_is_named_at_the_end() {
     manager.wait_log(place, [&format!("left behind: process {stranger} (sleep)")]);
     assert_eq!(manager.wait_exit().code(), Some(1));
     drop(held);
+}
+
+#[test]
+fn what_has_become_root_is_left_and_no_failure() {
+    if !is_root("a program that becomes root") {
+        return;
+    }
+    let starter = Starter::default().of_a_user();
+    // Beside the test's folder, which is given to that user.
+    let folder = tempfile::tempdir().expect("a folder");
+    let mode = |mode| fs::Permissions::from_mode(mode);
+    fs::set_permissions(folder.path(), mode(0o755)).expect("chmod");
+    let root = folder.path().join("root");
+    fs::copy("/usr/bin/setpriv", &root).expect("a copy");
+    fs::set_permissions(&root, mode(0o4755)).expect("chmod");
+    let become_root = format!("{} --reuid=0 --regid=0 --clear-groups", root.display());
+    let service = Service::worker().program(starter.worker_program().display()).listen(loopback());
+    let service = service.after(&format!("setsid -f env -i {become_root} sleep 4712"));
+    let mut manager = starter.start(service);
+    manager.wait_ready();
+    let left = manager.wait_until("what has become root", || {
+        let found = Process::all().into_iter().find(|process| process.command == ["sleep", "4712"])?;
+        Some(found.pid)
+    });
+    let place = manager.place();
+    manager.signal(Signal::SIGTERM);
+    manager.wait_log(place, [&format!("process {left} (sleep) may not be signalled; it is left")]);
+    assert_eq!(manager.wait_exit().code(), Some(0));
+    kill(Pid::from_raw(left), Signal::SIGKILL).expect("it is there");
 }
 
 /// A manager that may do all that it takes to run workers as another user, but end them.

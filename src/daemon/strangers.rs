@@ -41,13 +41,14 @@ impl Daemon {
 ///
 /// A process that forks and exits may be another one by the time at which it is killed, so it is looked again.
 fn end_all(found_at_start: &[Pid], stuck: &BTreeSet<Pid>, until: Instant) -> Vec<Pid> {
+    let mut beyond_reach = stuck.clone();
     loop {
         while let Ok(Some((pid, _))) = reaper::next_exited() {
             if reaper::reap(pid).is_err() {
                 break;
             }
         }
-        let mut left = &process::descendants(getpid()) - stuck;
+        let mut left = &process::descendants(getpid()) - &beyond_reach;
         for found in found_at_start {
             left.remove(found);
             left = &left - &process::descendants(*found);
@@ -57,8 +58,15 @@ fn end_all(found_at_start: &[Pid], stuck: &BTreeSet<Pid>, until: Instant) -> Vec
             return left.into_iter().collect();
         }
         for pid in &left {
-            let _ = process::signal(*pid, libc::SIGKILL);
+            // One that became root by a program that is.
+            if process::signal(*pid, libc::SIGKILL)
+                .is_err_and(|error| error.raw_os_error() == Some(libc::EPERM))
+            {
+                warn!("{} may not be signalled; it is left", named(*pid));
+                beyond_reach.insert(*pid);
+            }
         }
+        left = &left - &beyond_reach;
         let held = left.into_iter().filter_map(|pid| Pidfd::open(pid).ok());
         match held.into_iter().find(|process| !process.has_ended()) {
             Some(process) => drop(wait_readable(&process, until - now)),
