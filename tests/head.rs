@@ -92,6 +92,12 @@ fn a_release_that_was_rolled_back_is_not_begun_with() {
         assert_eq!(recorded(&manager), path(&manager, 1));
         assert!(manager.path("head.rejected").exists());
 
+        // An upgrade that is refused has tried nothing.
+        let text = fs::read_to_string(manager.path("web.toml")).expect("the file");
+        manager.rewrite("[service");
+        assert_eq!(manager.ask(r#"{"cmd":"upgrade"}"#)["outcome"], "refused");
+        manager.rewrite(&text);
+
         let place = reset(&mut manager);
         let why = format!(
             "begun with {}, which served last: {} was rolled back",
@@ -123,6 +129,33 @@ fn a_release_that_was_rolled_back_is_not_begun_with() {
 }
 
 #[test]
+fn what_never_served_does_not_take_the_place_of_what_did() {
+    let (mut manager, target) = start(by_directory);
+    let first = path(&manager, 1);
+    // As a deployment while the machine was down: the manager knows nothing against the second, which fails.
+    switch(|name| manager.path(name), 2);
+    let workers = manager.workers();
+    manager.crash();
+    for worker in workers {
+        let _ = kill(Pid::from_raw(worker.pid), Signal::SIGKILL);
+        wait_gone(worker.pid);
+    }
+    let place = manager.place();
+    manager.restart();
+    manager.wait_log(place, ["exited with status 3"]);
+    write(&manager.path("releases"), 3, false);
+    switch(|name| manager.path(name), 3);
+    manager.signal(Signal::SIGHUP);
+    manager.wait_log(place, ["rolling back: worker"]);
+    // The third is known to be bad by now, though nothing comes back to strength, and the first is what served.
+    manager.wait_until("what was rejected", || manager.path("head.rejected").exists().then_some(()));
+    assert_eq!(recorded(&manager), first);
+    reset(&mut manager);
+    assert_eq!(ask(&target).expect("an answer").release, "1");
+    manager.stop();
+}
+
+#[test]
 fn a_release_that_was_mended_in_its_folder_is_begun_with() {
     let (mut manager, target) = start(by_directory);
     switch(|name| manager.path(name), 2);
@@ -143,8 +176,12 @@ fn who_goes_back_by_hand_does_not_find_the_other_release_after_a_restart() {
     });
     switch(|name| manager.path(name), 2);
     assert_eq!(manager.ask(r#"{"cmd":"upgrade"}"#)["outcome"], "committed");
+    let place = manager.place();
     assert_eq!(manager.ask(r#"{"cmd":"rollback"}"#)["outcome"], "committed");
     assert_eq!(recorded(&manager), path(&manager, 1));
+    manager.wait_log(place, ["generation 2 gone"]);
+    let lines = manager.lines_since(place);
+    assert!(!lines.iter().any(|line| line.contains("is not written")), "{lines:?}");
     reset(&mut manager);
     assert_eq!(ask(&target).expect("an answer").release, "1");
     manager.stop();

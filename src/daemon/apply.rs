@@ -283,6 +283,7 @@ impl Daemon {
         }
         match notice {
             Notice::Serving(_) => self.record_head(),
+            Notice::RollingBack(generation, _) => self.note_rejection(*generation),
             Notice::UpgradeEnded(generation, outcome) => self.note_outcome(*generation, outcome),
             _ => {}
         }

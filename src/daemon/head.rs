@@ -83,7 +83,9 @@ pub fn instead(spec: &ServiceSpec, own: &Path, user: u32) -> Result<Option<Inste
         is_it && FileIdentity::at(own).is_ok_and(|file| file == rejected.file)
     });
     let file = spec.process.target.as_ref().map(|target| target.clone().into_bytes());
-    let is_chosen = || Ok::<_, String>(file.is_some() && read(CHOSEN)? == file);
+    // Earlier versions wrote an end of line behind the target that an upgrade had chosen, and no other file.
+    let is_of_before = || Ok::<_, String>(read("")?.is_some_and(|text| text.ends_with(b"\n")));
+    let is_chosen = || Ok::<_, String>(file.is_some() && (read(CHOSEN)? == file || is_of_before()?));
     let why = if is_rejected {
         format!("{} was rolled back", own.display())
     } else if is_chosen()? {
@@ -167,6 +169,8 @@ struct Records {
     head: PathBuf,
     service: String,
     serving: PathBuf,
+    /// Whether it ever did: one that never became ready is nothing to begin with.
+    has_served: bool,
     chosen: Option<String>,
     rejection: Rejection,
 }
@@ -184,10 +188,12 @@ impl Records {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(error) => Err(io::Error::from(error)),
         };
-        folder.replace(&name("")?, self.serving.as_os_str().as_encoded_bytes())?;
-        match &self.chosen {
-            Some(target) => folder.replace(&name(CHOSEN)?, target.as_bytes())?,
-            None => remove(CHOSEN)?,
+        if self.has_served {
+            folder.replace(&name("")?, self.serving.as_os_str().as_encoded_bytes())?;
+            match &self.chosen {
+                Some(target) => folder.replace(&name(CHOSEN)?, target.as_bytes())?,
+                None => remove(CHOSEN)?,
+            }
         }
         match &self.rejection {
             Rejection::Kept => Ok(()),
@@ -212,6 +218,8 @@ pub(super) struct Recording {
     work: ForkedWork,
     head: PathBuf,
     until: Mono,
+    /// Whether there is something else to record by now.
+    is_due_again: bool,
     /// What is to be said when it is true of the records as well.
     answers: Vec<(RequestId, Outcome)>,
 }
@@ -237,31 +245,31 @@ impl Release {
 }
 
 impl Daemon {
-    /// Takes an upgrade that somebody has asked for: what was rolled back before may be tried again.
-    pub(super) fn forget_rejection(&mut self) {
-        if !matches!(self.targets.rejection, Rejection::Cleared) {
-            self.targets.rejection = Rejection::Cleared;
+    /// Takes that a generation has failed. It is recorded at once: what is to come back to strength may take long.
+    pub(super) fn note_rejection(&mut self, generation: GenerationId) {
+        if let Some(of) = self.generations.get(&generation) {
+            self.targets.rejection = Rejection::Of(generation, of.release.path());
             self.record_head();
         }
     }
 
-    /// Takes the end of an upgrade. Whoever goes back by hand rejects what served until then.
+    /// Takes the end of an upgrade. Whoever goes back by hand rejects what served until then; what is committed by an upgrade that somebody
+    /// asked for leaves nothing rejected.
     pub(super) fn note_outcome(&mut self, generation: GenerationId, outcome: &Outcome) {
-        let rejected = match outcome {
-            Outcome::RolledBack(_) => Some(generation),
+        match outcome {
+            Outcome::RolledBack(_) => self.note_rejection(generation),
             Outcome::Committed => {
                 let is_brought_back =
                     self.generations.get(&generation).is_some_and(|of| of.release.is_brought_back);
-                self.manager.previous().filter(|_| is_brought_back)
+                if let Some(rejected) = self.manager.previous().filter(|_| is_brought_back) {
+                    self.note_rejection(rejected);
+                } else {
+                    self.targets.rejection = Rejection::Cleared;
+                    self.record_head();
+                }
             }
-            Outcome::Refused(_) | Outcome::Superseded(_) => return,
-        };
-        if let Some(rejected) = rejected
-            && let Some(of) = self.generations.get(&rejected)
-        {
-            self.targets.rejection = Rejection::Of(rejected, of.release.path());
+            Outcome::Refused(_) | Outcome::Superseded(_) => {}
         }
-        self.record_head();
     }
 
     /// Takes the end of a generation: what its workers have written into its folder until then does not make that another one.
@@ -281,11 +289,14 @@ impl Daemon {
             head: head.clone(),
             service: release.spec.name.clone(),
             serving: release.path(),
+            has_served: self.manager.has_served(),
             chosen: release.passed_over(),
             rejection: self.targets.rejection.clone(),
         };
-        // One that is still under way would come too late.
-        let answers = self.give_up_recording("another one is due");
+        if let Some(recording) = &mut self.targets.recording {
+            recording.is_due_again = true;
+            return;
+        }
         let work = in_child(|| match records.write() {
             Ok(()) => Vec::new(),
             Err(error) => error.to_string().into_bytes(),
@@ -294,12 +305,10 @@ impl Daemon {
             Ok(work) => {
                 self.roles.insert(work.pid, Role::Head);
                 let until = self.now() + RECORD_TAKES;
-                self.targets.recording = Some(Recording { work, head, until, answers });
+                let recording = Recording { work, head, until, is_due_again: false, answers: Vec::new() };
+                self.targets.recording = Some(recording);
             }
-            Err(error) => {
-                error!("head {}: cannot be written: {error}", head.display());
-                self.say_held(answers);
-            }
+            Err(error) => error!("head {}: cannot be written: {error}", head.display()),
         }
     }
 
@@ -327,25 +336,32 @@ impl Daemon {
         if let Some(why) = why {
             error!("head {}: cannot be written: {why}", recording.head.display());
         }
-        self.say_held(recording.answers);
+        self.end_recording(recording);
+    }
+
+    /// Says what has waited for a record, unless that is still to come.
+    fn end_recording(&mut self, recording: Recording) {
+        if recording.is_due_again {
+            self.record_head();
+        }
+        match &mut self.targets.recording {
+            Some(next) => next.answers.extend(recording.answers),
+            None => self.say_held(recording.answers),
+        }
     }
 
     /// Gives up a record that takes too long.
     pub(super) fn end_late_recording(&mut self) {
-        if self.targets.recording.as_ref().is_some_and(|recording| recording.until <= self.now()) {
-            let answers = self.give_up_recording("it takes too long");
-            self.say_held(answers);
-        }
-    }
-
-    /// Ends a record that is under way, and returns the answers that wait for it.
-    fn give_up_recording(&mut self, why: &str) -> Vec<(RequestId, Outcome)> {
-        let Some(recording) = self.targets.recording.take() else { return Vec::new() };
+        let now = self.now();
+        let Some(recording) = self.targets.recording.take_if(|recording| recording.until <= now) else {
+            return;
+        };
         if self.roles.remove(&recording.work.pid).is_some() {
-            warn!("head {}: is not written: {why}", recording.head.display());
+            warn!("head {}: is not written: it takes too long", recording.head.display());
             let _ = kill_tree(recording.work.pid);
         }
-        recording.answers
+        // Not again: the disk would not do it either.
+        self.say_held(recording.answers);
     }
 
     fn say_held(&mut self, answers: Vec<(RequestId, Outcome)>) {
@@ -386,7 +402,8 @@ mod tests {
 
         fn record(&self, serving: &str, chosen: Option<&str>, rejection: Rejection) {
             let (head, service, chosen) = (self.at("head"), "web".into(), chosen.map(str::to_owned));
-            Records { head, service, serving: self.at(serving), chosen, rejection }.write().unwrap();
+            let serving = self.at(serving);
+            Records { head, service, serving, has_served: true, chosen, rejection }.write().unwrap();
         }
 
         fn begins_with(&self, target: Option<&str>, own: &str) -> Option<PathBuf> {
@@ -427,6 +444,10 @@ mod tests {
         site.record("2", Some("1"), Rejection::Kept);
         assert_eq!(site.begins_with(Some("1"), "1"), Some(site.at("2")));
         assert_eq!(site.begins_with(Some("3"), "3"), None);
+        // As earlier versions wrote it.
+        fs::remove_file(site.at("head.chosen")).unwrap();
+        fs::write(site.at("head"), format!("{}\n", site.at("2").display())).unwrap();
+        assert_eq!(site.begins_with(Some("1"), "1"), Some(site.at("2")));
         site.record("1", None, Rejection::Kept);
         assert_eq!(site.begins_with(Some("1"), "1"), None);
     }

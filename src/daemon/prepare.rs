@@ -126,7 +126,6 @@ impl Daemon {
         let named = target.and_then(|request| self.targets.asked.remove(&request));
         let serving = self.generations.get(&self.manager.current()).map(|of| &of.release);
         let wanted = named.map(Wanted::Named).or_else(|| serving.map(Wanted::as_in));
-        self.forget_rejection();
         self.check(generation, wanted.unwrap_or(Wanted::First), true);
     }
 
