@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use support::client::{Target, ask};
-use support::manager::{Manager, Starter};
+use support::manager::{Manager, Place, Starter};
 use support::process;
 use support::service::Service;
 use support::{loopback, worker_program};
@@ -92,6 +92,44 @@ fn a_binary_that_was_replaced_in_place_is_started_again_whoever_is_the_manager()
     assert_eq!(answer["outcome"].as_str(), Some("committed"), "{answer}");
     let generation = answer["generation"].as_u64().expect("a number");
     assert_eq!(runs_again(&manager, generation), (first, removed));
+    manager.stop();
+}
+
+#[test]
+fn a_program_that_nothing_runs_any_more_after_a_kill_of_the_manager_is_told() {
+    let starter = Starter::default();
+    let program = starter.path("server");
+    put(&worker_program(), &program);
+    let service = Service::worker().program(program.display()).workers(2).listen(loopback()).release(1);
+    let mut manager = starter.start(service);
+    manager.wait_ready();
+    let second = put(&worker_program(), &program);
+    assert_eq!(words(&manager.ask(r#"{"cmd":"upgrade"}"#)), ["committed", "pinned"]);
+    two_ready(&manager, 2);
+    manager.wait_log(Place::START, ["generation 1 gone"]);
+    manager.restart_after_crash();
+    let place = manager.place();
+    let answer = manager.ask(r#"{"cmd":"rollback"}"#);
+    assert_eq!(answer["outcome"], "committed", "{answer}");
+    manager.wait_log(place, ["WARN", "server was replaced", "nothing runs the old one any more"]);
+    assert_eq!(runs_again(&manager, 3).0, second);
+    manager.stop();
+}
+
+#[test]
+fn a_path_that_names_the_target_is_searched_as_the_worker_would() {
+    let starter = Starter::default();
+    for folder in ["1/bin", "other"] {
+        fs::create_dir_all(starter.path(folder)).expect("a folder");
+    }
+    let ours = put(&worker_program(), &starter.path("1/bin/server"));
+    put(&worker_program(), &starter.path("other/server"));
+    let path = format!("'{{target}}/bin:{}:/usr/bin:/bin'", starter.path("other").display());
+    let service = Service::worker().program("server").workers(2).listen(loopback()).release(1);
+    let service = service.set("service.target", "'1'").set("service.environment.PATH", path);
+    let mut manager = starter.start(service);
+    manager.wait_ready();
+    assert_eq!(runs_again(&manager, 1).0, ours);
     manager.stop();
 }
 

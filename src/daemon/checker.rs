@@ -7,7 +7,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::program::Program;
 use super::release::{Refusal, Release, Source};
 use super::target::Wanted;
 use crate::sys::fork::{ForkedWork, in_child_with_file};
@@ -47,10 +46,7 @@ impl Checker {
     pub fn start(source: &Source, wanted: &Wanted, yet_to_run: bool, color: bool) -> io::Result<Self> {
         let work = in_child_with_file(|| {
             let (answer, program) = match Release::read(source, wanted, yet_to_run, color) {
-                Ok(release) => {
-                    let program = release.program.as_ref().and_then(Program::hold);
-                    (Answer::Sound(Box::new(release)), program)
-                }
+                Ok(PinnedRelease { release, program }) => (Answer::Sound(Box::new(release)), program),
                 Err(refusal) => (Answer::Refused(refusal), None),
             };
             // An answer that cannot be written is none, and the manager says so.

@@ -238,7 +238,8 @@ pub struct Checked {
 ///
 /// All that is wrong with it.
 pub fn check(file: &Path, color: bool) -> Result<Checked, Refusal> {
-    let release = Release::read(&Source::File(file.to_owned()), &Wanted::First, false, color)?;
+    let read = Release::read(&Source::File(file.to_owned()), &Wanted::First, false, color)?;
+    let release = read.release;
     let failed = |error: io::Error| Refusal::new(&format!("{}: {error}", file.display()));
     let clashes = sockets::clashes(&release.spec);
     if !clashes.is_empty() {

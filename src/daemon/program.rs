@@ -17,7 +17,7 @@ use crate::core::notice::Outcome;
 use crate::core::spec::Code;
 use crate::sys::file_rights::with_rights_of;
 use crate::sys::fork::in_child_with_file;
-use crate::sys::program_file::{FileIdentity, hold, is_native};
+use crate::sys::program_file::{FileIdentity, hold, is_native, path_of};
 use crate::sys::spawn::{Pinned, executable};
 
 /// How long it may take to find a program again: it may lie on a file server that does not answer.
@@ -40,39 +40,49 @@ impl Program {
     /// Finds the program of a command, as execvp(3) would from this directory for whom the workers are; `None` where there is none to
     /// be found, or where another one may run in each slot.
     ///
+    /// Returns a hold on it as well: all that is known of it is of that very file, which the user could have opened, whatever the user
+    /// puts into its place meanwhile.
+    ///
     /// May block, as the file system may.
     pub fn find(
         word: &str,
         path: Option<&OsStr>,
         directory: &Path,
         who: Option<&Credentials>,
-    ) -> Option<Self> {
-        let find = || executable(OsStr::new(word), path, directory).ok().flatten();
-        let found = match who {
+    ) -> Option<(Self, OwnedFd)> {
+        let find = || hold(&executable(OsStr::new(word), path, directory).ok()??).ok();
+        let held = match who {
             Some(Credentials { uid, gid, groups }) => {
                 let groups: Vec<_> = groups.iter().copied().map(Gid::from_raw).collect();
                 with_rights_of(Uid::from_raw(*uid), Gid::from_raw(*gid), &groups, find)
             }
             None => find(),
         };
-        let path = found?.canonicalize().ok()?;
-        Some(Self { file: FileIdentity::at(&path).ok()?, is_native: is_native(&path), path })
+        Self::of(held?)
     }
 
-    /// Takes hold of it, where it is still what was found. May block.
-    pub fn hold(&self) -> Option<OwnedFd> {
-        let held = hold(&self.path).ok()?;
-        (FileIdentity::of_open(&held).ok()? == self.file).then_some(held)
+    /// Describes a file that is held; `None` for what is no program.
+    fn of(held: OwnedFd) -> Option<(Self, OwnedFd)> {
+        let file = FileIdentity::of_program(&held).ok()??;
+        let path = path_of(&held).ok()?;
+        Some((Self { path, file, is_native: is_native(&held) }, held))
     }
 
-    /// Takes hold of it by its path, or where another stands there by a worker that runs it. May block.
-    fn hold_again(&self, workers: &[Pid]) -> Option<OwnedFd> {
+    /// Takes hold of it by its path, or where another stands there by a worker that runs it; else of what stands there. May block.
+    fn hold_again(&self, workers: &[Pid]) -> Option<(Self, OwnedFd)> {
+        let there = hold(&self.path).ok();
+        let is_unchanged = |held: &OwnedFd| FileIdentity::of_open(held).is_ok_and(|file| file == self.file);
+        if let Some(held) =
+            there.as_ref().filter(|held| is_unchanged(held)).and_then(|held| held.try_clone().ok())
+        {
+            return Some((self.clone(), held));
+        }
+        // What runs cannot be written to, and so it is the same still.
         let is_it =
             |held: &OwnedFd| FileIdentity::of_open(held).is_ok_and(|file| file.is_same_file(self.file));
-        // What runs cannot be written to, and so it is the same still.
-        let running =
+        let mut running =
             workers.iter().filter_map(|worker| hold(Path::new(&format!("/proc/{worker}/exe"))).ok());
-        self.hold().or_else(|| running.into_iter().find(is_it))
+        running.find(is_it).map(|held| (self.clone(), held)).or_else(|| Self::of(there?))
     }
 }
 
@@ -87,17 +97,25 @@ impl Generation {
 
 impl PinnedRelease {
     /// A release that a manager before has checked, whose workers may run.
-    pub fn again(release: Release, workers: &[Pid]) -> Self {
+    pub fn again(mut release: Release, workers: &[Pid]) -> Self {
         let hold = |program: &Program| {
-            let work = || match program.hold_again(workers) {
-                Some(held) => (b"held".to_vec(), Some(held)),
-                None => (Vec::new(), None),
+            let work = || {
+                let (found, held) = program.hold_again(workers).unzip();
+                (serde_json::to_vec(&found).unwrap_or_default(), held)
             };
             let mut work = in_child_with_file(work).ok()?;
-            work.wait(HOLDING_TAKES).ok()?;
-            work.file
+            let found: Option<Program> = serde_json::from_slice(&work.wait(HOLDING_TAKES).ok()?).ok()?;
+            found.zip(work.file)
         };
-        let program = release.program.as_ref().and_then(hold);
+        let Some(before) = release.program.take() else { return Self { release, program: None } };
+        let (found, program) = hold(&before).unzip();
+        if found.as_ref() != Some(&before) {
+            release.warnings.push(format!(
+                "its program {} was replaced or cannot be opened, and nothing runs the old one any more: what lies there now is started",
+                before.path.display()
+            ));
+        }
+        release.program = Some(found.unwrap_or(before));
         Self { release, program }
     }
 }

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
+use super::checker::PinnedRelease;
 use super::head;
 use super::program::Program;
 use super::sockets::Owner;
@@ -150,7 +152,12 @@ impl Release {
     /// # Errors
     ///
     /// All problems of the definition at once, or else all that it refers to and that cannot be had.
-    pub fn read(source: &Source, wanted: &Wanted, yet_to_run: bool, color: bool) -> Result<Self, Refusal> {
+    pub fn read(
+        source: &Source,
+        wanted: &Wanted,
+        yet_to_run: bool,
+        color: bool,
+    ) -> Result<PinnedRelease, Refusal> {
         let mut spec = read_spec(source, color)?;
         if matches!(source, Source::File(_)) {
             spec.hooks.head = spec.hooks.head.or_else(head::default_place);
@@ -195,7 +202,8 @@ impl Release {
         if !problems.is_empty() {
             return Err(Refusal::of(source, &problems));
         }
-        Ok(Self {
+        let (program, held) = program.unzip();
+        let release = Self {
             spec,
             directory,
             environment,
@@ -209,7 +217,8 @@ impl Release {
             is_brought_back: false,
             pre_upgrade_is_node,
             warnings,
-        })
+        };
+        Ok(PinnedRelease { release, program: held })
     }
 }
 
@@ -220,16 +229,20 @@ fn program(
     target: Option<&Target>,
     directory: &Path,
     who: Option<&Credentials>,
-) -> Option<Program> {
-    let word = match target {
-        Some(target) => spec.command[0].replace("{target}", &target.resolved),
-        None => spec.command[0].clone(),
+) -> Option<(Program, OwnedFd)> {
+    let fill_in = |text: &str| match target {
+        Some(target) => text.replace("{target}", &target.resolved),
+        None => text.to_owned(),
     };
+    let word = fill_in(&spec.command[0]);
+    let given = environment.get("PATH").map(|path| fill_in(path));
+    // What else stands in for something differs from slot to slot, or from generation to generation.
+    let differs = |text: &String| text.contains("{slot}") || text.contains("{generation}");
+    if differs(&word) || given.as_ref().is_some_and(differs) {
+        return None;
+    }
     let own = std::env::var_os("PATH").filter(|_| !spec.clear_environment);
-    let path = environment.get("PATH").map(OsString::from).or(own);
-    let differs = |text: &str| text.contains("{slot}") || text.contains("{generation}");
-    let is_one = !differs(&word) && !path.as_ref().and_then(|path| path.to_str()).is_some_and(differs);
-    is_one.then(|| Program::find(&word, path.as_deref(), directory, who)).flatten()
+    Program::find(&word, given.map(OsString::from).or(own).as_deref(), directory, who)
 }
 
 /// Says where workers would be out of our reach once they are started: whom nothing can end serves for ever.

@@ -212,7 +212,23 @@ pub(super) fn execute_file(file: c_int, argv: &Vector<'_>, envp: &Vector<'_>) ->
     let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
     // SAFETY: as before.
     let result = unsafe { syscall!(Sysno::execveat, file, path, argv.as_ptr(), envp.as_ptr(), flags) };
-    Err(checked(result).err().unwrap_or(Errno::UnknownErrno))
+    match checked(result).err().unwrap_or(Errno::UnknownErrno) {
+        // A sandbox that does not know the call.
+        Errno::ENOSYS | Errno::EPERM => execute(own_descriptor(file, &mut [0; 32]), argv, envp),
+        error => Err(error),
+    }
+}
+
+/// Writes the path of a descriptor of the calling process.
+fn own_descriptor(fd: c_int, text: &mut [u8; 32]) -> &CStr {
+    const FOLDER: &[u8] = b"/proc/self/fd/";
+    let digits = (0..10_u32).rev().map(|place| fd.unsigned_abs() / 10_u32.pow(place) % 10);
+    let digits =
+        digits.skip_while(|digit| *digit == 0).map(|digit| b'0' + u8::try_from(digit).unwrap_or_default());
+    for (place, byte) in text.iter_mut().zip(FOLDER.iter().copied().chain(digits)) {
+        *place = byte;
+    }
+    CStr::from_bytes_until_nul(text).unwrap_or(c"")
 }
 
 /// What tells a file from all others that are there: the two halves of its device, and its inode.
@@ -328,5 +344,17 @@ pub(super) fn exit(status: c_int) -> ! {
     loop {
         // SAFETY: it never returns.
         let _ = unsafe { syscall!(Sysno::exit_group, status) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_has_its_path() {
+        for fd in [3, 10, 4711, c_int::MAX] {
+            assert_eq!(own_descriptor(fd, &mut [0; 32]).to_str().unwrap(), format!("/proc/self/fd/{fd}"));
+        }
     }
 }

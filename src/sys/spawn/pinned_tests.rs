@@ -59,7 +59,11 @@ impl Site {
 
     fn held(&self) -> (OwnedFd, PathBuf, bool) {
         let path = self.at("current/server").canonicalize().unwrap();
-        (hold(&path).unwrap(), path.clone(), is_native(&path))
+        {
+            let held = hold(&path).unwrap();
+            let is_native = is_native(&held);
+            (held, path, is_native)
+        }
     }
 }
 
