@@ -139,7 +139,8 @@ impl Daemon {
 
     /// Removes cgroups that are not needed; those of processes that are still dying are tried again, a few times.
     fn tidy_cgroups(&mut self) {
-        if self.cgroups.tidy(|worker| self.processes.contains_key(&worker)) {
+        // The end of one that was reaped just now may be yet to be told, and nothing would look again.
+        if self.cgroups.tidy(|worker| self.is_running(worker)) {
             self.loose_ends.tidied = 0;
         } else if self.loose_ends.tidied < TIDIES {
             self.loose_ends.tidied += 1;
