@@ -117,6 +117,9 @@ impl Nursery {
             put(&folder.join("core").join(path), changed.map_or(text, |(_, text)| text))?;
         }
         put(&folder.join("main.rs"), &fs::read_to_string(self.folder.join("mutants/hunt.rs"))?)?;
+        // What all rooms may know, and the core's plain data is written by.
+        let leaf = fs::read_to_string(repository().join("src/path_text.rs"))?;
+        put(&folder.join("path_text.rs"), &leaf)?;
         let _ = write!(self.manifest, "[[bin]]\nname = \"{name}\"\npath = \"{name}/main.rs\"\n");
         Ok(())
     }

@@ -3,6 +3,7 @@
 extern crate self as liveswap;
 
 pub mod core;
+mod path_text;
 #[path = "../sim/mod.rs"]
 mod sim;
 #[path = "../story.rs"]
