@@ -31,8 +31,7 @@ use crate::sys::pidfd::Pidfd;
 pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon, ManagerError> {
     let io = |doing| move |source| ManagerError::Io { doing, source };
     kernel::check()?;
-    let pinned = prepare::first_release(&source, color);
-    let (release, program) = match pinned {
+    let (release, program) = match prepare::first_release(&source, color) {
         Ok(PinnedRelease { release, program }) => (Ok(release), program),
         Err(refusal) => (Err(refusal), None),
     };

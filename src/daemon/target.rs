@@ -115,33 +115,36 @@ impl<'a> Bounds<'a> {
 
     /// Returns the target that is recorded to have served instead of what the `file` names, and why.
     fn recorded(&self, file: &str, warnings: &mut Vec<String>) -> Option<(Target, String)> {
-        let own = self.spec.process.directory.join(file);
-        let own = own.canonicalize().unwrap_or(own);
-        let recorded = head::instead(self.spec, &own, self.user).and_then(|found| {
-            let Some(Instead { path, why, is_choice }) = found else { return Ok(None) };
-            let mut target = self.locate(&path.to_string_lossy())?;
-            if !is_choice && let Some(given) = self.spec.process.directory.join(file).to_str() {
+        let given = self.spec.process.directory.join(file);
+        let own = given.canonicalize().unwrap_or_else(|_| given.clone());
+        self.instead(&own, file, warnings, |found| {
+            let mut target = self.locate(&found.path.to_string_lossy())?;
+            if !found.is_choice
+                && let Some(given) = given.to_str()
+            {
                 // The next upgrade is to what the file names.
                 given.clone_into(&mut target.given);
             }
-            Ok(Some((target, why)))
-        });
-        recorded.unwrap_or_else(|why| {
-            warnings.push(head::passed_by(self.spec, &why, file));
-            None
+            Ok(target)
         })
     }
 
     /// Returns the directory that is recorded to have served instead of `own`, resolved, and why.
     pub fn recorded_directory(&self, own: &Path, warnings: &mut Vec<String>) -> Option<(PathBuf, String)> {
-        let recorded = head::instead(self.spec, own, self.user).and_then(|found| {
-            let Some(Instead { path, why, .. }) = found else { return Ok(None) };
-            Ok(Some((enter(&path)?, why)))
-        });
-        recorded.unwrap_or_else(|why| {
-            warnings.push(head::passed_by(self.spec, &why, &own.display().to_string()));
-            None
-        })
+        self.instead(own, &own.display().to_string(), warnings, |found| enter(&found.path))
+    }
+
+    /// Takes what is recorded to have served instead of `own`, which is called `named`; warns where it cannot be had.
+    fn instead<T>(
+        &self,
+        own: &Path,
+        named: &str,
+        warnings: &mut Vec<String>,
+        take: impl FnOnce(&Instead) -> Result<T, String>,
+    ) -> Option<(T, String)> {
+        let found = head::instead(self.spec, own, self.user).transpose()?;
+        let taken = found.and_then(|found| Ok((take(&found)?, found.why)));
+        taken.map_err(|why| warnings.push(head::passed_by(self.spec, &why, named))).ok()
     }
 
     fn locate(&self, path: &str) -> Result<Target, String> {
