@@ -285,6 +285,10 @@ impl Daemon {
             return;
         };
         let Some(head) = release.spec.hooks.head.clone() else { return };
+        if let Some(recording) = &mut self.targets.recording {
+            recording.is_due_again = true;
+            return;
+        }
         let records = Records {
             head: head.clone(),
             service: release.spec.name.clone(),
@@ -293,10 +297,6 @@ impl Daemon {
             chosen: release.passed_over(),
             rejection: self.targets.rejection.clone(),
         };
-        if let Some(recording) = &mut self.targets.recording {
-            recording.is_due_again = true;
-            return;
-        }
         let work = in_child(|| match records.write() {
             Ok(()) => Vec::new(),
             Err(error) => error.to_string().into_bytes(),
