@@ -10,7 +10,7 @@ use nix::unistd::{Pid, getpid};
 
 use super::runtime::RuntimeError;
 use crate::sys::exec::DELETED;
-use crate::sys::process::processes;
+use crate::sys::process::{name, processes};
 use crate::sys::unix_names;
 
 /// Refuses to start beside a manager whose lock file of this path was removed, and removes the new one: with it the next attempt
@@ -37,11 +37,9 @@ fn another_manager(lock: &Path) -> Option<Pid> {
     let mut removed = lock.as_os_str().to_owned();
     removed.push(DELETED);
     let removed = PathBuf::from(removed);
-    let name = |pid: Pid| fs::read(format!("/proc/{pid}/comm")).ok();
     let own = name(getpid());
     let is_alike = |pid: &Pid| {
-        *pid != getpid()
-            && name(*pid).is_some_and(|name| Some(&name) == own.as_ref() || name == b"liveswap\n")
+        *pid != getpid() && name(*pid).is_some_and(|name| Some(&name) == own.as_ref() || name == "liveswap")
     };
     processes().filter(is_alike).find(|pid| {
         let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();

@@ -1,7 +1,6 @@
 //! The last look before the manager goes: nothing of the service outlives it.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -78,6 +77,5 @@ fn end_all(found_at_start: &[Pid], stuck: &BTreeSet<Pid>, until: Instant) -> Vec
 
 /// What a process is called, for people: its name and pid.
 pub(super) fn named(pid: Pid) -> String {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    format!("process {pid} ({})", name.trim_end())
+    format!("process {pid} ({})", process::name(pid).unwrap_or_default())
 }

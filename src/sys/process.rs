@@ -301,6 +301,12 @@ fn children_by_scan(parent: Pid) -> Vec<Pid> {
     processes().filter(is_child).collect()
 }
 
+/// Returns the name of a process (proc_pid_comm(5)), what is no UTF-8 in it replaced; `None` where it has gone.
+pub fn name(pid: Pid) -> Option<String> {
+    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned())
+}
+
 /// Returns every process of the machine with its parent.
 pub(super) fn parents() -> impl Iterator<Item = (Pid, Pid)> {
     processes().filter_map(|pid| Some((pid, Stat::of(pid)?.parent)))
