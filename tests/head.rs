@@ -59,7 +59,7 @@ fn by_target(_: &Starter, base: Service) -> Service {
 }
 
 /// Ends the manager and all workers at once, as a reset of the machine does, and starts a manager. Returns where that begins in the log.
-fn reset(manager: &mut Manager) -> Place {
+fn reset_and_start(manager: &mut Manager) -> Place {
     let workers = manager.workers();
     manager.crash();
     for worker in workers {
@@ -68,6 +68,12 @@ fn reset(manager: &mut Manager) -> Place {
     }
     let place = manager.place();
     manager.restart();
+    place
+}
+
+/// The same, until the new manager is ready.
+fn reset(manager: &mut Manager) -> Place {
+    let place = reset_and_start(manager);
     manager.wait_said(place, "READY=1", |message| message.is("READY"));
     place
 }
@@ -134,14 +140,7 @@ fn what_never_served_does_not_take_the_place_of_what_did() {
     let first = path(&manager, 1);
     // As a deployment while the machine was down: the manager knows nothing against the second, which fails.
     switch(|name| manager.path(name), 2);
-    let workers = manager.workers();
-    manager.crash();
-    for worker in workers {
-        let _ = kill(Pid::from_raw(worker.pid), Signal::SIGKILL);
-        wait_gone(worker.pid);
-    }
-    let place = manager.place();
-    manager.restart();
+    let place = reset_and_start(&mut manager);
     manager.wait_log(place, ["exited with status 3"]);
     write(&manager.path("releases"), 3, false);
     switch(|name| manager.path(name), 3);
