@@ -200,13 +200,23 @@ impl Release {
     /// there by then.
     pub fn shared_code(&self) -> Option<String> {
         let is_target_linked = self.target.as_ref().is_some_and(|target| target.given != target.resolved);
-        let word = Some(self.spec.process.command[0].as_str()).filter(|word| word.contains('/'));
-        let own = word.and_then(|word| Some((self.directory.join(word), self.program.as_ref()?)));
-        let is_program_linked = own.as_ref().is_some_and(|(path, program)| *path != program.path);
+        let command = &self.spec.process.command[0];
+        let word = Path::new(command);
+        let own = self.program.as_ref().filter(|program| {
+            // What PATH leads to as well is a program of the system, through whatever links, and none of a release.
+            let path = std::env::var_os("PATH");
+            let of_system =
+                word.file_name().and_then(|name| executable(name, path.as_deref(), &self.directory).ok()?);
+            let is_of_system =
+                of_system.is_some_and(|found| found.canonicalize().is_ok_and(|found| found == program.path));
+            // Below a target it is as linked as that is.
+            command.contains('/') && !command.contains("{target}") && !is_of_system
+        });
+        let is_program_linked = own.is_some_and(|program| self.directory.join(word) != program.path);
         if self.directory != self.spec.process.directory || is_target_linked || is_program_linked {
             return None;
         }
-        let but = if own.is_some_and(|(_, program)| program.is_native) {
+        let but = if own.is_some_and(|program| program.is_native) {
             " (its program is held, and stays what it was)"
         } else {
             ""
