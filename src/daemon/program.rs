@@ -61,6 +61,17 @@ impl Program {
         Self::of(held?)
     }
 
+    /// Whether our own PATH leads to it as well: then it is the system's, through whatever links, and none of a release.
+    fn is_of_system(&self, command: &str) -> bool {
+        let name = Path::new(command).file_name().unwrap_or_default();
+        let found = executable(name, std::env::var_os("PATH").as_deref(), Path::new("/"));
+        found
+            .ok()
+            .flatten()
+            .and_then(|found| found.canonicalize().ok())
+            .is_some_and(|found| found == self.path)
+    }
+
     /// Describes a file that is held; `None` for what is no program.
     fn of(held: OwnedFd) -> Option<(Self, OwnedFd)> {
         let file = FileIdentity::of_program(&held).ok()??;
@@ -201,18 +212,10 @@ impl Release {
     pub fn shared_code(&self) -> Option<String> {
         let is_target_linked = self.target.as_ref().is_some_and(|target| target.given != target.resolved);
         let command = &self.spec.process.command[0];
-        let word = Path::new(command);
-        let own = self.program.as_ref().filter(|program| {
-            // What PATH leads to as well is a program of the system, through whatever links, and none of a release.
-            let path = std::env::var_os("PATH");
-            let of_system =
-                word.file_name().and_then(|name| executable(name, path.as_deref(), &self.directory).ok()?);
-            let is_of_system =
-                of_system.is_some_and(|found| found.canonicalize().is_ok_and(|found| found == program.path));
-            // Below a target it is as linked as that is.
-            command.contains('/') && !command.contains("{target}") && !is_of_system
-        });
-        let is_program_linked = own.is_some_and(|program| self.directory.join(word) != program.path);
+        // Below a target it is as linked as that is.
+        let names_own = command.contains('/') && !command.contains("{target}");
+        let own = self.program.as_ref().filter(|program| names_own && !program.is_of_system(command));
+        let is_program_linked = own.is_some_and(|program| self.directory.join(command) != program.path);
         if self.directory != self.spec.process.directory || is_target_linked || is_program_linked {
             return None;
         }
