@@ -220,6 +220,8 @@ struct Plan {
     batch: Rc<Batch>,
     /// The place of what the closer is closing.
     at: AtomicUsize,
+    /// How long one close may take, in nanoseconds; 0 for as long as it likes.
+    close_takes: i64,
 }
 
 /// No place.
@@ -232,12 +234,13 @@ pub struct Closers {
     running: VecDeque<Closer>,
     /// An end of a pipe, which nobody else has; none where there was no descriptor to be had.
     placeholder: Option<OwnedFd>,
+    close_takes: i64,
 }
 
 impl Default for Closers {
     fn default() -> Self {
         let placeholder = pipe2(OFlag::O_CLOEXEC).ok().map(|(end, _)| end);
-        Self { current: None, running: VecDeque::new(), placeholder }
+        Self { current: None, running: VecDeque::new(), placeholder, close_takes: CLOSE_TAKES }
     }
 }
 
@@ -261,7 +264,7 @@ impl Closers {
             self.kill_oldest();
             return Ok(None);
         }
-        let closer = Closer::start(batch)?;
+        let closer = Closer::start(batch, self.close_takes)?;
         let pid = closer.pid;
         self.running.push_back(closer);
         Ok(Some(pid))
@@ -353,8 +356,8 @@ impl Drop for Closers {
 }
 
 impl Closer {
-    fn start(batch: Rc<Batch>) -> io::Result<Self> {
-        let plan = Box::new(Plan { parent: getpid(), batch, at: AtomicUsize::new(NOWHERE) });
+    fn start(batch: Rc<Batch>, close_takes: i64) -> io::Result<Self> {
+        let plan = Box::new(Plan { parent: getpid(), batch, at: AtomicUsize::new(NOWHERE), close_takes });
         let stack = Stack::new()?;
         let flags = libc::SIGCHLD | libc::CLONE_VM | libc::CLONE_FILES;
         let argument = (&raw const *plan).cast_mut().cast::<c_void>();
@@ -385,7 +388,7 @@ extern "C" fn work_off(plan: *mut c_void) -> c_int {
         };
         plan.at.store(at, Ordering::Relaxed);
         if let Ok(timer) = timer {
-            raw::start_timer(timer, CLOSE_TAKES);
+            raw::start_timer(timer, plan.close_takes);
         }
         is_replaced.store(raw::close_without_linger(*descriptor, *placeholder), Ordering::Relaxed);
         plan.at.store(NOWHERE, Ordering::Relaxed);
@@ -440,7 +443,8 @@ mod tests {
     #[test]
     fn what_is_dropped_is_closed_though_another_close_waits() {
         isolated(|| {
-            let mut closers = Closers::default();
+            // The kernel ends no closer: only then is it certain that the second one did not wait for that.
+            let mut closers = Closers { close_takes: 0, ..Closers::default() };
             let (client, _peer) = lingering();
             drop(nested(client));
             let (near, mut far) = UnixStream::pair().unwrap();

@@ -305,7 +305,7 @@ pub(super) fn deadly_timer() -> nix::Result<c_int> {
     checked(made).map(|_| timer)
 }
 
-/// Starts a timer anew, once, for so many nanoseconds below a second.
+/// Starts a timer anew, once, for so many nanoseconds below a second; 0 stops it.
 pub(super) fn start_timer(timer: c_int, nanoseconds: i64) {
     let when = libc::itimerspec {
         it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 },
