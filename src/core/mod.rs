@@ -25,6 +25,7 @@ mod census;
 mod ending;
 mod exchange;
 mod generation;
+pub mod head;
 pub mod ids;
 mod manager;
 pub mod notice;

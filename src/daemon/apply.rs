@@ -281,12 +281,10 @@ impl Daemon {
             Notice::UpgradeEnded(..) => self.forget_repairs(),
             _ => {}
         }
-        match notice {
-            Notice::Serving(_) => self.record_head(),
-            Notice::RollingBack(generation, _) => self.note_rejection(*generation),
-            Notice::UpgradeEnded(generation, outcome) => self.note_outcome(*generation, outcome),
-            _ => {}
+        if let Notice::Serving(_) = notice {
+            self.record_head();
         }
+        self.note_rejection(notice);
         match notice {
             Notice::Serving(_) | Notice::UpgradeEnded(_, Outcome::Committed) => {
                 self.tidy_up_soon();

@@ -17,8 +17,9 @@ use tracing::{error, warn};
 
 use super::release::{Release, open_file, read_open};
 use super::run::{Daemon, Role};
+use crate::core::head::{self as choice, Rejection, Why};
 use crate::core::ids::{GenerationId, RequestId};
-use crate::core::notice::Outcome;
+use crate::core::notice::{Notice, Outcome};
 use crate::core::spec::ServiceSpec;
 use crate::core::time::Mono;
 use crate::sys::folder::Folder;
@@ -78,24 +79,25 @@ pub fn instead(spec: &ServiceSpec, own: &Path, user: u32) -> Result<Option<Inste
     let Some(head) = &spec.hooks.head else { return Ok(None) };
     let read = |end| read_record(&beside(head, end), user);
     let rejected = read(REJECTED)?.and_then(|text| serde_json::from_slice::<Rejected>(&text).ok());
-    let is_rejected = rejected.is_some_and(|rejected| {
-        let is_it = rejected.service == spec.name && rejected.path == own;
-        is_it && FileIdentity::at(own).is_ok_and(|file| file == rejected.file)
+    let rejected = rejected.filter(|rejected| {
+        rejected.service == spec.name && FileIdentity::at(own).is_ok_and(|file| file == rejected.file)
     });
     let file = spec.process.target.as_ref().map(|target| target.clone().into_bytes());
     // Earlier versions wrote an end of line behind the target that an upgrade had chosen, and no other file.
     let is_of_before = || Ok::<_, String>(read("")?.is_some_and(|text| text.ends_with(b"\n")));
-    let is_chosen = || Ok::<_, String>(file.is_some() && (read(CHOSEN)? == file || is_of_before()?));
-    let why = if is_rejected {
-        format!("{} was rolled back", own.display())
-    } else if is_chosen()? {
-        format!("an upgrade chose it by its name instead of {}", own.display())
-    } else {
+    let passed_over = file.is_some() && (read(CHOSEN)? == file || is_of_before()?);
+    let serving = recorded(head, user)?;
+    let rejected = rejected.as_ref().map(|rejected| rejected.path.as_path());
+    let Some(why) = choice::instead(&own, serving.as_deref().as_ref(), rejected.as_ref(), passed_over) else {
         return Ok(None);
     };
-    let Some(path) = recorded(head, user)?.filter(|path| path != own) else { return Ok(None) };
-    let why = format!("begun with {}, which served last: {why}", path.display());
-    Ok(Some(Instead { path, why, is_choice: !is_rejected }))
+    let Some(path) = serving else { return Ok(None) };
+    let reason = match why {
+        Why::RolledBack => format!("{} was rolled back", own.display()),
+        Why::PassedOver => format!("an upgrade chose it by its name instead of {}", own.display()),
+    };
+    let why_in_words = format!("begun with {}, which served last: {reason}", path.display());
+    Ok(Some(Instead { path, why: why_in_words, is_choice: why == Why::PassedOver }))
 }
 
 /// Says that what is recorded is not believed, and what is begun with.
@@ -152,9 +154,9 @@ pub fn unwritable(head: &Path) -> Option<String> {
     Some(format!("head {} cannot be written: {why}", head.display()))
 }
 
-/// What is to be recorded of the release that was rolled back last.
+/// What to record of the release that was rolled back last.
 #[derive(Clone, Debug, Default)]
-pub(super) enum Rejection {
+pub(super) enum RejectedRecord {
     /// What stands there.
     #[default]
     Kept,
@@ -172,7 +174,7 @@ struct Records {
     /// Whether it ever did: one that never became ready is nothing to begin with.
     has_served: bool,
     chosen: Option<String>,
-    rejection: Rejection,
+    rejected: RejectedRecord,
 }
 
 impl Records {
@@ -195,11 +197,11 @@ impl Records {
                 None => remove(CHOSEN)?,
             }
         }
-        match &self.rejection {
-            Rejection::Kept => Ok(()),
+        match &self.rejected {
+            RejectedRecord::Kept => Ok(()),
             // In place: there is nothing that could be begun with instead.
-            Rejection::Of(_, path) if *path == self.serving => remove(REJECTED),
-            Rejection::Of(_, path) => {
+            RejectedRecord::Of(_, path) if *path == self.serving => remove(REJECTED),
+            RejectedRecord::Of(_, path) => {
                 let file = match FileIdentity::at(path) {
                     Err(error) if error.kind() == ErrorKind::NotFound => return remove(REJECTED),
                     file => file?,
@@ -207,7 +209,7 @@ impl Records {
                 let rejected = Rejected { service: self.service.clone(), path: path.clone(), file };
                 folder.replace(&name(REJECTED)?, &serde_json::to_vec(&rejected)?)
             }
-            Rejection::Cleared => remove(REJECTED),
+            RejectedRecord::Cleared => remove(REJECTED),
         }
     }
 }
@@ -245,36 +247,24 @@ impl Release {
 }
 
 impl Daemon {
-    /// Takes that a generation has failed. It is recorded at once: what is to come back to strength may take long.
-    pub(super) fn note_rejection(&mut self, generation: GenerationId) {
-        if let Some(of) = self.generations.get(&generation) {
-            self.targets.rejection = Rejection::Of(generation, of.release.path());
-            self.record_head();
-        }
-    }
-
-    /// Takes the end of an upgrade. Whoever goes back by hand rejects what served until then; what is committed by an upgrade that somebody
-    /// asked for leaves nothing rejected.
-    pub(super) fn note_outcome(&mut self, generation: GenerationId, outcome: &Outcome) {
-        match outcome {
-            Outcome::RolledBack(_) => self.note_rejection(generation),
-            Outcome::Committed => {
-                let is_brought_back =
-                    self.generations.get(&generation).is_some_and(|of| of.release.is_brought_back);
-                if let Some(rejected) = self.manager.previous().filter(|_| is_brought_back) {
-                    self.note_rejection(rejected);
-                } else {
-                    self.targets.rejection = Rejection::Cleared;
-                    self.record_head();
-                }
-            }
-            Outcome::Refused(_) | Outcome::Superseded(_) => {}
-        }
+    /// Records what a notice says of the release that was rolled back last.
+    pub(super) fn note_rejection(&mut self, notice: &Notice) {
+        let brought_back =
+            |id| self.generations.get(&id).is_some_and(|generation| generation.release.is_brought_back);
+        self.targets.rejected = match choice::rejection(notice, self.manager.previous(), brought_back) {
+            Some(Rejection::Of(id)) => match self.generations.get(&id) {
+                Some(generation) => RejectedRecord::Of(id, generation.release.path()),
+                None => return,
+            },
+            Some(Rejection::Cleared) => RejectedRecord::Cleared,
+            None => return,
+        };
+        self.record_head();
     }
 
     /// Takes the end of a generation: what its workers have written into its folder until then does not make that another one.
     pub(super) fn note_rejected_end(&mut self, generation: GenerationId) {
-        if matches!(self.targets.rejection, Rejection::Of(rejected, _) if rejected == generation) {
+        if matches!(self.targets.rejected, RejectedRecord::Of(rejected, _) if rejected == generation) {
             self.record_head();
         }
     }
@@ -295,7 +285,7 @@ impl Daemon {
             serving: release.path(),
             has_served: self.manager.has_served(),
             chosen: release.passed_over(),
-            rejection: self.targets.rejection.clone(),
+            rejected: self.targets.rejected.clone(),
         };
         let work = in_child(|| match records.write() {
             Ok(()) => Vec::new(),
@@ -400,10 +390,10 @@ mod tests {
             config::parse(&text, &Origin { path: self.at("web.toml"), cpus: 1 }).unwrap()
         }
 
-        fn record(&self, serving: &str, chosen: Option<&str>, rejection: Rejection) {
+        fn record(&self, serving: &str, chosen: Option<&str>, rejected: RejectedRecord) {
             let (head, service, chosen) = (self.at("head"), "web".into(), chosen.map(str::to_owned));
             let serving = self.at(serving);
-            Records { head, service, serving, has_served: true, chosen, rejection }.write().unwrap();
+            Records { head, service, serving, has_served: true, chosen, rejected }.write().unwrap();
         }
 
         fn begins_with(&self, target: Option<&str>, own: &str) -> Option<PathBuf> {
@@ -416,13 +406,13 @@ mod tests {
     fn what_was_rolled_back_is_not_begun_with_until_it_is_another() {
         let site = Site::new();
         assert_eq!(site.begins_with(None, "2"), None);
-        site.record("1", None, Rejection::Kept);
+        site.record("1", None, RejectedRecord::Kept);
         assert_eq!(fs::read_to_string(site.at("head")).unwrap(), site.at("1").display().to_string());
         assert_eq!(site.begins_with(None, "2"), None);
-        site.record("1", None, Rejection::Of(GenerationId(2), site.at("2")));
+        site.record("1", None, RejectedRecord::Of(GenerationId(2), site.at("2")));
         assert_eq!(site.begins_with(None, "2"), Some(site.at("1")));
         assert_eq!(site.begins_with(None, "1"), None);
-        site.record("1", None, Rejection::Kept);
+        site.record("1", None, RejectedRecord::Kept);
         assert_eq!(site.begins_with(None, "2"), Some(site.at("1")));
         // Of another service that records in the same place.
         let other = ServiceSpec { name: "other".into(), ..site.spec(None) };
@@ -430,25 +420,25 @@ mod tests {
         // Mended in its folder, it is a new one.
         fs::write(site.at("2/server"), "").unwrap();
         assert_eq!(site.begins_with(None, "2"), None);
-        site.record("1", None, Rejection::Of(GenerationId(2), site.at("2")));
-        site.record("1", None, Rejection::Cleared);
+        site.record("1", None, RejectedRecord::Of(GenerationId(2), site.at("2")));
+        site.record("1", None, RejectedRecord::Cleared);
         assert_eq!(site.begins_with(None, "2"), None);
         // What serves is never passed over.
-        site.record("2", None, Rejection::Of(GenerationId(2), site.at("2")));
+        site.record("2", None, RejectedRecord::Of(GenerationId(2), site.at("2")));
         assert_eq!(site.begins_with(None, "2"), None);
     }
 
     #[test]
     fn what_was_chosen_by_name_is_begun_with_while_the_file_names_what_it_did() {
         let site = Site::new();
-        site.record("2", Some("1"), Rejection::Kept);
+        site.record("2", Some("1"), RejectedRecord::Kept);
         assert_eq!(site.begins_with(Some("1"), "1"), Some(site.at("2")));
         assert_eq!(site.begins_with(Some("3"), "3"), None);
         // As earlier versions wrote it.
         fs::remove_file(site.at("head.chosen")).unwrap();
         fs::write(site.at("head"), format!("{}\n", site.at("2").display())).unwrap();
         assert_eq!(site.begins_with(Some("1"), "1"), Some(site.at("2")));
-        site.record("1", None, Rejection::Kept);
+        site.record("1", None, RejectedRecord::Kept);
         assert_eq!(site.begins_with(Some("1"), "1"), None);
     }
 
@@ -456,7 +446,7 @@ mod tests {
     fn a_record_that_anybody_may_write_to_or_that_is_no_path_is_an_error() {
         use std::os::unix::fs::PermissionsExt;
         let site = Site::new();
-        site.record("1", None, Rejection::Of(GenerationId(2), site.at("2")));
+        site.record("1", None, RejectedRecord::Of(GenerationId(2), site.at("2")));
         for text in ["relative", "", "/with\nlines"] {
             fs::write(site.at("head"), text).unwrap();
             assert!(instead(&site.spec(None), &site.at("2"), 0).is_err(), "{text:?}");

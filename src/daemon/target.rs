@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::head::{self, Instead, Recording, Rejection};
+use super::head::{self, Instead, Recording, RejectedRecord};
 use super::release::{Release, enter};
 use crate::core::ids::RequestId;
 use crate::core::spec::ServiceSpec;
@@ -248,7 +248,7 @@ pub(super) struct Targets {
     /// Those that requests name whose upgrades have not begun.
     pub(super) asked: BTreeMap<RequestId, String>,
     /// What was rolled back last, as far as this manager knows.
-    pub(super) rejection: Rejection,
+    pub(super) rejected: RejectedRecord,
     /// The records on their way to the disk. Nobody hands over meanwhile.
     pub(super) recording: Option<Recording>,
 }

@@ -45,7 +45,10 @@ impl World {
             _ => {}
         }
         match *action {
-            Action::ReadFile(id, _) => self.read_file(id),
+            Action::ReadFile(id, target) => {
+                self.target = target;
+                self.read_file(id);
+            }
             Action::RunHook(id) => {
                 let result = if self.fails(6) { Err("exited with status 1".into()) } else { Ok(()) };
                 self.answer_check(Event::HookEnded(id, result));
@@ -79,8 +82,8 @@ impl World {
             | Action::RestoreSockets(_)
             | Action::TellHook(..)
             | Action::Answer(..)
-            | Action::Tell(_)
             | Action::Exit => {}
+            Action::Tell(ref notice) => self.disk.record(notice, &self.manager),
         }
     }
 
@@ -107,6 +110,7 @@ impl World {
         };
         self.note(|| format!("generation {id} is {release:?}: {policy:?}"));
         self.releases.insert(id, (release, policy.clone()));
+        self.disk.prepare(id, self.target.is_some());
         let code = self.chance.pick(&[Code::Elsewhere, Code::InPlace]);
         self.answer_check(Event::Prepared(id, policy, code));
     }
@@ -117,6 +121,7 @@ impl World {
             self.answer_check(Event::PreparationFailed(id, "address already in use".into()));
             return;
         }
+        self.disk.reuse(id, earlier);
         let release = self.releases[&earlier].clone();
         self.note(|| format!("generation {id} is what generation {earlier} was"));
         let code = self.chance.pick(&[Code::Elsewhere, Code::InPlace]);

@@ -11,6 +11,7 @@ pub mod checker;
 mod faults;
 mod kernel;
 mod release;
+mod restart;
 mod shrink;
 mod world;
 

@@ -14,6 +14,7 @@ use super::chance::{Chance, Whose};
 use super::checker::{Checker, PATIENCE, Verdict};
 use super::kernel::Process;
 use super::release::{Release, policy};
+use super::restart::Disk;
 use crate::story::secs;
 
 /// More events than this after the faults have stopped are a core that spins.
@@ -65,6 +66,9 @@ pub struct World {
     pub newest_worker: WorkerId,
     pub newest_generation: GenerationId,
     pub releases: BTreeMap<GenerationId, (Release, Policy)>,
+    pub disk: Disk,
+    /// The request whose target the preparation under way is about.
+    pub target: Option<RequestId>,
     /// Faults happen still.
     pub faults: bool,
     pub plan: Plan,
@@ -98,6 +102,8 @@ impl World {
             newest_worker: WorkerId(0),
             newest_generation: GenerationId(1),
             releases: BTreeMap::new(),
+            disk: Disk::new(),
+            target: None,
             faults: true,
             plan,
             no_fork_until: Mono::ZERO,
@@ -309,6 +315,7 @@ impl World {
                 self.perform(action);
             }
         }
+        self.disk.check_restart()?;
         if is_killed { self.kill_manager() } else { Ok(()) }
     }
 
