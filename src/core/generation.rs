@@ -25,6 +25,9 @@ pub struct Generation {
     pub(super) asleep: bool,
     /// The slots whose last worker died by itself.
     pub(super) backoff: BTreeMap<SlotId, Backoff>,
+    /// The log has said that one of its workers says nothing.
+    #[serde(default)]
+    pub(super) told_silence: bool,
 }
 
 impl Generation {
@@ -35,7 +38,14 @@ impl Generation {
     /// One that is to replace another by an upgrade.
     pub(super) fn upgrading(policy: Policy, code: Code) -> Self {
         let strategy = chosen(&policy, code);
-        Self { strength: policy.workers, asleep: false, strategy, policy, backoff: BTreeMap::new() }
+        Self {
+            strength: policy.workers,
+            asleep: false,
+            strategy,
+            policy,
+            backoff: BTreeMap::new(),
+            told_silence: false,
+        }
     }
 
     /// The upgrade to it has ended: what it replaces from now on are workers of its own.

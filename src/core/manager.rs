@@ -14,7 +14,7 @@ use super::time::{Human, Mono};
 use super::upgrade::{Change, answer};
 use super::waiting::Waiting;
 use super::word::Word;
-use super::worker::{KILL_TAKES, Turn, Worker, WorkerState};
+use super::worker::{KILL_TAKES, Turn, Worker, WorkerState, silence_allowed};
 use super::{Action, Event};
 
 /// SIGKILL, the one signal whose sender may be the kernel's out-of-memory killer or an operator, never the program.
@@ -217,6 +217,7 @@ impl Manager {
         match turn {
             Turn::BecameReady => tell(WorkerNotice::Ready),
             Turn::RunProbe => out.push(Action::Probe(id)),
+            Turn::Silent => self.tell_silence(id, out),
             Turn::NotReady => {
                 tell(WorkerNotice::NotReady(ready_timeout));
                 self.lose(now, id, &format!("was not ready after {}", Human(ready_timeout)), false, out);
@@ -240,6 +241,17 @@ impl Manager {
                 self.kill_worker(id, out);
             }
             Turn::OutlivesSigkill => out.push(Action::Examine(id)),
+        }
+    }
+
+    /// Tells that a worker has said nothing for a while, once for each generation.
+    fn tell_silence(&mut self, id: WorkerId, out: &mut Vec<Action>) {
+        let generation = self.workers[id].generation;
+        let Some(of) = self.generations.get_mut(&generation) else { return };
+        if let Some(time) =
+            silence_allowed(&of.policy).filter(|_| !std::mem::replace(&mut of.told_silence, true))
+        {
+            out.push(Action::Tell(Notice::Worker(id, WorkerNotice::Silent(time))));
         }
     }
 

@@ -179,6 +179,8 @@ pub enum WorkerNotice {
     Ready,
     /// It was asked to finish.
     Draining(DrainReason),
+    /// It is to say that it is ready, and has said nothing in this time.
+    Silent(Duration),
     /// It was not ready in time.
     NotReady(Duration),
     /// It did not feed its watchdog in time.
@@ -283,7 +285,8 @@ impl Notice {
             | Self::TakenOver(..)
             | Self::Worker(
                 _,
-                WorkerNotice::NotReady(_)
+                WorkerNotice::Silent(_)
+                | WorkerNotice::NotReady(_)
                 | WorkerNotice::WatchdogMissed
                 | WorkerNotice::WatchdogTriggered
                 | WorkerNotice::DrainTimedOut(_)
@@ -340,6 +343,7 @@ impl WorkerNotice {
         match self {
             Self::Ready => "worker-ready",
             Self::Draining(_) => "worker-draining",
+            Self::Silent(_) => "worker-silent",
             Self::NotReady(_) => "worker-not-ready",
             Self::WatchdogMissed => "worker-watchdog-missed",
             Self::WatchdogTriggered => "worker-watchdog-triggered",
@@ -357,6 +361,7 @@ impl fmt::Display for WorkerNotice {
         match self {
             Self::Ready => f.write_str("ready"),
             Self::Draining(why) => write!(f, "draining: {why}"),
+            Self::Silent(time) => write!(f, "has said nothing for {}", Human(*time)),
             Self::NotReady(time) => write!(f, "not ready after {}", Human(*time)),
             Self::WatchdogMissed => f.write_str("missed its watchdog; SIGABRT"),
             Self::WatchdogTriggered => f.write_str("triggered its watchdog; SIGABRT"),

@@ -13,6 +13,9 @@ use super::word::Word;
 /// What a worker that says its drain is complete still has to end by itself.
 const DRAINED_GRACE: Duration = Duration::from_secs(1);
 
+/// How long a worker that is to say that it is ready may say nothing before the log says so, at most.
+const SILENCE_ALLOWED: Duration = Duration::from_secs(10);
+
 /// A worker process, from the decision to start it until it is reaped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worker {
@@ -33,8 +36,9 @@ pub struct Worker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "each state says what its moments are")]
 pub enum WorkerState {
-    /// Asked for, perhaps not yet executed; has failed if it is not ready by `ready_by`.
-    Starting { ready_by: Mono, next: Check },
+    /// Asked for, perhaps not yet executed; has failed if it is not ready by `ready_by`. If it has said nothing by `speaks_by`, the log
+    /// says so.
+    Starting { ready_by: Mono, next: Check, speaks_by: Option<Mono> },
     /// Serves; a watchdog that runs ends at `alive_by`.
     Ready { since: Mono, alive_by: Option<Mono> },
     /// Finishes what it has, until `kill_at`.
@@ -68,6 +72,8 @@ pub(super) enum Turn {
     /// It stops by its own decision; nobody asked it to.
     Leaves,
     RunProbe,
+    /// It is to say that it is ready, and has said nothing for a while.
+    Silent,
     NotReady,
     WatchdogMissed,
     WatchdogTriggered,
@@ -82,7 +88,11 @@ impl Worker {
         Self {
             generation,
             slot,
-            state: WorkerState::Starting { ready_by: now + policy.ready_timeout, next: Check::Wait },
+            state: WorkerState::Starting {
+                ready_by: now + policy.ready_timeout,
+                next: Check::Wait,
+                speaks_by: silence_allowed(policy).map(|time| now + time),
+            },
             outdated: false,
             status: String::new(),
             connections: None,
@@ -141,8 +151,10 @@ impl Worker {
     /// Returns the next moment at which something is due.
     pub(super) fn deadline(&self) -> Option<Mono> {
         match self.state {
-            WorkerState::Starting { ready_by, next: Check::Wait } => Some(ready_by),
-            WorkerState::Starting { ready_by, next: Check::Settled { at } | Check::Probe { at } } => {
+            WorkerState::Starting { ready_by, next: Check::Wait, speaks_by } => {
+                Some(speaks_by.map_or(ready_by, |at| ready_by.min(at)))
+            }
+            WorkerState::Starting { ready_by, next: Check::Settled { at } | Check::Probe { at }, .. } => {
                 Some(ready_by.min(at))
             }
             WorkerState::Ready { alive_by, .. } => alive_by,
@@ -179,8 +191,9 @@ impl Worker {
     pub(super) fn overslept(&mut self, now: Mono, policy: &Policy, is_proving: bool) {
         let watchdog = self.watchdog;
         match &mut self.state {
-            WorkerState::Starting { ready_by, next } => {
+            WorkerState::Starting { ready_by, next, speaks_by } => {
                 *ready_by = (*ready_by).max(now + policy.ready_timeout);
+                *speaks_by = speaks_by.zip(silence_allowed(policy)).map(|(at, time)| at.max(now + time));
                 if let (Check::Settled { at }, Readiness::Settled(settle)) = (next, policy.readiness) {
                     *at = (*at).max(now + settle);
                 }
@@ -227,7 +240,7 @@ impl Worker {
                 *stuck_at = Mono::NEVER;
                 Some(Turn::OutlivesSigkill)
             }
-            WorkerState::Starting { ready_by, next } => match *next {
+            WorkerState::Starting { ready_by, next, speaks_by } => match *next {
                 Check::Settled { at } if at <= now => Some(self.become_ready(now)),
                 Check::Wait | Check::Settled { .. } | Check::Probe { .. } if *ready_by <= now => {
                     Some(Turn::NotReady)
@@ -235,6 +248,10 @@ impl Worker {
                 Check::Probe { at } if at <= now => {
                     *next = Check::Wait;
                     Some(Turn::RunProbe)
+                }
+                Check::Wait if speaks_by.is_some_and(|at| at <= now) => {
+                    *speaks_by = None;
+                    Some(Turn::Silent)
                 }
                 Check::Wait | Check::Settled { .. } | Check::Probe { .. } => None,
             },
@@ -250,6 +267,9 @@ impl Worker {
 
     /// Takes one word of a notify message (`sd_notify(3)`).
     pub(super) fn said(&mut self, now: Mono, word: Word, policy: &Policy) -> Option<Turn> {
+        if let WorkerState::Starting { speaks_by, .. } = &mut self.state {
+            *speaks_by = None;
+        }
         match word {
             Word::Ready => self.said_ready(now, policy),
             Word::Stopping => self.is_live().then_some(Turn::Leaves),
@@ -326,5 +346,14 @@ impl Worker {
             | WorkerState::Aborting { kill_at: deadline, .. } => *deadline = (*deadline).max(until),
             WorkerState::Ready { alive_by: None, .. } | WorkerState::Killing { .. } | WorkerState::Stuck => {}
         }
+    }
+}
+
+/// Returns how long a worker may say nothing before the log says so: at most half of the time in which it is to become ready. `None` if it
+/// need not say anything.
+pub(super) fn silence_allowed(policy: &Policy) -> Option<Duration> {
+    match policy.readiness {
+        Readiness::Notify => Some(SILENCE_ALLOWED.min(policy.ready_timeout / 2)),
+        Readiness::Settled(_) | Readiness::Probe(_) => None,
     }
 }

@@ -5,6 +5,7 @@
 
 mod model;
 mod rules;
+mod silence;
 mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,6 +73,8 @@ struct Seen {
     watchdog: Option<Duration>,
     executed: Option<Mono>,
     ready_since: Option<Mono>,
+    /// Since when it has said nothing; `None` once it has said something.
+    silent_since: Option<Mono>,
     /// Was there, ready, when a respawn began.
     outdated: bool,
     /// When it was asked to end.
@@ -250,6 +253,8 @@ pub struct Checker {
     /// The present event is to wake the generation that serves, or to let it fall asleep.
     is_to_wake: bool,
     is_to_sleep: bool,
+    /// The generations of which it was told that a worker says nothing.
+    told_silence: BTreeSet<GenerationId>,
 }
 
 impl Checker {
@@ -289,6 +294,7 @@ impl Checker {
             has_guests: false,
             is_to_wake: false,
             is_to_sleep: false,
+            told_silence: BTreeSet::new(),
         }
     }
 
@@ -455,6 +461,7 @@ impl Checker {
                 Stage::Killing | Stage::Stuck => STUCK_AFTER,
             };
             worker.deadline = worker.deadline.map(|at| at.max(now + time));
+            worker.silent_since = worker.silent_since.map(|_| now);
             if worker.stage == Stage::Ready && Some(worker.generation) == proving {
                 worker.ready_since = Some(now);
             }
@@ -544,6 +551,7 @@ impl Checker {
 
     fn take_word(&mut self, now: Mono, id: WorkerId, word: &Word) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.silent_since = None;
         match word {
             Word::Watchdog if worker.stage == Stage::Ready => {
                 worker.deadline = worker.watchdog.map(|interval| now + interval);
@@ -676,6 +684,7 @@ impl Checker {
             let overdue = worker.deadline.is_some_and(|at| at <= now);
             ensure!(!overdue, "worker {id} is {:?} beyond its deadline", worker.stage);
         }
+        self.check_silence_told(now)?;
         let next = manager.next_deadline();
         ensure!(next.is_none_or(|at| at > now), "it would spin: {next:?}");
         if let Some(upgrade) = &self.upgrade {

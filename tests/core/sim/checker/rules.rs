@@ -149,6 +149,7 @@ impl Checker {
         match notice {
             WorkerNotice::Ready => self.check_ready(now, event, id),
             WorkerNotice::Draining(why) => self.check_drain(now, id, *why),
+            WorkerNotice::Silent(time) => self.check_silence(now, id, *time),
             WorkerNotice::NotReady(_) => {
                 let worker = self.present(id)?;
                 ensure!(worker.stage == Stage::Starting, "it is not starting");
@@ -239,6 +240,7 @@ impl Checker {
             watchdog,
             executed: None,
             ready_since: None,
+            silent_since: Some(now),
             outdated: false,
             asked_at: None,
             signalled: false,
