@@ -12,7 +12,7 @@ use super::control::Control;
 use super::launch::Heritage;
 use super::recovery::{Claim, Family, Found, Judged, Leftover, STATE, Taken};
 use super::release::{Refusal, Release, Source};
-use super::run::Daemon;
+use super::run::{Daemon, Role};
 use super::runtime::{RuntimeDirectory, locate};
 use super::sockets::Sockets;
 use super::start::{Post, Start};
@@ -76,7 +76,7 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
     };
     if !watched.is_empty() {
         let started = watch::start(watched.to_vec()).map_err(io("starting to watch files"))?;
-        daemon.found_at_start.push(started);
+        daemon.roles.insert(started, Role::Watcher);
     }
     daemon.origin.is_watched = !watched.is_empty();
     daemon.watch_all().map_err(io("setting up the event loop"))?;

@@ -58,6 +58,7 @@ impl Daemon {
                             | Role::Survey
                             | Role::Trial
                             | Role::Closer
+                            | Role::Watcher
                             | Role::Examination
                             | Role::Guest,
                         ) => {
@@ -156,8 +157,8 @@ impl Daemon {
             || self.found_at_start.contains(&stranger)
             || environment.value(SERVICE_VARIABLE).is_some();
         let Some(born) = process::started(stranger).filter(|_| !is_exempt) else { return true };
-        // Closers start nothing, and none of them that has just ended is to be taken for one that is older.
-        let others = self.roles.iter().filter(|(_, role)| **role != Role::Closer);
+        // These start nothing. A closer that has just ended is not to be taken for an older process.
+        let others = self.roles.iter().filter(|(_, role)| !matches!(role, Role::Closer | Role::Watcher));
         others.map(|(of, _)| of).any(|of| process::started(*of).is_none_or(|started| started <= born))
     }
 
@@ -244,6 +245,9 @@ impl Daemon {
             Role::Head => self.recorded(exit),
             // It has an end of its own.
             Role::Guest | Role::Closer => {}
+            // One that fails says so itself.
+            Role::Watcher if done => {}
+            Role::Watcher => warn!("files are no longer watched: their watcher {how}"),
             Role::After(generation) if done => info!("generation {generation}: the hook `after` is done"),
             Role::After(generation) => warn!("generation {generation}: the hook `after` {how}"),
             Role::Probe(worker) => {

@@ -83,6 +83,8 @@ pub(super) enum Role {
     Trial,
     Closer,
     Examination,
+    /// It watches files (`run --watch`).
+    Watcher,
 }
 
 /// When the first manager of the service was started, whose work this one goes on with.

@@ -38,7 +38,7 @@ pub(super) fn start(paths: Vec<PathBuf>) -> io::Result<Pid> {
         }
         Vec::new()
     })?;
-    // It has nothing to hand over. At its end it is reaped as whatever else we find among our children.
+    // It has nothing to hand over.
     Ok(watcher.pid)
 }
 

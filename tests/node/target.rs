@@ -128,8 +128,12 @@ impl Hooked {
         Self { manager, target: Target::Tcp(address) }
     }
 
-    /// Upgrades to a target with this hook.
+    /// Upgrades to a target with this hook, which has the time that it needs.
     fn upgrade(&self, hook: &str, text: &str, target: &str) -> Value {
+        self.upgrade_within("1h", hook, text, target)
+    }
+
+    fn upgrade_within(&self, timeout: &str, hook: &str, text: &str, target: &str) -> Value {
         let path = self.manager.path(hook);
         fs::write(&path, text).expect("a hook");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");
@@ -137,7 +141,7 @@ impl Hooked {
         self.manager.rewrite(
             service("one.js", address)
                 .set("upgrade.pre_upgrade", format!("'{hook}'"))
-                .set("upgrade.hook_timeout", "'2s'"),
+                .set("upgrade.hook_timeout", format!("'{timeout}'")),
         );
         self.manager.ask_target(target)
     }
@@ -189,7 +193,8 @@ fn a_module_refuses_by_its_error() {
     refuses("module.exports = () => process.exit(4)", "the hook `pre_upgrade` exited with status 4");
     let missing = hooked.upgrade("pre.js", "require('./no-such-module')", "two.js");
     assert!(missing["value"].to_string().contains("Cannot find module './no-such-module'"), "{missing}");
-    let late = hooked.upgrade("pre.js", "module.exports = () => setInterval(() => {}, 1000)", "two.js");
+    let endless = "module.exports = () => setInterval(() => {}, 1000)";
+    let late = hooked.upgrade_within("1s", "pre.js", endless, "two.js");
     assert_eq!(late["value"], "a hook before the upgrade was not done in time");
     assert_serves(&hooked.target, "one");
     hooked.manager.stop();
