@@ -35,7 +35,9 @@ fn what_a_rollback_would_start_is_said_where_it_is_not_the_old_code() {
     fs::copy("/bin/true", folder.join("1/server")).unwrap();
     std::os::unix::fs::symlink("1", folder.join("current")).unwrap();
     let check = |command: &str, directory: &str| {
-        let file = format!("[service]\ncommand = ['{command}']\ndirectory = '{directory}'\n");
+        let file = format!(
+            "[service]\ncommand = ['{command}']\ndirectory = '{directory}'\n[[socket]]\nlisten = '127.0.0.1:80'\n"
+        );
         fs::write(folder.join("web.toml"), file).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_liveswap"));
         let output = command.args(["check", "web.toml"]).current_dir(&folder).output().unwrap();
@@ -120,4 +122,43 @@ fn sockets_that_cannot_both_be_bound_are_found() {
     }
     let (status, said) = check_two("0.0.0.0:80", "@two", "[control]\ntcp = '127.0.0.1:80'");
     assert!(status == Some(3) && said.contains("the control server (127.0.0.1:80)"), "{said}");
+}
+
+/// What `check` says of a file that is not wrong by itself.
+fn advice(file: &str) -> String {
+    let output = check(&[("web.toml", file)]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    text(&output.stdout) + &text(&output.stderr)
+}
+
+#[test]
+fn what_rarely_is_meant_is_noted_with_what_to_write_instead() {
+    let socket = "[[socket]]\nlisten = '127.0.0.1:80'\n";
+    let said = advice("[service]\ncommand = ['true']\n");
+    assert!(
+        said.contains("the file has no [[socket]]") && said.contains("add [[socket]] with listen"),
+        "{said}"
+    );
+    let said = advice(&format!("[service]\ncommand = ['node', 'index.js']\n{socket}"));
+    assert!(said.contains("needs protocol = \"node\"") && !said.contains("no [[socket]]"), "{said}");
+    let said = advice("[service]\ncommand = ['node', 'index.js']\nprotocol = 'node'\n");
+    assert!(!said.contains("needs protocol") && !said.contains("no [[socket]]"), "{said}");
+    let said = advice(&format!("[service]\ncommand = ['npm', 'start']\n{socket}"));
+    assert!(said.contains("`npm` starts the server as a child"), "{said}");
+    let said = advice(&format!("[service]\ncommand = ['./server --port 80']\n{socket}"));
+    assert!(said.contains("there is no shell") && said.contains(r#"["./server", "--port", "80"]"#), "{said}");
+    let said = advice(&format!("[service]\ncommand = ['./server --port 80 && x']\n{socket}"));
+    assert!(said.contains(r#"["sh", "-c", "./server --port 80 && x"]"#), "{said}");
+}
+
+#[test]
+fn json_is_told_apart_from_a_file_with_many_errors() {
+    let output = check(&[("web.toml", "{\n  \"service\": { \"command\": [\"./server\"] }\n}\n")]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(
+        said.contains("this is JSON, and a service file is TOML") && said.contains("[service]"),
+        "{said}"
+    );
+    assert_eq!(said.matches("error").count() + said.matches("Error").count(), 1, "{said}");
 }

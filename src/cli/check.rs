@@ -28,7 +28,7 @@ pub fn run(args: &CheckArgs) -> ExitCode {
             Ok(checked) => {
                 // What cannot be written is told at the end.
                 let _ = output::line(&format!("{}: {}", file.display(), checked.summary));
-                if let Some(note) = checked.note {
+                for note in checked.notes {
                     let _ = output::line(&format!("{}: note: {note}", file.display()));
                 }
                 for warning in checked.warnings {

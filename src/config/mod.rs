@@ -78,6 +78,9 @@ pub fn parse(text: &str, origin: &Origin) -> Result<ServiceSpec, Diagnostics> {
 }
 
 fn check(text: &str, origin: &Origin) -> Result<ServiceSpec, Vec<Problem>> {
+    if let Some(problem) = syntax::json(text) {
+        return Err(vec![problem]);
+    }
     let Recovered { text: sound, problems, shadows } = syntax::recover(text);
     let (tree, _) = DeTable::parse_recoverable(&sound);
     let problems = Problems::new(problems, shadows);

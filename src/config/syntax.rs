@@ -47,6 +47,17 @@ pub(super) fn recover(text: &str) -> Recovered {
     recovered
 }
 
+/// Says so if a text is JSON, in which every line is wrong: no TOML file starts with a brace.
+pub(super) fn json(text: &str) -> Option<Problem> {
+    let start = text.len() - text.trim_start().len();
+    text[start..].starts_with('{').then(|| Problem {
+        message: "this is JSON, and a service file is TOML".into(),
+        span: start..start + 1,
+        label: "TOML starts with a table, such as [service]".into(),
+        help: Some("[service]\ncommand = [\"./server\"]\n\n[[socket]]\nlisten = \"127.0.0.1:8080\"".into()),
+    })
+}
+
 /// Whether all could be read, and only the tree does not fit together.
 fn is_structural(error: &Error) -> bool {
     error.message() == "duplicate key" || error.message().starts_with("cannot extend")

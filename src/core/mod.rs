@@ -20,6 +20,7 @@
 //!
 //! All of it holds over [`Event::TakenOver`] too, but that what was asked for before is forgotten.
 
+pub mod advice;
 mod backoff;
 mod census;
 mod ending;

@@ -16,9 +16,11 @@ use super::sockets::Listener;
 use super::store::{self, Stored};
 use super::streams::Opened;
 use super::token::Token;
+use crate::core::advice::{self, Failure};
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::notice::{Loudness, Notice, Outcome, WorkerNotice};
 use crate::core::spec::{Output, Protocol, ServiceSpec};
+use crate::core::time::Human;
 use crate::core::{Action, Event};
 use crate::sys::channel::channel;
 use crate::sys::notify_socket::NotifySocket;
@@ -301,6 +303,7 @@ impl Daemon {
             _ => {}
         }
         self.insist_on_replacement(notice);
+        let advised = self.note_failure(notice);
         self.history.note(notice, &self.manager, &self.processes, clock_now);
         self.publish(notice, &event);
         let EventLine { generation, worker, slot, pid, outcome, reason, text, .. } = &event;
@@ -311,6 +314,9 @@ impl Daemon {
             Loudness::Warning => {
                 warn!(event = event.event, generation, worker, slot, pid, outcome, reason, "{text}");
             }
+        }
+        if let Some(generation) = advised {
+            self.tell_advice(generation);
         }
         if let Notice::UpgradeEnded(to, Outcome::Committed | Outcome::RolledBack(_)) = notice
             && let Some((_, Some(note))) = self.old_code()
@@ -325,7 +331,17 @@ impl Daemon {
         let Some(process) = self.processes.get(worker) else {
             return EventLine::new(notice, &notice.to_string());
         };
-        let text = format!("worker {worker} ({}) {what}", process.name());
+        let text = match what {
+            WorkerNotice::Silent(time) => {
+                let protocol =
+                    self.generations.get(&process.generation).map(|of| of.release.spec.process.protocol);
+                let silence = protocol.map_or("says nothing", advice::silence);
+                let hint = self.advice_for(*worker, Failure::NotReady);
+                let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+                format!("worker {worker} ({}) {silence} for {}{hint}", process.name(), Human(*time))
+            }
+            _ => format!("worker {worker} ({}) {what}", process.name()),
+        };
         EventLine {
             generation: Some(process.generation.0),
             slot: Some(process.slot.0),

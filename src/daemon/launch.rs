@@ -19,7 +19,7 @@ use super::streams::{JOURNAL_VARIABLE, Opened, Streams};
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::spec::{self, Output, Protocol, is_protocol_variable};
 use crate::sys::limits::{Limit, Resource};
-use crate::sys::spawn::{Credentials, Launch, candidates, executable};
+use crate::sys::spawn::{Credentials, Launch, candidates};
 use crate::sys::strings::CStrings;
 
 /// The worker's number, as the log has it; no two workers of a manager ever have the same.
@@ -178,7 +178,7 @@ impl Place<'_> {
         Ok(environment)
     }
 
-    fn path(&self) -> Option<Cow<'_, OsStr>> {
+    pub(super) fn path(&self) -> Option<Cow<'_, OsStr>> {
         match self.common.by_slot.iter().find(|(name, _)| name == "PATH") {
             Some((_, value)) => Some(OsString::from(self.fill_in(value).into_owned()).into()),
             None => self.common.path.as_deref().map(Cow::Borrowed),
@@ -337,37 +337,6 @@ fn process(
         stdout: outputs.out.clone().map(Into::into),
         stderr: outputs.err.clone().map(Into::into),
     })
-}
-
-/// Returns a sentence for each program of a release that is not there at present.
-///
-/// # Errors
-///
-/// As [`Common::of`].
-pub fn missing_programs(release: &Release, heritage: &Heritage) -> io::Result<Vec<String>> {
-    let generation = GenerationId(1);
-    let common = Common::of(release, generation, heritage)?;
-    let place = Place { release, common: &common, generation, slot: Some(SlotId(0)) };
-    let (spec, path) = (&release.spec, place.path());
-    let commands = [
-        ("command", &spec.process.command),
-        ("probe", &spec.probe),
-        ("before", &spec.hooks.before),
-        ("after", &spec.hooks.after),
-    ];
-    let mut missing = Vec::new();
-    for (key, program) in commands.iter().filter_map(|(key, command)| Some((key, command.first()?))) {
-        let program = place.fill_in(program);
-        if executable(OsStr::new(program.as_ref()), path.as_deref(), &release.directory)?.is_none() {
-            let place = if program.contains('/') {
-                format!("seen from {}", release.directory.display())
-            } else {
-                "in PATH".into()
-            };
-            missing.push(format!("`{key}`: there is no executable `{program}` {place}"));
-        }
-    }
-    Ok(missing)
 }
 
 /// The limits of the service file, and for descriptors what the manager itself was started with.

@@ -30,6 +30,7 @@
 //! streams   the outputs of what we start, never a socket that is ours
 //! ```
 
+mod advice;
 mod apply;
 mod begin;
 mod cgroups;
@@ -47,6 +48,7 @@ pub mod init;
 mod launch;
 pub mod log;
 mod loose_ends;
+mod missing;
 mod node;
 mod notify_paths;
 mod obey;
@@ -83,11 +85,13 @@ use std::path::{Path, PathBuf};
 use self::control::TcpError;
 use self::handover::State;
 use self::launch::Heritage;
+use self::missing::missing_programs;
 use self::release::Release;
 pub use self::release::{Refusal, Source, read_spec};
 use self::runtime::RuntimeError;
 use self::sockets::SocketError;
 use self::target::Wanted;
+use crate::core::advice as file_advice;
 pub use crate::core::spec::PROTOCOL_VARIABLES;
 use crate::core::spec::ServiceSpec;
 use crate::sys::activation::ActivationError;
@@ -226,8 +230,8 @@ pub fn resume() -> Option<Result<(), ManagerError>> {
 pub struct Checked {
     /// What it defines, in a line.
     pub summary: String,
-    /// What is good to know before the first upgrade.
-    pub note: Option<String>,
+    /// What is good to know before the first start or upgrade.
+    pub notes: Vec<String>,
     /// What is missing at present that workers will need.
     pub warnings: Vec<String>,
 }
@@ -246,8 +250,9 @@ pub fn check(file: &Path, color: bool) -> Result<Checked, Refusal> {
         return Err(Refusal::of(&Source::File(file.to_owned()), &clashes));
     }
     let heritage = Heritage::take(limits::own(Resource::Nofile).map_err(failed)?);
-    let warnings = launch::missing_programs(&release, &heritage).map_err(failed)?;
-    Ok(Checked { summary: summary(&release.spec), note: release.shared_code(), warnings })
+    let warnings = missing_programs(&release, &heritage).map_err(failed)?;
+    let notes = release.shared_code().into_iter().chain(file_advice::of_file(&release.spec)).collect();
+    Ok(Checked { summary: summary(&release.spec), notes, warnings })
 }
 
 fn summary(spec: &ServiceSpec) -> String {

@@ -105,7 +105,7 @@ impl Daemon {
             generation: Some(self.manager.current().0),
             health: Some(self.health()).filter(|health| changes && !health.is_well()),
             details: refused.details,
-            hint: refused.hint,
+            hint: refused.hint.or_else(|| self.history.hint().filter(|_| failed)),
             evidence: self.history.evidence.clone().filter(|_| failed),
             ..Reply::of(&asker.cmd, outcome)
         };

@@ -1,13 +1,15 @@
 //! What happened when, as far as the core does not decide by it: for the status, and for whoever asks why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
 
 use super::super::process::Process;
 use crate::core::Manager;
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::notice::{Exit, Notice, Outcome, WorkerNotice};
 use crate::core::time::Mono;
-use crate::sys::handover::hand_over;
+use crate::sys::handover::{hand_over, plain};
 use crate::wire::control::Evidence;
 
 /// When things happened.
@@ -24,7 +26,22 @@ pub(in super::super) struct History {
     never_ran: Option<WorkerId>,
     /// What is known of the worker whose loss made the latest upgrade fail.
     pub(super) evidence: Option<Evidence>,
+    /// Which workers did not become ready. An earlier version does not hand it over.
+    failures: Option<Failures>,
 }
+
+/// The workers that did not become ready.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(in super::super) struct Failures {
+    /// The workers that did.
+    ready: BTreeSet<WorkerId>,
+    /// How many failed before that, by their generations, and what to change.
+    count: BTreeMap<GenerationId, (u32, Option<String>)>,
+    /// What to change so that the release of the latest upgrade comes up.
+    hint: Option<String>,
+}
+
+plain!(Failures);
 
 hand_over!(History as HistoryState {
     started: BTreeMap<WorkerId, Mono>,
@@ -33,6 +50,7 @@ hand_over!(History as HistoryState {
     upgraded_at: Option<Mono>,
     never_ran: Option<WorkerId>,
     evidence: Option<Evidence>,
+    failures: Option<Failures>,
 });
 
 impl History {
@@ -57,15 +75,24 @@ impl History {
                     self.serves_since = Some(now);
                 }
             }
-            Notice::UpgradeBegan(_) | Notice::RollbackBegan(..) => self.evidence = None,
-            Notice::RollingBack(..) => {
+            Notice::UpgradeBegan(_) | Notice::RollbackBegan(..) => {
+                (self.evidence, self.failures().hint) = (None, None);
+            }
+            Notice::RollingBack(generation, _) => {
+                let failures = self.failures();
+                failures.hint = failures.count.get(generation).and_then(|(_, advice)| advice.clone());
                 let culprit = manager.culprit().filter(|id| self.never_ran != Some(*id));
                 let process = culprit.and_then(|id| Some((id, processes.get(&id)?)));
                 self.evidence = process.map(|(id, process)| evidence(id, process));
             }
-            Notice::GenerationGone(generation) => self.deaths.retain(|(of, _), _| of != generation),
+            Notice::GenerationGone(generation) => {
+                self.deaths.retain(|(of, _), _| of != generation);
+                self.failures().count.remove(generation);
+            }
+            Notice::Worker(id, WorkerNotice::Ready) => drop(self.failures().ready.insert(*id)),
             Notice::Worker(id, WorkerNotice::Died(exit)) => {
                 self.started.remove(id);
+                self.failures().ready.remove(id);
                 if matches!(exit, Exit::NotExecuted(_)) {
                     self.never_ran = Some(*id);
                 }
@@ -73,9 +100,39 @@ impl History {
                     *self.deaths.entry((process.generation, process.slot)).or_default() += 1;
                 }
             }
-            Notice::Worker(id, WorkerNotice::Ended(_)) => drop(self.started.remove(id)),
+            Notice::Worker(id, WorkerNotice::Ended(_)) => {
+                self.started.remove(id);
+                self.failures().ready.remove(id);
+            }
             _ => {}
         }
+    }
+
+    /// Whether the worker has become ready.
+    pub(in super::super) fn was_ready(&self, worker: WorkerId) -> bool {
+        self.failures.as_ref().is_some_and(|failures| failures.ready.contains(&worker))
+    }
+
+    /// Takes that a worker of the generation failed before it was ready, and what to change then; returns how many have.
+    pub(in super::super) fn failed(&mut self, generation: GenerationId, advice: Option<String>) -> u32 {
+        let (count, known) = self.failures().count.entry(generation).or_default();
+        *count += 1;
+        *known = advice.or(known.take());
+        *count
+    }
+
+    /// What to change so that workers of the generation become ready, as far as it is known.
+    pub(in super::super) fn advice(&self, generation: GenerationId) -> Option<&str> {
+        self.failures.as_ref()?.count.get(&generation)?.1.as_deref()
+    }
+
+    /// What to change so that the release of the latest upgrade comes up.
+    pub(super) fn hint(&self) -> Option<String> {
+        self.failures.as_ref()?.hint.clone()
+    }
+
+    fn failures(&mut self) -> &mut Failures {
+        self.failures.get_or_insert_default()
     }
 
     /// When the worker was started.

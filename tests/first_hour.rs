@@ -1,0 +1,79 @@
+//! What newcomers get wrong: the log and the answer of an upgrade say what it is, and what to write instead.
+
+#[expect(dead_code, reason = "no single test uses all of the support")]
+mod support;
+
+use nix::sys::signal::Signal;
+use support::loopback;
+use support::manager::{Manager, Place, Starter};
+use support::service::Service;
+
+/// A service whose workers run `script` by a shell.
+fn script(text: &str) -> Service {
+    Service::command(["sh", "-c", text])
+        .set("service.output", "'prefix'")
+        .set("restart.initial_delay", "'1ms'")
+}
+
+fn start(service: &Service) -> Manager {
+    Starter::default().start(service)
+}
+
+#[test]
+fn a_worker_that_says_nothing_is_told_of_long_before_it_has_failed() {
+    // At half of the time-out, where that is short.
+    let service = script("exec sleep 1000").workers(2).listen(loopback()).set("ready.timeout", "'2s'");
+    let mut manager = start(&service);
+    let line = manager.wait_log(Place::START, ["has not said READY=1 for 1 s"]);
+    assert!(line.contains("if it never says READY=1: `protocol = \"plain\"` in [service]"), "{line}");
+    manager.insist(Signal::SIGTERM);
+}
+
+#[test]
+fn a_program_that_binds_for_itself_is_told_which_descriptor_it_has() {
+    let address = loopback();
+    let bind = format!("import socket; socket.create_server(('{}', {}))", address.ip(), address.port());
+    let service =
+        Service::command(["python3", "-c", &bind]).set("service.output", "'prefix'").listen(address);
+    let mut manager = start(&service.set("restart.initial_delay", "'1ms'"));
+    let line = manager.wait_log(Place::START, ["hint:"]);
+    let said = format!("it binds {address} itself; liveswap holds that socket and passes it as descriptor 3");
+    assert!(line.contains(&said), "{line}");
+    manager.insist(Signal::SIGTERM);
+}
+
+#[test]
+fn a_program_that_goes_to_the_background_is_told_to_stay() {
+    let mut manager = start(&script("sleep 1000 & exit 0").listen(loopback()));
+    let line = manager.wait_log(Place::START, ["hint:"]);
+    assert!(line.contains("a worker runs in the foreground until it is told to drain"), "{line}");
+    manager.insist(Signal::SIGTERM);
+}
+
+#[test]
+fn a_program_that_misses_a_socket_is_told_that_the_file_has_none() {
+    let mut manager = start(&script("echo 'accept: Bad file descriptor' >&2; exit 1"));
+    let line = manager.wait_log(Place::START, ["hint:"]);
+    assert!(line.contains("the file has no [[socket]]"), "{line}");
+    manager.insist(Signal::SIGTERM);
+}
+
+#[test]
+fn a_missing_program_is_said_with_what_to_do_next() {
+    let mut manager = start(&Service::command(["./server --port 80"]).listen(loopback()));
+    let line = manager.wait_log(Place::START, ["hint:"]);
+    assert!(line.contains("there is no shell") && line.contains(r#"["./server", "--port", "80"]"#), "{line}");
+    manager.insist(Signal::SIGTERM);
+}
+
+#[test]
+fn the_answer_of_an_upgrade_has_the_hint() {
+    let good = Service::worker().listen(loopback());
+    let manager = Manager::start(good.clone());
+    manager.rewrite(good.by(["sh", "-c", "exit 0"]));
+    let upgrade = manager.cli(["upgrade"]);
+    assert_eq!(upgrade.status, 1, "{upgrade:?}");
+    assert!(upgrade.stderr.contains("Hint: a worker runs in the foreground"), "{upgrade:?}");
+    manager.wait_log(Place::START, ["generation 2: hint: a worker runs in the foreground"]);
+    manager.stop();
+}
