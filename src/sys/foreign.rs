@@ -444,7 +444,8 @@ mod tests {
     fn what_is_dropped_is_closed_though_another_close_waits() {
         isolated(|| {
             // The kernel ends no closer: only then is it certain that the second one did not wait for that.
-            let mut closers = Closers { close_takes: 0, ..Closers::default() };
+            let mut closers = Closers::default();
+            closers.close_takes = 0;
             let (client, _peer) = lingering();
             drop(nested(client));
             let (near, mut far) = UnixStream::pair().unwrap();
