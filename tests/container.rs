@@ -369,6 +369,20 @@ fn the_control_socket_answers_from_outside() {
 }
 
 #[test]
+fn the_lines_of_workers_stay_as_they_are_and_tell_why_one_failed() {
+    let Some(container) = Container::start(Starter::default(), &service()) else { return };
+    let container = container.wait_ready();
+    let script = r#"printf '{"level":"error"}\n' >&2; exit 1"#;
+    let upgrade = container.manager.cli_upgrade(Service::command(["sh", "-c", script]));
+    upgrade.assert(1, [r#"stderr: {"level":"error"}"#]);
+    let line = container.manager.wait_log(Place::START, [r#"{"level":"error"}"#]);
+    assert_eq!(line, r#"{"level":"error"}"#);
+    container.manager.cli(["stop"]).assert(0, []);
+    let mut container = container;
+    assert!(container.manager.wait_exit().success());
+}
+
+#[test]
 fn sockets_of_an_activator_go_through_to_every_manager() {
     let address = loopback();
     let listener = TcpListener::bind(address).expect("a socket");

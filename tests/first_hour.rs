@@ -3,7 +3,12 @@
 #[expect(dead_code, reason = "no single test uses all of the support")]
 mod support;
 
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
 use nix::sys::signal::Signal;
+use support::is_installed;
 use support::loopback;
 use support::manager::{Manager, Place, Starter};
 use support::service::Service;
@@ -64,6 +69,28 @@ fn a_missing_program_is_said_with_what_to_do_next() {
     let line = manager.wait_log(Place::START, ["hint:"]);
     assert!(line.contains("there is no shell") && line.contains(r#"["./server", "--port", "80"]"#), "{line}");
     manager.insist(Signal::SIGTERM);
+}
+
+#[test]
+fn on_a_terminal_each_line_names_its_worker() {
+    if !is_installed("script") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let service = "[service]\ncommand = ['sh', '-c', 'echo hello; exec sleep 1000']\nprotocol = 'plain'\n";
+    fs::write(folder.path().join("web.toml"), service).expect("a service file");
+    // script(1) gives it a terminal.
+    let script = "exec script -qec 'exec \"$LIVESWAP\" run web.toml' /dev/null";
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).current_dir(folder.path()).env("LIVESWAP", env!("CARGO_BIN_EXE_liveswap"));
+    command.env("RUNTIME_DIRECTORY", folder.path()).env_remove("NOTIFY_SOCKET");
+    let mut terminal = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("a shell");
+    let shown = BufReader::new(terminal.stdout.take().expect("what it shows"));
+    let line = shown.lines().map_while(Result::ok).find(|line| line.contains("hello")).expect("the line");
+    assert!(line.contains("web.0 | hello"), "{line:?}");
+    let mut stop = Command::new(env!("CARGO_BIN_EXE_liveswap"));
+    stop.args(["stop", "--now"]).env("RUNTIME_DIRECTORY", folder.path()).output().expect("an answer");
+    terminal.wait().expect("its end");
 }
 
 #[test]

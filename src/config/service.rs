@@ -15,6 +15,14 @@ use crate::core::spec::{
     EnvironmentFile, Identity, Limit, Output, ProcessSpec, Protocol, Resource, is_protocol_variable,
 };
 
+/// The values of `output`.
+const OUTPUTS: [(&str, Output); 4] = [
+    ("auto", Output::Auto),
+    ("inherit", Output::Inherit),
+    ("prefix", Output::Prefix),
+    ("copy", Output::Copy),
+];
+
 /// The most workers that a service may have.
 pub(super) const WORKERS_MAX: u32 = 4096;
 
@@ -90,8 +98,7 @@ pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> 
         umask: table.read("umask", values::mode).map(At::value),
     };
     let limits = limits(table.table("limits", "`limits`"));
-    let outputs = [("inherit", Output::Inherit), ("prefix", Output::Prefix)];
-    let output = table.read("output", |value| values::choice(value, &outputs));
+    let output = table.read("output", |value| values::choice(value, &OUTPUTS));
     let ignore_sigpipe = table.read("ignore_sigpipe", values::boolean);
     let listen_pid = table.read("listen_pid", values::boolean);
     let messages = table.read("messages", values::boolean);
@@ -119,7 +126,7 @@ pub(super) fn read(mut table: Table<'_>, origin: &Origin, drain_signal: i32) -> 
         environment,
         identity,
         limits,
-        output: output.map_or(Output::Inherit, At::value),
+        output: output.map_or(Output::Auto, At::value),
         ignore_sigpipe: ignore_sigpipe.is_none_or(At::value),
         listen_pid: listen_pid.is_none_or(At::value),
         messages: messages.is_some_and(At::value),

@@ -167,10 +167,22 @@ pub struct Limit {
 /// Where a worker's standard output and error go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Output {
+    /// As fits what reads the manager's standard error; one of the others once a release was read.
+    Auto,
     /// To where the manager's own go.
     Inherit,
     /// Through the manager, each line led by the worker's name.
     Prefix,
+    /// Through the manager, each line as it is.
+    Copy,
+}
+
+impl Output {
+    /// Whether the manager reads it and passes it on.
+    #[must_use]
+    pub fn passes_through(self) -> bool {
+        matches!(self, Self::Prefix | Self::Copy)
+    }
 }
 
 /// Commands around an upgrade; an empty one is none.

@@ -179,8 +179,8 @@ impl Daemon {
                 .transpose()?
                 .map(|notify| self.with_watch(notify)),
             outputs: match process.output {
-                Output::Inherit => self.heritage.streams().open()?,
-                Output::Prefix => Opened::pipes()?,
+                Output::Prefix | Output::Copy => Opened::pipes()?,
+                Output::Auto | Output::Inherit => self.heritage.streams().open()?,
             },
             messages: process.messages.then(message_pipe).transpose()?,
         })
@@ -355,6 +355,6 @@ impl Daemon {
 pub(super) fn prefix(spec: &ServiceSpec, slot: SlotId) -> String {
     match spec.process.output {
         Output::Prefix => format!("{}.{slot} | ", spec.name),
-        Output::Inherit => String::new(),
+        Output::Auto | Output::Inherit | Output::Copy => String::new(),
     }
 }

@@ -368,9 +368,14 @@ impl Init {
     }
 }
 
+/// Whether this manager is looked after by the first process of a container.
+pub(super) fn is_looked_after() -> bool {
+    env::var_os(INIT_VARIABLE).is_some()
+}
+
 /// The terminal of a manager; none where we have looked at its signals already.
 pub(super) fn terminal() -> ControllingTerminal {
-    let is_looked_after = env::var_os(INIT_VARIABLE).is_some();
+    let is_looked_after = is_looked_after();
     if is_looked_after { ControllingTerminal::none() } else { ControllingTerminal::observe() }
 }
 

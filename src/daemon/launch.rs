@@ -17,7 +17,7 @@ use super::release::Release;
 use super::runtime::NODE_MODULE;
 use super::streams::{JOURNAL_VARIABLE, Opened, Streams};
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
-use crate::core::spec::{self, Output, Protocol, is_protocol_variable};
+use crate::core::spec::{self, Protocol, is_protocol_variable};
 use crate::sys::limits::{Limit, Resource};
 use crate::sys::spawn::{Credentials, Launch, candidates};
 use crate::sys::strings::CStrings;
@@ -104,7 +104,7 @@ impl Common {
             let inherited = heritage.environment.iter();
             variables.extend(inherited.map(|(name, value)| (name.as_os_str(), value.into())));
         }
-        if process.output == Output::Prefix || !heritage.streams.are_shared() {
+        if process.output.passes_through() || !heritage.streams.are_shared() {
             // It is about our own outputs. What has another stream to the journal is told of that.
             variables.remove(OsStr::new(JOURNAL_VARIABLE));
         }

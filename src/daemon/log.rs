@@ -14,9 +14,11 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::init::is_looked_after;
 use super::outlet::LogWriter;
 use super::streams::{JOURNAL_VARIABLE, journal_behind};
 use crate::core::printable::{Escaping, printable_json};
+use crate::core::spec::Output;
 use crate::sys::journal_stream::identity;
 
 /// How a log line is written.
@@ -64,6 +66,21 @@ impl LogFormat {
             Self::Auto => Self::Plain,
             given => given,
         }
+    }
+}
+
+/// Returns where workers write under `output = "auto"`. The journal tells one worker's lines from another's by itself; a person at a terminal
+/// does not; and in a container the lines stay as they are, for whoever parses them. Elsewhere nobody may start a manager again that was
+/// killed, and a pipe that is not read blocks its writers.
+pub(super) fn usual_output() -> Output {
+    if is_journal() {
+        Output::Inherit
+    } else if stderr().is_terminal() {
+        Output::Prefix
+    } else if is_looked_after() {
+        Output::Copy
+    } else {
+        Output::Inherit
     }
 }
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checker::PinnedRelease;
 use super::head;
+use super::log::usual_output;
 use super::program::Program;
 use super::sockets::Owner;
 use super::target::{Bounds, Target, Wanted};
@@ -25,7 +26,7 @@ use crate::config::flags::{self, Flags};
 use crate::config::original::{self, Original};
 use crate::config::{self, COMMAND_LINE, Origin};
 use crate::core::printable::{Printable, printable};
-use crate::core::spec::{Identity, ProcessSpec, ServiceSpec, SocketSpec};
+use crate::core::spec::{Identity, Output, ProcessSpec, ServiceSpec, SocketSpec};
 use crate::sys::{names, process};
 use crate::wire::secret::Secret;
 
@@ -158,10 +159,7 @@ impl Release {
         yet_to_run: bool,
         color: bool,
     ) -> Result<PinnedRelease, Refusal> {
-        let mut spec = read_spec(source, color)?;
-        if matches!(source, Source::File(_)) {
-            spec.hooks.head = spec.hooks.head.or_else(head::default_place);
-        }
+        let spec = settled(read_spec(source, color)?, matches!(source, Source::File(_)));
         let (mut problems, mut warnings, mut begun_with) = (Vec::new(), Vec::new(), None);
         let mut directory =
             enter(&spec.process.directory).map_err(|why| problems.push(why)).unwrap_or_default();
@@ -220,6 +218,17 @@ impl Release {
         };
         Ok(PinnedRelease { release, program: held })
     }
+}
+
+/// Fills in what a service file leaves to the place where the manager runs.
+fn settled(mut spec: ServiceSpec, is_file: bool) -> ServiceSpec {
+    if is_file {
+        spec.hooks.head = spec.hooks.head.or_else(head::default_place);
+    }
+    if spec.process.output == Output::Auto {
+        spec.process.output = usual_output();
+    }
+    spec
 }
 
 /// Finds the program of the command, with the variables that the workers will have.

@@ -40,7 +40,7 @@ fn every_default_is_the_documented_one() {
             environment: BTreeMap::new(),
             identity: Identity::default(),
             limits: BTreeMap::new(),
-            output: Output::Inherit,
+            output: Output::Auto,
             ignore_sigpipe: true,
             listen_pid: true,
             messages: false,

@@ -37,7 +37,7 @@ fn values_of_the_wrong_type() {
         ("environment_files = \"a\"", "`environment_files` must be an array of strings", "\"a\""),
         ("environment_files = [\"a\", true]", "`environment_files[1]` must be a string", "true"),
         ("user = false", "`user` must be a name or a number", "false"),
-        ("output = 1", "`output` must be \"inherit\" or \"prefix\"", "1"),
+        ("output = 1", "`output` must be \"auto\", \"inherit\", \"prefix\" or \"copy\"", "1"),
         ("limits = { nofile = true }", "`nofile` must be a number, \"infinity\" or \"soft:hard\"", "true"),
         ("[ready]\ntimeout = 30", "`timeout` must be a duration", "30"),
         ("[ready]\ntimeout = 1979-05-27", "`timeout` must be a duration", "1979-05-27"),

@@ -19,7 +19,7 @@ use super::super::sockets::ListenerRecord;
 use super::super::token::Stream;
 use super::VERSION;
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
-use crate::core::spec::{Output, ProcessSpec};
+use crate::core::spec::ProcessSpec;
 use crate::core::time::Mono;
 use crate::core::{Event, Manager, Worker};
 use crate::sys::handover::{HandOver, Luggage};
@@ -177,7 +177,7 @@ impl ProcessRecord {
         let variable = |name| process::variable(pid, name);
         let number = |name| variable(name)?.to_str()?.parse::<RawFd>().ok();
         let streams = [(Stream::Out, 1), (Stream::Err, 2)].into_iter();
-        let streams = streams.filter(|_| spec.output == Output::Prefix);
+        let streams = streams.filter(|_| spec.output.passes_through());
         Some(Self {
             worker: id,
             generation: worker.generation(),
