@@ -15,8 +15,8 @@ use support::{eventually, loopback};
 
 const RELOADS: u64 = 20;
 
-/// Our drop-in for a systemd that knows no `Type=notify-reload`.
-const OLDER: &str = include_str!("../units/liveswap@.service.d/older-systemd.conf");
+/// Our drop-in by which a reload is a signal to the manager.
+const NOTIFY_RELOAD: &str = include_str!("../units/liveswap@.service.d/notify-reload.conf");
 
 fn service(address: SocketAddr) -> Service {
     Service::worker().workers(4).listen(address)
@@ -42,12 +42,14 @@ fn says(unit: &Unit, generation: u64) -> Option<()> {
     unit.property("StatusText").starts_with(&format!("generation {generation}: 4 of 4 ready")).then_some(())
 }
 
-fn twenty_reloads(test: &str, systemd: &str) {
+fn twenty_reloads(test: &str, systemd: &str, drop_in: &str) {
     if outside(test, systemd) {
         return;
     }
     let address = loopback();
-    let unit = Unit::start("web", &service(address).release(1), "");
+    let unit = Unit::start("web", &service(address).release(1), drop_in);
+    let kind = if drop_in == NOTIFY_RELOAD { "notify-reload" } else { "notify" };
+    assert_eq!((unit.property("Type").as_str(), unit.property("NotifyAccess").as_str()), (kind, "main"));
     assert_eq!(unit.property("StatusText"), "generation 1: 4 of 4 ready");
     reload_under_load(&unit, address);
     unit.systemctl("stop");
@@ -57,25 +59,27 @@ fn twenty_reloads(test: &str, systemd: &str) {
 
 #[test]
 fn twenty_reloads_under_systemd_257_lose_no_request() {
-    twenty_reloads("twenty_reloads_under_systemd_257_lose_no_request", "257");
+    twenty_reloads("twenty_reloads_under_systemd_257_lose_no_request", "257", "");
 }
 
 #[test]
 fn twenty_reloads_under_systemd_254_lose_no_request() {
-    twenty_reloads("twenty_reloads_under_systemd_254_lose_no_request", "254");
+    twenty_reloads("twenty_reloads_under_systemd_254_lose_no_request", "254", "");
 }
 
 #[test]
-fn under_systemd_252_the_drop_in_does_it() {
-    if outside("under_systemd_252_the_drop_in_does_it", "252") {
-        return;
-    }
-    let address = loopback();
-    let unit = Unit::start("web", &service(address).release(1), OLDER);
-    assert_eq!((unit.property("Type").as_str(), unit.property("NotifyAccess").as_str()), ("notify", "main"));
-    reload_under_load(&unit, address);
-    unit.systemctl("stop");
-    assert_eq!(unit.property("Result"), "success", "{}", unit.journal());
+fn twenty_reloads_under_systemd_252_lose_no_request() {
+    twenty_reloads("twenty_reloads_under_systemd_252_lose_no_request", "252", "");
+}
+
+#[test]
+fn twenty_reloads_by_signal_under_systemd_257_lose_no_request() {
+    twenty_reloads("twenty_reloads_by_signal_under_systemd_257_lose_no_request", "257", NOTIFY_RELOAD);
+}
+
+#[test]
+fn twenty_reloads_by_signal_under_systemd_254_lose_no_request() {
+    twenty_reloads("twenty_reloads_by_signal_under_systemd_254_lose_no_request", "254", NOTIFY_RELOAD);
 }
 
 /// Under `Type=notify` the reload is `liveswap upgrade`, whose exit status is the outcome.
@@ -84,7 +88,7 @@ fn a_rollback_is_a_failed_reload(test: &str, systemd: &str) {
         return;
     }
     let address = loopback();
-    let unit = Unit::start("web", &service(address).release(1), OLDER);
+    let unit = Unit::start("web", &service(address).release(1), "");
     let load = Load::start(&[Target::Tcp(address)], &MODES);
     load.wait_for_more(50);
     for generation in 2..4 {
@@ -247,7 +251,7 @@ fn each_generation_has_a_cgroup_under_systemd_254() {
 
 #[test]
 fn each_generation_has_a_cgroup_under_systemd_252() {
-    each_generation_has_a_cgroup("each_generation_has_a_cgroup_under_systemd_252", "252", OLDER);
+    each_generation_has_a_cgroup("each_generation_has_a_cgroup_under_systemd_252", "252", "");
 }
 
 #[test]
@@ -452,7 +456,7 @@ fn twenty_kills_under_systemd_254_lose_no_request() {
 
 #[test]
 fn twenty_kills_under_systemd_252_lose_no_request() {
-    killed_again_and_again("twenty_kills_under_systemd_252_lose_no_request", "252", OLDER);
+    killed_again_and_again("twenty_kills_under_systemd_252_lose_no_request", "252", "");
 }
 
 #[test]
@@ -510,7 +514,7 @@ fn a_restart_under_systemd_254_loses_no_connection() {
 
 #[test]
 fn a_restart_under_systemd_252_loses_no_connection() {
-    a_restart_loses_no_connection("a_restart_under_systemd_252_loses_no_connection", "252", OLDER);
+    a_restart_loses_no_connection("a_restart_under_systemd_252_loses_no_connection", "252", "");
 }
 
 #[test]
@@ -636,7 +640,7 @@ fn a_non_blocking_socket_of_a_socket_unit_stays_so_over_a_kill_under_systemd_252
     flag_over_a_kill(
         "a_non_blocking_socket_of_a_socket_unit_stays_so_over_a_kill_under_systemd_252",
         "252",
-        OLDER,
+        "",
     );
 }
 

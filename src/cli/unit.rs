@@ -113,23 +113,20 @@ fn unit(spec: &ServiceSpec, file: &Path, program: &Path) -> io::Result<String> {
         "\
 # Made by `liveswap unit`. Save it as /etc/systemd/system/{name}.service, then:
 #   systemctl daemon-reload && systemctl enable --now {name}
-# An upgrade is `systemctl reload {name}`.
-#
-# systemd 253 and newer; an older one needs these instead of Type=notify-reload. With them a release that was rolled back
-# is a failed reload, on any version:
-#   Type=notify
-#   ExecReload={program} upgrade
+# An upgrade is `systemctl reload {name}`; it fails if the release is rolled back. For systemd from 252 on.
 [Unit]
 Description=liveswap: {name}
-Documentation=https://docs.rs/liveswap
+Documentation=man:liveswap(1)
 {network}
 RequiresMountsFor={file} {directory}
 # Workers serve on while there is no manager: it is to come back however often it takes.
 StartLimitIntervalSec=0
 
 [Service]
-Type=notify-reload
+Type=notify
 ExecStart={program} run {argument}
+# It returns when the upgrade has ended.
+ExecReload={program} upgrade {name}
 # Workers speak to the manager, not to systemd.
 NotifyAccess=main
 RuntimeDirectory=liveswap/{name}
@@ -228,6 +225,11 @@ mod tests {
         let small = made("");
         assert!(small.contains("\nExecStart=/usr/bin/liveswap run /srv/web.toml\n"), "{small}");
         assert!(small.contains("\nAfter=network.target\nRequiresMountsFor=/srv/web.toml /srv\n"), "{small}");
+        assert!(
+            small.contains("\nType=notify\n")
+                && small.contains("\nExecReload=/usr/bin/liveswap upgrade web\n"),
+            "{small}"
+        );
         assert!(small.contains("\n#User=\n") && small.contains("\nWatchdogSec=60\n"), "{small}");
         assert!(small.contains("\nTimeoutStopSec=90\n"), "{small}");
 
