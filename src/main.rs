@@ -32,12 +32,14 @@ enum Command {
     /// Check service files
     Check(check::CheckArgs),
     /// Upgrade a service: read its file again, and change to what it defines
+    #[command(visible_alias = "reload")]
     Upgrade(upgrade::UpgradeArgs),
     /// Go back to the generation before, or take back the upgrade under way
     Rollback(upgrade::RollbackArgs),
     /// Show how a service stands
     Status(status::StatusArgs),
     /// Replace every worker by a fresh one of the same generation
+    #[command(visible_alias = "restart")]
     Respawn(change::RespawnArgs),
     /// Set the number of workers
     Scale(change::ScaleArgs),
@@ -54,7 +56,6 @@ enum Command {
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
     /// Write the manual pages
-    #[command(hide = true)]
     Man(man::ManArgs),
     /// Show the main job on a built-in service: an upgrade under load, and a bad release
     Demo(demo::DemoArgs),
@@ -115,7 +116,7 @@ fn modern() -> (ExitCode, Purpose) {
         Command::Stop(args) => change::stop(&args),
         Command::Unit(args) => unit::print(&args),
         Command::Reexec(args) => change::reexec(&args),
-        Command::Completions(args) => completions::print(&args, &mut Cli::command()),
+        Command::Completions(args) => completions::print(&args, &Cli::command()),
         Command::Man(args) => {
             man::write(&args, [Cli::command(), original::command().name("liveswap-original")])
         }

@@ -123,7 +123,7 @@ fn all_that_is_wrong_with_flags_is_shown_on_the_command_line() {
             "give it a name by --name",
         ),
     ];
-    assert_eq!((ended.status, ended.stderr), (3, expected.join("\n")));
+    assert_eq!((ended.status, ended.stderr), (2, expected.join("\n")));
 }
 
 #[test]

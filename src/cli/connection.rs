@@ -1,8 +1,6 @@
-//! The way to a manager: finding it by its service's name, and speaking with it line by line.
+//! The conversation with a manager, line by line.
 
-use std::fs;
 use std::io::{self, ErrorKind, Write};
-use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -10,18 +8,15 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::find::instead_of;
 use super::patient::{PATIENCE, Patient, awaited_line, late, next_line, why_silent};
 use super::report::{self, Status};
-use crate::daemon::runtime::{Connected, Place, believed_at, places, places_of_others};
-use crate::wire::control::{self, Command, MAX_ANSWER, Reply, Request};
+use crate::wire::control::{self, Command, Reply, Request};
 use crate::wire::lines::Lines;
 use crate::wire::printable::printable;
 
 /// How long an answer is read that should have come before, while others were waited for.
 pub const LEAST: Duration = Duration::from_millis(5);
-
-/// The most managers that are asked where one is looked for, each by a descriptor. Most processes may have 1024.
-const MAX_ASKED: usize = 512;
 
 /// A connection to a manager, which may be anybody's: no text of it is trusted, and no more is read than the protocol has.
 #[derive(Debug)]
@@ -31,9 +26,11 @@ pub struct Connection {
     /// Its process; 0 where that is in another pid namespace.
     pub pid: i32,
     /// The user of that process.
-    user: u32,
-    stream: UnixStream,
-    lines: Lines,
+    pub(super) user: u32,
+    /// The other user whose service it is.
+    pub(super) owner: Option<u32>,
+    pub(super) stream: UnixStream,
+    pub(super) lines: Lines,
 }
 
 /// A line of the manager, as it was written and as it is understood.
@@ -46,7 +43,7 @@ pub struct Heard {
 }
 
 /// Why a manager has not answered, and which process it is; 0 where that is not known.
-type Unanswered = (i32, io::Error);
+pub(super) type Unanswered = (i32, io::Error);
 
 /// Why there is no speaking with a manager.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +92,7 @@ impl From<io::Error> for ConnectionError {
 }
 
 impl ConnectionError {
-    fn into_io(self) -> io::Error {
+    pub(super) fn into_io(self) -> io::Error {
         match self {
             Self::Lost(error) | Self::Garbled(error) | Self::Silent(error) => error,
             Self::NotAllowed { source, .. } => source,
@@ -115,12 +112,7 @@ impl ConnectionError {
     /// Prints it, and returns the exit status that it comes to.
     pub fn print(&self) -> ExitCode {
         let (status, hint) = match self {
-            Self::NoSuchManager(name) => (
-                Status::NoManager,
-                format!(
-                    "start it with `liveswap run` on the file of `{name}`; `liveswap status` lists those that run"
-                ),
-            ),
+            Self::NoSuchManager(name) => (Status::NoManager, instead_of(name)),
             Self::NoManager => (Status::NoManager, "start one with `liveswap run FILE`".into()),
             Self::Several(names) => {
                 let first = names.first().map_or("NAME", String::as_str);
@@ -146,118 +138,6 @@ impl ConnectionError {
 }
 
 impl Connection {
-    /// Connects to the manager of the service, or to the only one that runs.
-    ///
-    /// # Errors
-    ///
-    /// There is none, there are several, or it does not let us in.
-    pub fn open(name: Option<&str>) -> Result<Self, ConnectionError> {
-        let (mut found, refused) = Self::look_for(name);
-        // One that does not answer is there all the same, and may be the one that is meant.
-        let silent = |error: &ConnectionError| match error {
-            ConnectionError::NotAllowed { service, .. } if error.is_silence() => Some(service.clone()),
-            _ => None,
-        };
-        let silent: Vec<_> = refused.iter().filter_map(silent).filter(|_| !found.is_empty()).collect();
-        let is_clear = name.is_some() || found.len() + silent.len() < 2;
-        match (found.pop(), refused.into_iter().next(), name) {
-            (Some(only), ..) if is_clear => Ok(only),
-            (Some(last), ..) => {
-                let names = found.into_iter().chain([last]).map(|connection| connection.service);
-                Err(ConnectionError::Several(names.chain(silent).collect()))
-            }
-            (None, Some(refused), _) => Err(refused),
-            (None, None, Some(name)) => Err(ConnectionError::NoSuchManager(name.into())),
-            (None, None, None) => Err(ConnectionError::NoManager),
-        }
-    }
-
-    /// Connects to all managers that run, or to that of the service. Returns as well why there is no speaking with others.
-    pub fn look_for(name: Option<&str>) -> (Vec<Self>, Vec<ConnectionError>) {
-        let (mut found, mut refused) = (Vec::new(), Vec::new());
-        for (place, answered) in Self::ping(places(name)) {
-            let answered = answered.and_then(|(connection, reply)| {
-                let pid = connection.pid;
-                Self::welcomed((connection, reply)).map_err(|error| (pid, error))
-            });
-            match answered {
-                // A directory that was given to us may be any service's: only its manager knows.
-                Ok(connection) if name.is_some_and(|name| name != connection.service) => {}
-                Ok(connection) if name.is_some() || place.service.is_none() => {
-                    return (vec![connection], refused);
-                }
-                Ok(connection) => found.push(connection),
-                Err((_, error)) if is_nobody(&error) => {}
-                Err((pid, source)) => {
-                    let service = place.service.or_else(|| name.map(Into::into)).unwrap_or_default();
-                    refused.push(ConnectionError::NotAllowed { service, pid, source });
-                }
-            }
-        }
-        (found, refused)
-    }
-
-    /// Connects to the manager whose control server listens at `server`, by its control socket; `None` where none is found that
-    /// lets us speak.
-    pub fn at(server: SocketAddr) -> Option<Self> {
-        let believed = believed_at(server);
-        let places = places(None).into_iter().chain(places_of_others(&believed));
-        let answers = Self::ping(places).filter_map(|(_, answered)| answered.ok());
-        let of_server = |(connection, reply): &(Self, Reply)| {
-            let listens_there = reply.tcp.is_some_and(|at| {
-                let is_any = at.ip().is_unspecified() && server.ip().is_loopback();
-                at.port() == server.port() && (is_any || at.ip().to_canonical() == server.ip().to_canonical())
-            });
-            listens_there && believed.contains(&connection.user) && is_of_our_network(connection.pid)
-        };
-        let mut found = answers.filter(of_server);
-        found.find_map(|(connection, reply)| Some(Self { service: reply.service?, ..connection }))
-    }
-
-    /// Asks the managers of all places for a `ping` before the first answer is read, so that one that is silent takes no time
-    /// from the others.
-    fn ping(
-        places: impl IntoIterator<Item = Place>,
-    ) -> impl Iterator<Item = (Place, Result<(Self, Reply), Unanswered>)> {
-        let until = Instant::now() + PATIENCE;
-        let asked = places.into_iter().take(MAX_ASKED).map(|place| {
-            let asked = Self::greet(&place, Instant::now());
-            (place, asked)
-        });
-        let asked: Vec<_> = asked.collect();
-        asked.into_iter().map(move |(place, asked)| {
-            let until = until.max(Instant::now() + LEAST);
-            let again = |error: io::Error| match error.kind() {
-                ErrorKind::TimedOut => Self::greet(&place, until),
-                _ => Err(error),
-            };
-            let answered = asked.or_else(again).map_err(|error| (0, error)).and_then(|mut connection| {
-                let reply = connection.reply_until(until);
-                let reply = reply.map_err(|error| (connection.pid, error.into_io()))?;
-                Ok((connection, reply))
-            });
-            (place, answered)
-        })
-    }
-
-    /// Connects, and says the first word.
-    fn greet(place: &Place, until: Instant) -> io::Result<Self> {
-        let Connected { stream, pid, user } = place.connect(until)?;
-        // A manager reads at once.
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let mut connection =
-            Self { service: String::new(), pid, user, stream, lines: Lines::new(MAX_ANSWER) };
-        connection.ask(&Request::new(Command::Ping)).map_err(ConnectionError::into_io)?;
-        Ok(connection)
-    }
-
-    fn welcomed((connection, reply): (Self, Reply)) -> io::Result<Self> {
-        match reply.service {
-            Some(service) if reply.ok => Ok(Self { service, ..connection }),
-            _ => Err(io::Error::new(ErrorKind::PermissionDenied, reply.value)),
-        }
-    }
-
     /// Asks for something.
     ///
     /// # Errors
@@ -378,16 +258,4 @@ fn made_printable(json: &str) -> serde_json::Result<Value> {
     let mut value = serde_json::from_str(json)?;
     clean(&mut value);
     Ok(value)
-}
-
-/// Whether a process has the same network as we have, as far as we may look: addresses of two networks are not the same.
-fn is_of_our_network(pid: i32) -> bool {
-    let network = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
-    let theirs = network(&pid.to_string());
-    theirs.is_none() || theirs == network("self")
-}
-
-/// Whether there is no manager behind the socket.
-fn is_nobody(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::UnexpectedEof)
 }

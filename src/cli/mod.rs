@@ -6,6 +6,7 @@ pub mod completions;
 mod connection;
 pub mod demo;
 pub mod events;
+mod find;
 mod interrupt;
 pub mod man;
 pub mod options;

@@ -172,14 +172,38 @@ pub fn parse<P: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<P, 
 /// Prints what clap has to say, and returns the exit status that it comes to.
 pub fn usage(error: Error) -> ExitCode {
     let is_wrong = error.use_stderr();
+    let unknown = match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(name)) => elsewhere(name),
+        _ => None,
+    };
     let text = in_words(error);
     if is_wrong {
         error_lines(&text);
+        if let Some(tip) = unknown {
+            error_line(&format!("  tip: {tip}"));
+        }
         return Status::Usage.into();
     }
     // What cannot be written is told at the end.
     let _ = lines(&text);
     Status::Done.into()
+}
+
+/// Returns the command for what another tool's command of this name does.
+fn elsewhere(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "start" | "up" => {
+            "`liveswap run FILE` starts a service; under systemd `systemctl start liveswap@NAME`"
+        }
+        "list" | "ls" | "ps" | "top" => "`liveswap status` shows all services that run",
+        "log" | "logs" | "tail" => {
+            "`journalctl -u liveswap@NAME` shows the log under systemd; `liveswap events` shows what happens from now on"
+        }
+        "kill" | "delete" | "down" => "`liveswap stop` ends a service, `liveswap stop --now` at once",
+        "deploy" | "update" => "`liveswap upgrade` changes to what the service file defines now",
+        "test" | "configtest" | "validate" => "`liveswap check FILE` checks a service file",
+        _ => return None,
+    })
 }
 
 /// Returns what clap has to say; the words that it quotes were typed, or are the names of files, and stay on their line.

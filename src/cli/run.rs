@@ -19,7 +19,8 @@ const WITHOUT_FILE: &str = "Without a file";
 
 const SIGNALS: &str = "\
 Signals: SIGHUP upgrades. SIGTERM and SIGINT drain all workers and end the manager, the second time they kill; SIGQUIT kills \
-at once. SIGUSR1 replaces every worker by a fresh one. SIGTTIN and SIGTTOU set the number of workers one higher or lower.";
+at once. SIGUSR1 restarts all workers, one after another. SIGUSR2 replaces the manager by the program now at its path; workers and \
+sockets stay. SIGTTIN and SIGTTOU set the number of workers one higher or lower.";
 
 /// Arguments of `liveswap run`.
 #[derive(Args, Clone, Debug)]
@@ -130,7 +131,15 @@ pub fn run(args: &RunArgs) -> ExitCode {
         Ok(found) => found,
         Err(status) => return status,
     };
-    report(daemon::run(source, &watched, log::wants_color()))
+    let is_typed = !matches!(source, Source::File(_));
+    match daemon::run(source, &watched, log::wants_color()) {
+        // Wrong words of a command line are no bad file.
+        Err(ManagerError::BadFile(refusal)) if is_typed => {
+            report::print_details(&refusal.details);
+            Status::Usage.into()
+        }
+        ended => report(ended),
+    }
 }
 
 /// As the first process of a container, looks after a manager until that has ended.

@@ -40,11 +40,11 @@ pub struct StatusArgs {
 /// Shows how a service stands, or each that runs. Status 1 where one is not at full strength, or does not answer.
 pub fn run(args: &StatusArgs) -> ExitCode {
     let (found, refused) = match &args.name {
-        Some(name) => match Connection::open(Some(name)) {
+        Some(name) => match Connection::open_to_read(Some(name)) {
             Ok(connection) => (vec![connection], Vec::new()),
             Err(error) => return error.print(),
         },
-        None => Connection::look_for(None),
+        None => Connection::look_for_all(),
     };
     // Others than the caller's own are none of its business, where it may not ask them.
     let is_first = found.is_empty();
@@ -61,8 +61,8 @@ pub fn run(args: &StatusArgs) -> ExitCode {
         _ => Form::Human,
     };
     let mut shown = Shown { is_well: refused.is_empty(), ..Shown::default() };
-    for (_, answer) in ask(found) {
-        shown.take(answer, form);
+    for (connection, answer) in ask(found) {
+        shown.take(Some(&connection), answer, form);
     }
     // Who does not read it has the exit status.
     let _ = shown.print(args.json, false);
@@ -78,7 +78,7 @@ fn watch(json: bool, found: Vec<Connection>, refused: &[ConnectionError]) -> Exi
         ConnectionError::NotAllowed { service, .. } => Some((service.clone(), None)),
         _ => None,
     });
-    let known = found.into_iter().map(|connection| (connection.service.clone(), Some(connection)));
+    let known = found.into_iter().map(|connection| (connection.label(), Some(connection)));
     let mut all: Vec<(String, Option<Connection>)> = known.chain(silent).collect();
     loop {
         let form = if json { Form::Json } else { Form::Human };
@@ -87,11 +87,11 @@ fn watch(json: bool, found: Vec<Connection>, refused: &[ConnectionError]) -> Exi
         let mut left = Vec::new();
         for (service, connection) in all {
             // Another manager may go on with the service, and one that stood still may answer again.
-            match connection.map_or_else(|| Connection::open(Some(&service)), Ok) {
+            match connection.map_or_else(|| Connection::open_to_read(Some(&service)), Ok) {
                 Ok(connection) => connections.push(connection),
                 Err(ConnectionError::NoSuchManager(_)) => {}
                 Err(error) => {
-                    shown.take(Err(error), form);
+                    shown.take(None, Err(error), form);
                     left.push((service, None));
                 }
             }
@@ -99,9 +99,9 @@ fn watch(json: bool, found: Vec<Connection>, refused: &[ConnectionError]) -> Exi
         for (connection, answer) in ask(connections) {
             let is_lost = matches!(answer, Err(ConnectionError::Lost(_)));
             let is_usable = answer.is_ok();
-            let service = connection.service.clone();
+            let service = connection.label();
             if !is_lost {
-                shown.take(answer, form);
+                shown.take(Some(&connection), answer, form);
             }
             left.push((service, Some(connection).filter(|_| is_usable)));
         }
@@ -146,10 +146,14 @@ struct Shown {
 }
 
 impl Shown {
-    fn take(&mut self, answer: Result<Reply, ConnectionError>, form: Form) {
+    fn take(&mut self, of: Option<&Connection>, answer: Result<Reply, ConnectionError>, form: Form) {
         match answer {
             Ok(reply) if reply.ok => {
-                let status = reply.status.as_ref().and_then(|text| understood::<Status>(text.get()).ok());
+                let mut status = reply.status.as_ref().and_then(|text| understood::<Status>(text.get()).ok());
+                if let Some((connection, status)) = of.zip(status.as_mut()) {
+                    // Of another user's service root is shown whose it is.
+                    status.service = connection.label();
+                }
                 self.is_well &= status.as_ref().is_some_and(is_well);
                 let text = match (status, &reply.status) {
                     (Some(status), _) if form == Form::Check => match complaint(&status) {

@@ -13,6 +13,7 @@
 //! demand       what starts on demand, and what that rules out
 //! policy       [ready] [upgrade] [drain] [restart] [watchdog] [control], and what they say about each other
 //! syntax       the errors of the TOML parser, and the text without them
+//! lines        where keys stand
 //! suggest      "did you mean"
 //! diagnostics  the problems, as people read them
 //! environment  the files of `environment_files`
@@ -26,6 +27,7 @@ mod diagnostics;
 mod draft;
 pub mod environment;
 pub mod flags;
+mod lines;
 pub mod original;
 mod policy;
 mod reader;
@@ -44,8 +46,10 @@ use toml::de::DeTable;
 
 pub use self::diagnostics::{Diagnostics, Problem};
 pub use self::draft::COMMAND_LINE;
+pub use self::lines::KeyLines;
 use self::reader::{At, Problems, Table};
 pub use self::service::is_node_program;
+pub use self::suggest::closest as closest_name;
 use self::syntax::Recovered;
 pub use crate::core::spec;
 use crate::core::spec::{Policy, ServiceSpec};

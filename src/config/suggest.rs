@@ -26,7 +26,8 @@ const SYNONYMS: [(&str, &str); 21] = [
 ];
 
 /// Returns the one of `known` that `word` is a misspelling or another program's name of.
-pub(super) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+#[must_use]
+pub fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let word = plain(word);
     let synonym = SYNONYMS.iter().find(|(name, _)| *name == word).map(|(_, ours)| *ours);
     if let Some(found) = known.iter().find(|candidate| Some(**candidate) == synonym) {

@@ -326,7 +326,11 @@ impl fmt::Display for Notice {
             Self::Backoff(generation, slot, pause) => {
                 write!(f, "slot {slot} (generation {generation}) starts again in {}", Human(*pause))
             }
-            Self::Stopping(count) => write!(f, "stopping: {} to drain", workers(*count)),
+            Self::Stopping(0) => f.write_str("stopping"),
+            Self::Stopping(count) => {
+                write!(f, "stopping: {} to drain; a second SIGINT or SIGTERM kills", workers(*count))?;
+                f.write_str(if *count == 1 { " it" } else { " them" })
+            }
             Self::KillingAll(count) => write!(f, "killing {}", workers(*count)),
             Self::TakenOver(id, count) => write!(f, "generation {id} taken over with {}", workers(*count)),
         }

@@ -15,7 +15,8 @@ use nix::unistd::{geteuid, getppid};
 use serde::{Deserialize, Serialize};
 use tracing::{error, warn};
 
-use super::release::{Release, open_file, read_open};
+use super::files::{open_file, read_open};
+use super::release::Release;
 use super::run::{Daemon, Role};
 use crate::core::head::{self as choice, Rejection, Why};
 use crate::core::ids::{GenerationId, RequestId};

@@ -38,6 +38,7 @@ mod checker;
 mod closing;
 mod control;
 mod doors;
+mod files;
 mod guests;
 pub mod handover;
 mod head;

@@ -8,16 +8,20 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use nix::unistd::geteuid;
+use nix::unistd::{Uid, geteuid};
 
-use super::runtime::{CONTROL, locate, private_folder, private_folder_of};
+use super::runtime::{CONTROL, PRIVATE_FOLDER, locate, private_folder, private_folder_of};
 use crate::sys::control_socket::{connect_until, peer_of};
+use crate::sys::names;
 use crate::sys::own_folder::owner_of;
 use crate::sys::sock_diag::makers_of_listeners;
 use crate::sys::way::{self, Trusted, WayError};
 
 /// The most services that are looked at in one folder. Another user may have filled it.
 const MAX_PLACES: usize = 1024;
+
+/// Where users have the runtime directories of their sessions.
+const SESSIONS: &str = "/run/user";
 
 /// A service's runtime directory with a control socket in it, whether anybody listens there or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub struct Place {
     pub service: Option<String>,
     /// The path of its control socket.
     pub socket: PathBuf,
+    /// The user whose service it is, if that is neither us nor root.
+    pub owner: Option<u32>,
 }
 
 /// A connection to a manager, and its process.
@@ -42,7 +48,7 @@ pub struct Connected {
 impl Place {
     fn of(service: String, base: &Path) -> Self {
         let socket = base.join(&service).join(CONTROL);
-        Self { service: Some(service), socket }
+        Self { service: Some(service), socket, owner: None }
     }
 
     /// Whether something stands there; a link is something.
@@ -88,7 +94,7 @@ fn folder_of(socket: &Path) -> Result<way::Found, WayError> {
 pub fn places(service: Option<&str>) -> Vec<Place> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let given = variable("RUNTIME_DIRECTORY").map(|_| locate(""));
-    let given = given.map(|folder| Place { service: None, socket: folder.join(CONTROL) });
+    let given = given.map(|folder| Place { service: None, socket: folder.join(CONTROL), owner: None });
     let own = [variable("XDG_RUNTIME_DIR").map(|base| base.join("liveswap")), Some(private_folder())];
     let bases = [Some(PathBuf::from("/run/liveswap"))].into_iter().chain(own).flatten();
     // A folder that somebody else can change could hold anything.
@@ -129,20 +135,50 @@ pub fn stranger_at(server: SocketAddr, trusted: Option<u32>) -> Option<u32> {
     makers.into_iter().find(|maker| !own.contains(maker) && Some(*maker) != trusted)
 }
 
-/// Returns for root where the managers of other users may be: those of users who made a socket that listens at the control server's
-/// address, so that nobody else can draw root's commands to a service of his own.
+/// Returns for root where the managers of these other users may be; nothing for anybody else, who may not speak to them.
 #[must_use]
-pub fn places_of_others(believed: &BTreeSet<u32>) -> Vec<Place> {
+pub fn places_of_others(users: &BTreeSet<u32>) -> Vec<Place> {
     if !geteuid().is_root() {
         return Vec::new();
     }
-    let users = believed.iter().copied().filter(|user| *user != 0);
-    let bases = users.flat_map(|user| {
-        let bases = [private_folder_of(user), format!("/run/user/{user}/liveswap").into()];
-        bases.into_iter().filter_map(move |base| way::find(&base, Trusted::user(user)).ok())
-    });
-    let bases = bases.filter(way::Found::is_folder).map(|base| base.path);
-    bases.flat_map(|base| folders(&base)).filter(Place::is_there).collect()
+    let of_user = |user: u32| {
+        let bases = [private_folder_of(user), Path::new(SESSIONS).join(user.to_string()).join("liveswap")];
+        let bases = bases.into_iter().filter_map(move |base| way::find(&base, Trusted::user(user)).ok());
+        let bases = bases.filter(way::Found::is_folder).map(|base| base.path);
+        bases.flat_map(|base| folders(&base)).map(move |place| Place { owner: Some(user), ..place })
+    };
+    users.iter().copied().filter(|user| *user != 0).flat_map(of_user).filter(Place::is_there).collect()
+}
+
+/// Returns the users who may run managers of their own, by the folders in which these would be.
+#[must_use]
+pub fn users_with_places() -> BTreeSet<u32> {
+    let names = |folder: &Path| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
+    };
+    let sessions = names(Path::new(SESSIONS)).into_iter();
+    let private = names(&std::env::temp_dir()).into_iter();
+    let private = private.filter_map(|name| Some(name.strip_prefix(PRIVATE_FOLDER)?.to_owned()));
+    sessions.chain(private).filter_map(|name| name.parse().ok()).take(MAX_PLACES).collect()
+}
+
+/// Returns our own user.
+#[must_use]
+pub fn own_user() -> u32 {
+    geteuid().as_raw()
+}
+
+/// Returns the number of a user given by name or number; `None` if there is no such user.
+#[must_use]
+pub fn id_of_user(user: &str) -> Option<u32> {
+    names::user_id(user).ok().map(Uid::as_raw)
+}
+
+/// Returns the name of a user, or the number if the user has none.
+#[must_use]
+pub fn user_name(user: u32) -> String {
+    names::user_name(Uid::from_raw(user)).unwrap_or_else(|| user.to_string())
 }
 
 /// Returns a place for each entry of a folder; there are no more than [`MAX_PLACES`].

@@ -6,17 +6,14 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::checker::PinnedRelease;
+use super::files::{read_environment, read_file, read_token};
 use super::head;
 use super::log::usual_output;
 use super::program::Program;
@@ -24,14 +21,11 @@ use super::sockets::Owner;
 use super::target::{Bounds, Target, Wanted};
 use crate::config::flags::{self, Flags};
 use crate::config::original::{self, Original};
-use crate::config::{self, COMMAND_LINE, Origin};
+use crate::config::{self, COMMAND_LINE, KeyLines, Origin};
 use crate::core::printable::{Printable, printable};
 use crate::core::spec::{Identity, Output, ProcessSpec, ServiceSpec, SocketSpec};
 use crate::sys::{names, process};
 use crate::wire::secret::Secret;
-
-/// The longest service file or environment file that is read, in bytes.
-const MAX_FILE: u64 = 1 << 20;
 
 /// Where a service is defined; it is read at every upgrade.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,28 +153,32 @@ impl Release {
         yet_to_run: bool,
         color: bool,
     ) -> Result<PinnedRelease, Refusal> {
-        let spec = settled(read_spec(source, color)?, matches!(source, Source::File(_)));
+        let (spec, lines) = read_with_lines(source, color)?;
+        let spec = settled(spec, matches!(source, Source::File(_)));
         let (mut problems, mut warnings, mut begun_with) = (Vec::new(), Vec::new(), None);
-        let mut directory =
-            enter(&spec.process.directory).map_err(|why| problems.push(why)).unwrap_or_default();
-        let mut environment = BTreeMap::new();
-        for file in &spec.process.environment_files {
-            match read_environment(&file.path, file.optional) {
-                Ok(variables) => environment.extend(variables),
-                Err(why) => problems.push(why),
-            }
-        }
+        let mut directory = enter(&spec.process.directory)
+            .map_err(|why| problems.push(lines.at("service.directory", &why)))
+            .unwrap_or_default();
+        let mut environment = files_of(&spec.process, |why| {
+            problems.push(lines.at("service.environment_files", &why));
+        });
         environment.extend(spec.process.environment.clone());
-        let mut note = |error: names::NameError| problems.push(in_words(&error));
-        let credentials =
-            look_up(&spec.process.identity, &mut environment).map_err(&mut note).unwrap_or_default();
-        let owners = spec.sockets.iter().map(|socket| owner(socket).map_err(&mut note).unwrap_or_default());
-        let owners = owners.collect();
+        let mut note = |table: &str, error: &names::NameError| {
+            let path = format!("{table}.{}", key_of(error, &spec.process.identity));
+            problems.push(lines.at(&path, &in_words(error)));
+        };
+        let credentials = look_up(&spec.process.identity, &mut environment)
+            .map_err(|error| note("service", &error))
+            .unwrap_or_default();
+        let owners = owners(&spec, &mut note);
         let group = spec.control.group.as_deref().map(names::group_id).transpose();
-        let control_group = group.map_err(&mut note).unwrap_or_default().map(Into::into);
+        let group = group.map_err(|error| note("control", &error));
+        let control_group = group.unwrap_or_default().map(Into::into);
         let token = spec.control.token_file.as_deref().map(read_token).transpose();
-        let control_token = token.map_err(|why| problems.push(why)).unwrap_or_default();
-        problems.extend(credentials.as_ref().and_then(beyond_reach));
+        let token = token.map_err(|why| problems.push(lines.at("control.token_file", &why)));
+        let control_token = token.unwrap_or_default();
+        let beyond_reach = credentials.as_ref().and_then(beyond_reach);
+        problems.extend(beyond_reach.map(|why| lines.at("service.user", &why)));
         let is_to_be_made = yet_to_run && spec.hooks.are_any_before();
         let user = credentials.as_ref().map_or_else(|| geteuid().as_raw(), |who| who.uid);
         let bounds = Bounds::of(&spec, is_to_be_made, user);
@@ -195,8 +193,7 @@ impl Release {
         warnings.extend(begun_with.clone());
         let program = program(&spec.process, &environment, target.as_ref(), &directory, credentials.as_ref());
         problems.extend(spec.hooks.head.as_deref().and_then(head::unwritable));
-        let is_node = |module: &Path| config::is_node_program(&module.to_string_lossy()) || module.is_dir();
-        let pre_upgrade_is_node = spec.hooks.pre_upgrade.as_deref().is_some_and(is_node);
+        let pre_upgrade_is_node = spec.hooks.pre_upgrade.as_deref().is_some_and(is_for_node);
         if !problems.is_empty() {
             return Err(Refusal::of(source, &problems));
         }
@@ -218,6 +215,22 @@ impl Release {
         };
         Ok(PinnedRelease { release, program: held })
     }
+}
+
+fn is_for_node(module: &Path) -> bool {
+    config::is_node_program(&module.to_string_lossy()) || module.is_dir()
+}
+
+/// Reads the environment files, and reports those that cannot be read.
+fn files_of(process: &ProcessSpec, mut report: impl FnMut(String)) -> BTreeMap<String, String> {
+    let mut environment = BTreeMap::new();
+    for file in &process.environment_files {
+        match read_environment(&file.path, file.optional) {
+            Ok(variables) => environment.extend(variables),
+            Err(why) => report(why),
+        }
+    }
+    environment
 }
 
 /// Fills in what a service file leaves to the place where the manager runs.
@@ -275,6 +288,27 @@ pub(super) fn enter(directory: &Path) -> Result<PathBuf, String> {
     entered.map_err(|error| format!("cannot enter directory {}: {error}", directory.display()))
 }
 
+/// Returns the key whose value names a user or a group that cannot be found.
+fn key_of(error: &names::NameError, identity: &Identity) -> &'static str {
+    match error {
+        names::NameError::NoSuchGroup(name) => match &identity.supplementary_groups {
+            Some(groups) if groups.contains(name) && identity.group.as_ref() != Some(name) => {
+                "supplementary_groups"
+            }
+            _ => "group",
+        },
+        _ => "user",
+    }
+}
+
+/// Returns who is to own the socket files, and notes what cannot be found.
+fn owners(spec: &ServiceSpec, note: &mut impl FnMut(&str, &names::NameError)) -> Vec<Owner> {
+    let of = |(place, socket)| {
+        owner(socket).map_err(|error| note(&format!("socket.{place}"), &error)).unwrap_or_default()
+    };
+    spec.sockets.iter().enumerate().map(of).collect()
+}
+
 fn owner(socket: &SocketSpec) -> Result<Owner, names::NameError> {
     let uid = socket.options.user.as_deref().map(names::user_id).transpose()?;
     let gid = socket.options.group.as_deref().map(names::group_id).transpose()?;
@@ -287,6 +321,12 @@ fn owner(socket: &SocketSpec) -> Result<Owner, names::NameError> {
 ///
 /// All problems of the definition at once.
 pub fn read_spec(source: &Source, color: bool) -> Result<ServiceSpec, Refusal> {
+    read_with_lines(source, color).map(|(spec, _)| spec)
+}
+
+/// As [`read_spec`], with the lines of the keys.
+fn read_with_lines(source: &Source, color: bool) -> Result<(ServiceSpec, KeyLines), Refusal> {
+    let mut lines = KeyLines::default();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let cpus = u32::try_from(cpus).unwrap_or(1);
     let spec = match source {
@@ -294,71 +334,17 @@ pub fn read_spec(source: &Source, color: bool) -> Result<ServiceSpec, Refusal> {
             let unread = |error| Refusal::new(&format!("cannot read {}: {error}", path.display()));
             let bytes = read_file(path).map_err(unread)?;
             let origin = Origin { path: path.clone(), cpus };
-            config::decode(&bytes, &origin).and_then(|text| config::parse(text, &origin))
+            config::decode(&bytes, &origin).and_then(|text| {
+                let spec = config::parse(text, &origin)?;
+                lines = KeyLines::of(text);
+                Ok(spec)
+            })
         }
         Source::Flags(given) => flags::parse(given, cpus),
         Source::Original(given) => original::parse(given, cpus),
     };
-    spec.map_err(|problems| Refusal { summary: problems.summary(), details: problems.render(color) })
-}
-
-/// Reads a regular file of bounded size.
-fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    let (file, metadata) = open_file(path)?;
-    read_open(file, &metadata)
-}
-
-/// Opens a regular file; whatever else stands at the path is refused without waiting for it.
-pub(super) fn open_file(path: &Path) -> io::Result<(File, Metadata)> {
-    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is no regular file"));
-    }
-    Ok((file, metadata))
-}
-
-pub(super) fn read_open(file: File, metadata: &Metadata) -> io::Result<Vec<u8>> {
-    if metadata.len() > MAX_FILE {
-        return Err(io::Error::other(format!(
-            "it has {} bytes, more than the {MAX_FILE} allowed",
-            metadata.len()
-        )));
-    }
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// Reads the secret of a token file that nobody else can read or write.
-///
-/// Whoever can is able to speak in everybody's name: such a file is refused, and not merely warned of.
-fn read_token(path: &Path) -> Result<Secret, String> {
-    let refuse = |why: &dyn fmt::Display| format!("token file {}: {why}", path.display());
-    let (file, metadata) = open_file(path).map_err(|error| refuse(&error))?;
-    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
-    if owner != 0 && owner != geteuid().as_raw() {
-        return Err(refuse(&format!(
-            "it belongs to user {owner}; it must belong to the manager's user or to root"
-        )));
-    }
-    if mode & 0o077 != 0 {
-        return Err(refuse(&format!(
-            "others may use it (mode {mode:04o}); make it the owner's alone: chmod 600"
-        )));
-    }
-    let bytes = read_open(file, &metadata).map_err(|error| refuse(&error))?;
-    Secret::read(&bytes).map_err(|why| refuse(&why))
-}
-
-fn read_environment(path: &Path, optional: bool) -> Result<Vec<(String, String)>, String> {
-    let refuse = |why: &dyn fmt::Display| format!("environment file {}: {why}", path.display());
-    let bytes = match read_file(path) {
-        Err(error) if optional && error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        bytes => bytes.map_err(|error| refuse(&error))?,
-    };
-    let text = String::from_utf8(bytes).map_err(|_| refuse(&"it is not UTF-8"))?;
-    config::environment::parse(&text).map_err(|error| refuse(&error))
+    spec.map(|spec| (spec, lines))
+        .map_err(|problems| Refusal { summary: problems.summary(), details: problems.render(color) })
 }
 
 /// Looks up who the workers are; a named user also gives the variables of a login (systemd.exec(5), `User=`), beneath

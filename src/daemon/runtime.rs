@@ -19,7 +19,10 @@ use nix::unistd::geteuid;
 use tracing::warn;
 
 use self::lock::{CHILDREN_TAKE, LOOK_AGAIN};
-pub use super::places::{Connected, Place, believed_at, places, places_of_others, stranger_at};
+pub use super::places::{
+    Connected, Place, believed_at, id_of_user, own_user, places, places_of_others, stranger_at, user_name,
+    users_with_places,
+};
 use super::recovery::STATE;
 use super::rival;
 use crate::sys::handover::{HandOver, Luggage, Number, PathState, Unpacked};
@@ -333,6 +336,9 @@ pub fn locate(service: &str) -> PathBuf {
     }
 }
 
+/// The name of such a folder, before the user's number.
+pub(super) const PRIVATE_FOLDER: &str = "liveswap-";
+
 /// A folder of our own in the world's; that nobody else can change it is checked on its use.
 pub(super) fn private_folder() -> PathBuf {
     private_folder_of(geteuid().as_raw())
@@ -340,7 +346,7 @@ pub(super) fn private_folder() -> PathBuf {
 
 /// The same of another user.
 pub(super) fn private_folder_of(user: u32) -> PathBuf {
-    std::env::temp_dir().join(format!("liveswap-{user}"))
+    std::env::temp_dir().join(format!("{PRIVATE_FOLDER}{user}"))
 }
 
 /// Makes a runtime directory, or repairs it, and sees to it that others cannot change what is in it.

@@ -45,6 +45,12 @@ pub fn user_id(text: &str) -> Result<Uid, NameError> {
     }
 }
 
+/// Returns the name of a user; `None` if the user data base has none or cannot be asked.
+#[must_use]
+pub fn user_name(user: Uid) -> Option<String> {
+    User::from_uid(user).ok().flatten().map(|user| user.name)
+}
+
 /// Returns the number of a group given by name or number; a number need not have an entry.
 ///
 /// # Errors

@@ -1,0 +1,270 @@
+//! Finding a manager: by its service's name, by its service file, or by the user who runs it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Instant;
+
+use super::connection::{Connection, ConnectionError, LEAST, Unanswered};
+use super::patient::PATIENCE;
+use crate::config::closest_name;
+use crate::daemon::runtime::{
+    Connected, Place, believed_at, id_of_user, own_user, places, places_of_others, user_name,
+    users_with_places,
+};
+use crate::daemon::{Source, absolute, read_spec};
+use crate::wire::control::{Command, MAX_ANSWER, Reply, Request};
+use crate::wire::lines::Lines;
+
+/// The most managers that are asked where one is looked for, each by a descriptor. Most processes may have 1024.
+const MAX_ASKED: usize = 512;
+
+/// Whose services count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// Our own.
+    Own,
+    /// Those of other users as well, for root.
+    All,
+}
+
+/// A service as it was named on the command line.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    /// The user who runs it, if it was named as USER/NAME.
+    user: Option<u32>,
+    name: String,
+}
+
+impl Wanted {
+    /// Takes a service file for the service that it defines, USER/NAME for that user's, and any other word for a name.
+    fn parse(word: &str) -> Self {
+        let path = Path::new(word);
+        let is_file =
+            (word.contains('/') || path.extension().is_some_and(|end| end == "toml")) && path.is_file();
+        let own = |name: String| Self { user: None, name };
+        if is_file {
+            return own(name_in(path).unwrap_or_else(|| word.into()));
+        }
+        match word.split_once('/').map(|(user, name)| (id_of_user(user), name)) {
+            Some((Some(user), name)) if user == own_user() => own(name.into()),
+            Some((Some(user), name)) => Self { user: Some(user), name: name.into() },
+            Some((None, _)) | None => own(word.into()),
+        }
+    }
+}
+
+impl Wanted {
+    /// What is said to be missing: the service of a file, or the word as it was typed.
+    fn shown(self, word: &str) -> String {
+        if self.user.is_some() { word.to_owned() } else { self.name }
+    }
+}
+
+/// Returns the name that a service file gives its service. One that is broken at present still has its own name.
+fn name_in(file: &Path) -> Option<String> {
+    let path = absolute(file).ok()?;
+    let stem = path.file_stem()?.to_str()?.to_owned();
+    Some(read_spec(&Source::File(path), false).map_or(stem, |spec| spec.name))
+}
+
+/// Returns the places where the manager may be, our own first.
+fn looked_at(wanted: Option<&Wanted>, scope: Scope) -> Vec<Place> {
+    let name = wanted.map(|wanted| wanted.name.as_str());
+    let is_it = |place: &Place| name.is_none() || place.service.as_deref() == name;
+    if let Some(user) = wanted.and_then(|wanted| wanted.user) {
+        return places_of_others(&BTreeSet::from([user])).into_iter().filter(is_it).collect();
+    }
+    let mut all = places(name);
+    if scope == Scope::All {
+        all.extend(places_of_others(&users_with_places()).into_iter().filter(is_it));
+    }
+    all
+}
+
+/// Returns the names of the services that run, as commands take them. A shell expands what it is given to complete, so a name with other
+/// characters than a service file allows, which only a false manager has, is left out.
+pub fn running() -> Vec<String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+    let labels = Connection::look_for_all().0.into_iter().map(|connection| connection.label());
+    labels.filter(|label| label.chars().all(is_plain)).collect()
+}
+
+/// Returns what to do if no manager of our own runs a service of this name.
+pub fn instead_of(name: &str) -> String {
+    let (found, _) = Connection::look_for_all();
+    let labels: Vec<_> = found.iter().map(Connection::label).collect();
+    let end = format!("/{name}");
+    if let Some(of_another) = labels.iter().find(|label| label.ends_with(&end)) {
+        return format!("another user runs it: `{of_another}`");
+    }
+    let labels: Vec<_> = labels.iter().map(String::as_str).collect();
+    match closest_name(name, &labels) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!(
+            "start it with `liveswap run` on the file of `{name}`; `liveswap status` lists those that run"
+        ),
+    }
+}
+
+impl Connection {
+    /// Connects to the manager of the service, or to the only one of our own that runs. Other users' services are found by USER/NAME alone.
+    ///
+    /// # Errors
+    ///
+    /// There is none, there are several, or it does not let us in.
+    pub fn open(name: Option<&str>) -> Result<Self, ConnectionError> {
+        Self::choose(name, Self::look_among(name, Scope::Own))
+    }
+
+    /// As [`Connection::open`], for what changes nothing: root finds the services of other users by their bare names too.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connection::open`] has them.
+    pub fn open_to_read(name: Option<&str>) -> Result<Self, ConnectionError> {
+        let scope = if name.is_some() { Scope::All } else { Scope::Own };
+        Self::choose(name, Self::look_among(name, scope))
+    }
+
+    fn choose(
+        name: Option<&str>,
+        (mut found, refused): (Vec<Self>, Vec<ConnectionError>),
+    ) -> Result<Self, ConnectionError> {
+        // One that does not answer is there all the same, and may be the one that is meant.
+        let silent = |error: &ConnectionError| match error {
+            ConnectionError::NotAllowed { service, .. } if error.is_silence() => Some(service.clone()),
+            _ => None,
+        };
+        let silent: Vec<_> = refused.iter().filter_map(silent).filter(|_| !found.is_empty()).collect();
+        let is_clear = name.is_some() || found.len() + silent.len() < 2;
+        match (found.pop(), refused.into_iter().next(), name) {
+            (Some(only), ..) if is_clear => Ok(only),
+            (Some(last), ..) => {
+                let names = found.into_iter().chain([last]).map(|connection| connection.label());
+                Err(ConnectionError::Several(names.chain(silent).collect()))
+            }
+            (None, Some(refused), _) => Err(refused),
+            (None, None, Some(name)) => Err(ConnectionError::NoSuchManager(Wanted::parse(name).shown(name))),
+            (None, None, None) => Err(ConnectionError::NoManager),
+        }
+    }
+
+    /// Connects to all managers that run, for root those of other users too. Returns as well why there is no speaking with others.
+    pub fn look_for_all() -> (Vec<Self>, Vec<ConnectionError>) {
+        Self::look_among(None, Scope::All)
+    }
+
+    /// Connects to all managers that run, or to that of the service.
+    fn look_among(name: Option<&str>, scope: Scope) -> (Vec<Self>, Vec<ConnectionError>) {
+        let wanted = name.map(Wanted::parse);
+        let name = wanted.as_ref().map(|wanted| wanted.name.as_str());
+        let (mut found, mut refused) = (Vec::new(), Vec::new());
+        for (place, answered) in Self::ping(looked_at(wanted.as_ref(), scope)) {
+            let answered = answered.and_then(|(connection, reply)| {
+                let pid = connection.pid;
+                Self::welcomed((connection, reply)).map_err(|error| (pid, error))
+            });
+            let answered = answered.map(|connection| Self { owner: place.owner, ..connection });
+            match answered {
+                // A directory that was given to us may be any service's: only its manager knows.
+                Ok(connection) if name.is_some_and(|name| name != connection.service) => {}
+                Ok(connection) if name.is_some() || place.service.is_none() => {
+                    return (vec![connection], refused);
+                }
+                Ok(connection) => found.push(connection),
+                Err((_, error)) if is_nobody(&error) => {}
+                // Another user's affair, which root did not ask for.
+                Err(_) if place.owner.is_some() && name.is_none() => {}
+                Err((pid, source)) => {
+                    let service = place.service.or_else(|| name.map(Into::into)).unwrap_or_default();
+                    refused.push(ConnectionError::NotAllowed { service, pid, source });
+                }
+            }
+        }
+        (found, refused)
+    }
+
+    /// The name by which a command finds it: `web`, or for root `alice/web` if another user runs it.
+    pub fn label(&self) -> String {
+        match self.owner {
+            Some(owner) => format!("{}/{}", user_name(owner), self.service),
+            None => self.service.clone(),
+        }
+    }
+
+    /// Connects to the manager whose control server listens at `server`, by its control socket; `None` where none is found that
+    /// lets us speak.
+    pub fn at(server: SocketAddr) -> Option<Self> {
+        let believed = believed_at(server);
+        let places = places(None).into_iter().chain(places_of_others(&believed));
+        let answers = Self::ping(places).filter_map(|(_, answered)| answered.ok());
+        let of_server = |(connection, reply): &(Self, Reply)| {
+            let listens_there = reply.tcp.is_some_and(|at| {
+                let is_any = at.ip().is_unspecified() && server.ip().is_loopback();
+                at.port() == server.port() && (is_any || at.ip().to_canonical() == server.ip().to_canonical())
+            });
+            listens_there && believed.contains(&connection.user) && is_of_our_network(connection.pid)
+        };
+        let mut found = answers.filter(of_server);
+        found.find_map(|(connection, reply)| Some(Self { service: reply.service?, ..connection }))
+    }
+
+    /// Asks the managers of all places for a `ping` before the first answer is read, so that one that is silent takes no time
+    /// from the others.
+    fn ping(
+        places: impl IntoIterator<Item = Place>,
+    ) -> impl Iterator<Item = (Place, Result<(Self, Reply), Unanswered>)> {
+        let until = Instant::now() + PATIENCE;
+        let asked = places.into_iter().take(MAX_ASKED).map(|place| {
+            let asked = Self::greet(&place, Instant::now());
+            (place, asked)
+        });
+        let asked: Vec<_> = asked.collect();
+        asked.into_iter().map(move |(place, asked)| {
+            let until = until.max(Instant::now() + LEAST);
+            let again = |error: io::Error| match error.kind() {
+                ErrorKind::TimedOut => Self::greet(&place, until),
+                _ => Err(error),
+            };
+            let answered = asked.or_else(again).map_err(|error| (0, error)).and_then(|mut connection| {
+                let reply = connection.reply_until(until);
+                let reply = reply.map_err(|error| (connection.pid, error.into_io()))?;
+                Ok((connection, reply))
+            });
+            (place, answered)
+        })
+    }
+
+    /// Connects, and says the first word.
+    fn greet(place: &Place, until: Instant) -> io::Result<Self> {
+        let Connected { stream, pid, user } = place.connect(until)?;
+        // A manager reads at once.
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let mut connection =
+            Self { service: String::new(), pid, user, owner: None, stream, lines: Lines::new(MAX_ANSWER) };
+        connection.ask(&Request::new(Command::Ping)).map_err(ConnectionError::into_io)?;
+        Ok(connection)
+    }
+
+    fn welcomed((connection, reply): (Self, Reply)) -> io::Result<Self> {
+        match reply.service {
+            Some(service) if reply.ok => Ok(Self { service, ..connection }),
+            _ => Err(io::Error::new(ErrorKind::PermissionDenied, reply.value)),
+        }
+    }
+}
+
+/// Whether a process has the same network as we have, as far as we may look: addresses of two networks are not the same.
+fn is_of_our_network(pid: i32) -> bool {
+    let network = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    let theirs = network(&pid.to_string());
+    theirs.is_none() || theirs == network("self")
+}
+
+/// Whether there is no manager behind the socket.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::UnexpectedEof)
+}
