@@ -70,6 +70,34 @@ fn wrong_words_of_a_service_without_a_file_are_wrong_usage() {
     }
 }
 
+#[test]
+fn a_runtime_directory_in_use_is_said_to_be_that_of_the_other_service() {
+    let manager = Manager::start(service().set("service.name", "'shop'"));
+    let file = manager.path("blog.toml");
+    fs::write(&file, service().set("service.name", "'blog'").to_string()).expect("a service file");
+    let ended = run(manager.command(["run", "blog.toml"]).current_dir(manager.path("")));
+    let pid = format!("(pid {})", manager.pid());
+    ended.assert(
+        1,
+        ["is the runtime directory of service `shop`", &pid, "service `blog` needs one of its own"],
+    );
+    ended.assert(1, ["Hint: unset RUNTIME_DIRECTORY"]);
+    manager.stop();
+}
+
+#[test]
+fn the_status_shows_each_socket_once_with_what_it_carries() {
+    let (tcp, udp) = (loopback(), loopback());
+    let named = format!("listen = '{udp}'\ntype = 'datagram'\nname = 'dns'");
+    let manager = Manager::start(Service::worker().listen(tcp).socket(&named));
+    let status = manager.cli(["status"]);
+    status.assert(0, []);
+    for line in [format!("  socket: tcp {tcp}\n"), format!("  socket dns: udp {udp}\n")] {
+        assert!(status.stdout.contains(&line), "{status:?}");
+    }
+    manager.stop();
+}
+
 /// A manager of another user, in a world of its own that root sees.
 fn of_another(world: &Path, starter: Starter) -> Manager {
     let starter = starter.of_a_user().variable("TMPDIR", world.display());

@@ -16,7 +16,7 @@ use super::table::table;
 use super::upgrade::explain;
 use crate::wire::control::{Command, Reply, Request};
 use crate::wire::printable::printable_json;
-use crate::wire::status::{GenerationUse, Human, LastUpgrade, Status, WaitingSlot, Worker};
+use crate::wire::status::{GenerationUse, Human, LastUpgrade, Socket, Status, WaitingSlot, Worker};
 
 /// How often `--watch` looks.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -230,10 +230,14 @@ fn render(status: &Status, is_colored: bool) -> String {
             writeln!(text, "{}", if is_colored { output::red(&line) } else { line })
         }
         Some(trouble) => writeln!(text, "{service}: {phase}, {trouble} {manager}"),
-        None => writeln!(
-            text,
-            "{service}: {phase}, generation {generation}{since}, {ready} of {wanted} ready {manager}"
-        ),
+        None => {
+            let strength = if *wanted == 0 && status.sockets.iter().any(|socket| socket.accept) {
+                "a process for each connection".into()
+            } else {
+                format!("{ready} of {wanted} ready")
+            };
+            writeln!(text, "{service}: {phase}, generation {generation}{since}, {strength} {manager}")
+        }
     };
     if phase != "serving" {
         let _ = writeln!(text, "  {}", status.summary);
@@ -247,7 +251,7 @@ fn render(status: &Status, is_colored: bool) -> String {
     }
     for socket in &status.sockets {
         let broken = if socket.broken { "; broken, and could not be repaired" } else { "" };
-        let _ = writeln!(text, "  socket {}: {}{broken}", socket.name, socket.listen);
+        let _ = writeln!(text, "  {}{broken}", described(socket));
     }
     if let Some(name) = &status.cgroup {
         let _ = writeln!(text, "  cgroup: {name}{}", uses(&status.generations));
@@ -283,6 +287,16 @@ fn render(status: &Status, is_colored: bool) -> String {
         let _ = write!(text, "\n{}\n", notes.join("\n"));
     }
     text
+}
+
+/// Describes a socket; its name alone would say its address twice.
+fn described(socket: &Socket) -> String {
+    let same = |(name, listen): (char, char)| name == listen || name == '-';
+    let is_named_so = socket.name.chars().count() == socket.listen.chars().count()
+        && socket.name.chars().zip(socket.listen.chars()).all(same);
+    let name = if is_named_so { String::new() } else { format!(" {}", socket.name) };
+    let kind = socket.kind.as_deref().map(|kind| format!("{kind} ")).unwrap_or_default();
+    format!("socket{name}: {kind}{}", socket.listen)
 }
 
 /// What generations use, in words.

@@ -157,6 +157,9 @@ impl ManagerError {
             Self::Runtime(RuntimeError::Taken { service, .. }) => {
                 Some(format!("stop that one first, or give this service another `name` than `{service}`"))
             }
+            Self::Runtime(RuntimeError::OfAnother { service, .. }) => Some(format!(
+                "unset RUNTIME_DIRECTORY, or set it to a folder of `{service}` alone"
+            )),
             Self::Runtime(RuntimeError::TooLong(_)) => {
                 Some("set RUNTIME_DIRECTORY to a shorter path, or give the service a shorter `name`".into())
             }
@@ -260,7 +263,11 @@ fn summary(spec: &ServiceSpec) -> String {
     let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     let sockets: Vec<_> = spec.sockets.iter().map(|socket| socket.listen.as_str()).collect();
     let sockets = if sockets.is_empty() { "no socket".into() } else { sockets.join(", ") };
-    format!("service `{}`: {} on {sockets}", spec.name, count(spec.policy.workers as usize, "worker"))
+    let strength = match spec.policy.workers {
+        0 => "a process for each connection".into(),
+        workers => count(workers as usize, "worker"),
+    };
+    format!("service `{}`: {strength} on {sockets}", spec.name)
 }
 
 /// Raises our own limit of open descriptors as far as we may, and returns what it was: workers get that again, as

@@ -4,6 +4,7 @@
 //! load. So nobody but root and the manager's user may be able to change anything on the way to it or in it
 //! ([`crate::sys::way`]), and files are opened below it, where no link is followed.
 
+mod error;
 mod lock;
 
 use std::ffi::OsStr;
@@ -18,6 +19,7 @@ use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::unistd::geteuid;
 use tracing::warn;
 
+pub use self::error::RuntimeError;
 use self::lock::{CHILDREN_TAKE, LOOK_AGAIN};
 pub use super::places::{
     Connected, Place, believed_at, id_of_user, own_user, places, places_of_others, stranger_at, user_name,
@@ -67,40 +69,6 @@ pub struct RuntimeDirectory {
     is_left_in_order: bool,
     /// What `[control] tcp` asks for where the service file names no token.
     token: Option<Secret>,
-}
-
-/// Why there is no runtime directory to be had.
-#[derive(Debug, thiserror::Error)]
-pub enum RuntimeError {
-    /// Another manager runs this service.
-    #[error("service `{service}` is run by another manager (pid {pid}), which holds {}", path.display())]
-    Taken {
-        /// The service's name.
-        service: String,
-        /// Its manager, as written in the lock file.
-        pid: String,
-        /// The runtime directory.
-        path: PathBuf,
-    },
-    /// Somebody else could change what is in it.
-    #[error("cannot use {} as the runtime directory: {reason}", path.display())]
-    Unsafe {
-        /// The runtime directory.
-        path: PathBuf,
-        /// What is wrong, with the folder on the way to it.
-        reason: String,
-    },
-    /// The notify sockets in it would have names longer than a socket's address can be (unix(7)).
-    #[error("{} is too long for a runtime directory: it may have {MAX_PATH} bytes", .0.display())]
-    TooLong(PathBuf),
-    /// It cannot be made or written to.
-    #[error("cannot use {} as the runtime directory", path.display())]
-    Io {
-        /// The directory or the file in it.
-        path: PathBuf,
-        /// What went wrong.
-        source: io::Error,
-    },
 }
 
 impl RuntimeDirectory {

@@ -87,6 +87,11 @@ impl ServiceManager {
         Self { store: SystemStore::of(inherited), ..Self::from_environment() }
     }
 
+    /// Whether a service manager has started us.
+    pub fn is_there(&self) -> bool {
+        self.sender.is_some()
+    }
+
     /// Has our sockets kept for whoever comes after us.
     pub fn keep(&mut self, listeners: &[Rc<Listener>], now: Mono) {
         let Some(sender) = &self.sender else { return };

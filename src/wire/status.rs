@@ -229,6 +229,12 @@ pub struct Socket {
     pub name: String,
     /// Its address, as the service file writes it.
     pub listen: String,
+    /// What it carries: `tcp`, `udp`, `unix`, `unix datagram` or `unix seqpacket`. An earlier manager does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Whether each connection gets a process of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept: bool,
     /// Whether a worker hurt it in a way that could not be repaired.
     pub broken: bool,
 }

@@ -8,6 +8,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use super::super::run::Daemon;
 use crate::core::ids::WorkerId;
 use crate::core::notice::Outcome;
+use crate::core::spec::{SocketAddress, SocketKind};
 use crate::core::time::Mono;
 use crate::core::{self, WorkerState};
 use crate::wire::status::{Health, LastUpgrade, Socket, Status, WaitingSlot, Worker};
@@ -55,7 +56,8 @@ impl Daemon {
                 ago_ms: ago(self.history.upgraded_at),
             }),
             cgroup: self.cgroups.name().ok().map(Into::into),
-            no_cgroup: self.cgroups.name().err().map(Into::into),
+            // At a terminal nothing divides cgroups, and nothing is missing.
+            no_cgroup: self.cgroups.name().err().filter(|_| self.upward.is_there()).map(Into::into),
             generations: Vec::new(),
             connections: self.has_guests().then(|| self.on_demand.guests.count()),
             workers,
@@ -129,7 +131,20 @@ impl Daemon {
         let sockets = of.sockets.listeners.iter().chain(demanded).map(|listener| {
             let spec = &listener.plan().spec;
             let broken = self.is_beyond_repair(listener) || self.is_shared_dead(listener);
-            Socket { name: spec.name.clone(), listen: listener.listens_on(), broken }
+            let kind = match (&spec.address, spec.kind) {
+                (SocketAddress::Inet(_), SocketKind::Datagram) => "udp",
+                (SocketAddress::Inet(_), SocketKind::Stream | SocketKind::Seqpacket) => "tcp",
+                (_, SocketKind::Stream) => "unix",
+                (_, SocketKind::Datagram) => "unix datagram",
+                (_, SocketKind::Seqpacket) => "unix seqpacket",
+            };
+            Socket {
+                name: spec.name.clone(),
+                listen: listener.listens_on(),
+                kind: Some(kind.into()),
+                accept: spec.accept.is_some(),
+                broken,
+            }
         });
         sockets.collect()
     }

@@ -30,11 +30,13 @@ pub(super) fn note_end(lock: &mut File) {
     let _ = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{ENDED}"));
 }
 
-/// Returns the pid of whoever holds the lock, as he wrote it.
-fn holder(lock: &mut File) -> String {
-    let mut pid = String::new();
-    let _ = lock.rewind().and_then(|()| lock.read_to_string(&mut pid));
-    if pid.trim().is_empty() { "unknown".into() } else { pid.trim().to_owned() }
+/// Returns what the lock file says of the manager that holds the lock: its pid, and its service. An earlier version wrote the pid alone.
+fn holder(lock: &mut File) -> (String, Option<String>) {
+    let mut text = String::new();
+    let _ = lock.rewind().and_then(|()| lock.read_to_string(&mut text));
+    let mut words = text.split_whitespace();
+    let pid = words.next().unwrap_or("unknown").to_owned();
+    (pid, words.next().map(Into::into))
 }
 
 /// Takes the lock. Children of a manager that was killed hold it until they have become their programs, and are waited for.
@@ -48,7 +50,7 @@ pub(super) fn take(folder: &Folder, service: &str) -> Result<(Flock<File>, bool)
     file.set_permissions(Permissions::from_mode(0o600)).map_err(io)?;
     let begun = Instant::now();
     let mut lock = loop {
-        let holder = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let (holder, other) = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => break lock,
             Err((taken, Errno::EWOULDBLOCK)) => {
                 file = taken;
@@ -58,11 +60,19 @@ pub(super) fn take(folder: &Folder, service: &str) -> Result<(Flock<File>, bool)
         };
         let is_dead = holder.parse().is_ok_and(|pid| process::started(Pid::from_raw(pid)).is_none());
         if !is_dead || begun.elapsed() > CHILDREN_TAKE {
-            return Err(RuntimeError::Taken { service: service.into(), pid: holder, path: directory.into() });
+            let (service, pid, path) = (service.to_owned(), holder, directory.into());
+            return Err(match other.filter(|other| *other != service) {
+                Some(other) => RuntimeError::OfAnother { service, other, pid, path },
+                None => RuntimeError::Taken { service, pid, path },
+            });
         }
         thread::sleep(LOOK_AGAIN);
     };
-    let is_left_in_order = holder(&mut lock) == ENDED;
-    lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", getpid())).map_err(io)?;
+    let is_left_in_order = holder(&mut lock).0 == ENDED;
+    let text = format!("{} {service}\n", getpid());
+    lock.set_len(0)
+        .and_then(|()| lock.rewind())
+        .and_then(|()| lock.write_all(text.as_bytes()))
+        .map_err(io)?;
     Ok((lock, is_left_in_order))
 }
