@@ -162,3 +162,29 @@ fn json_is_told_apart_from_a_file_with_many_errors() {
     );
     assert_eq!(said.matches("error").count() + said.matches("Error").count(), 1, "{said}");
 }
+
+/// What `check` says of a bad file.
+fn refusal(file: &str) -> String {
+    let output = check(&[("web.toml", file)]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    text(&output.stderr)
+}
+
+#[test]
+fn what_cannot_be_had_is_told_with_its_line_its_key_and_what_to_do() {
+    let service = "[service]\ncommand = ['true']\n";
+    let said = refusal(&format!("{service}directory = '/no/such'\n"));
+    assert!(said.contains("line 3: `directory`: cannot enter directory /no/such"), "{said}");
+    let said = refusal(&format!("{service}user = 'no-such'\n"));
+    assert!(said.contains("line 3: `user`: there is no user `no-such`: make it (useradd"), "{said}");
+    let said = refusal(&format!("{service}\n[[socket]]\nlisten = '/tmp/x.sock'\ngroup = 'no-such'\n"));
+    assert!(said.contains("line 6: `group`: there is no group `no-such`"), "{said}");
+    let said = refusal(&format!("{service}environment_files = ['.env']\n"));
+    assert!(said.contains("line 3: `environment_files`") && said.contains("write \"-.env\""), "{said}");
+    let said = refusal(&format!("{service}socket = 'x'\n"));
+    assert!(said.contains("`socket` is a table of its own: begin it with a line [[socket]]"), "{said}");
+    let missing =
+        Command::new(env!("CARGO_BIN_EXE_liveswap")).args(["check", "no-such.toml", "/"]).output().unwrap();
+    let said = text(&missing.stderr);
+    assert!(said.contains("without a file: liveswap run -l") && said.contains("it is a folder"), "{said}");
+}

@@ -137,7 +137,15 @@ impl Problems {
                 .collect();
             let help = match (homes.as_slice(), closest(&key, &here)) {
                 ([], Some(near)) => format!("did you mean `{near}`?"),
-                ([], None) => format!("known here: {}", here.join(", ")),
+                ([], None) if keys_of(&known, "").any(|table| table == key) => {
+                    let line = if key == "socket" { "[[socket]]".into() } else { format!("[{key}]") };
+                    format!("`{key}` is a table of its own: begin it with a line {line}")
+                }
+                ([], None) => {
+                    let mut here = here;
+                    here.sort_unstable();
+                    format!("known here: {}", here.join(", "))
+                }
                 (homes, _) => format!("`{key}` belongs in {}", homes.join(" or ")),
             };
             self.report(span, Flaw::new(message, "unknown key").help(help));

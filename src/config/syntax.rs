@@ -54,7 +54,7 @@ pub(super) fn json(text: &str) -> Option<Problem> {
         message: "this is JSON, and a service file is TOML".into(),
         span: start..start + 1,
         label: "TOML starts with a table, such as [service]".into(),
-        help: Some("[service]\ncommand = [\"./server\"]\n\n[[socket]]\nlisten = \"127.0.0.1:8080\"".into()),
+        help: Some("write a line [service] and below it command = [\"./server\"]".into()),
     })
 }
 

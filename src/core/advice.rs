@@ -23,7 +23,8 @@ const LAUNCHERS: [&str; 7] = ["npm", "npx", "yarn", "pnpm", "bunx", "poetry", "p
 const ADDRESS_TAKEN: [&str; 3] = ["eaddrinuse", "address already in use", "address in use"];
 
 /// What an error says if a program uses a descriptor that it was not passed, in lower case.
-const NO_DESCRIPTOR: [&str; 4] = ["ebadf", "bad file descriptor", "listen_fds", "not a socket"];
+const NO_DESCRIPTOR: [&str; 6] =
+    ["ebadf", "bad file descriptor", "listen_fds", "enotsock", "not a socket", "non-socket"];
 
 /// Returns what a service file alone suggests: a sentence for each thing that rarely is what its author wants.
 #[must_use]
@@ -55,7 +56,8 @@ pub fn of_failure(
         stderr.iter().rev().find(|line| words.iter().any(|word| line.to_lowercase().contains(word)))
     };
     if let Failure::Ended(Exit::NotExecuted(_)) = failure {
-        return Some(one_word(spec).unwrap_or_else(|| "`liveswap check FILE` names what is missing".into()));
+        let instead = "put the program there, and a worker starts by itself, or correct `command`";
+        return Some(one_word(spec).unwrap_or_else(|| instead.into()));
     }
     if let Some(address) = bound {
         return Some(binds_itself(spec, Some(address)));
@@ -82,6 +84,11 @@ pub fn of_failure(
         (Failure::NotReady, Protocol::Node, Readiness::Notify) => {
             Some("a Node program is ready as soon as it calls `listen()`".into())
         }
+        (Failure::Ended(Exit::Status(_)), ..) => Some(format!(
+            "its output says why; to see it by hand: cd {} && {}",
+            spec.process.directory.display(),
+            spec.process.command.join(" ")
+        )),
         (Failure::NotReady | Failure::Ended(_), ..) => None,
     }
 }

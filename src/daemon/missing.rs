@@ -35,8 +35,9 @@ pub fn missing_programs(release: &Release, heritage: &Heritage) -> io::Result<Ve
                 "in PATH".into()
             };
             let instead = (*key == "command").then(|| one_word(spec)).flatten();
-            let instead = instead.map(|instead| format!("; {instead}")).unwrap_or_default();
-            missing.push(format!("`{key}`: there is no executable `{program}` {place}{instead}"));
+            let instead =
+                instead.unwrap_or_else(|| "put it there before the service starts, or name another".into());
+            missing.push(format!("`{key}`: there is no executable `{program}` {place}; {instead}"));
         }
     }
     Ok(missing)

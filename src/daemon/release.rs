@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -331,7 +332,16 @@ fn read_with_lines(source: &Source, color: bool) -> Result<(ServiceSpec, KeyLine
     let cpus = u32::try_from(cpus).unwrap_or(1);
     let spec = match source {
         Source::File(path) => {
-            let unread = |error| Refusal::new(&format!("cannot read {}: {error}", path.display()));
+            let unread = |error: io::Error| {
+                let next = if error.kind() == io::ErrorKind::NotFound {
+                    "; without a file: liveswap run -l 127.0.0.1:8080 -- ./server"
+                } else if path.is_dir() {
+                    "; name the service file in it"
+                } else {
+                    ""
+                };
+                Refusal::new(&format!("cannot read {}: {error}{next}", path.display()))
+            };
             let bytes = read_file(path).map_err(unread)?;
             let origin = Origin { path: path.clone(), cpus };
             config::decode(&bytes, &origin).and_then(|text| {

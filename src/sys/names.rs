@@ -16,10 +16,10 @@ use super::spawn::Credentials;
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {
     /// The user data base knows no such name.
-    #[error("there is no user `{0}`")]
+    #[error("there is no user `{0}`: make it (useradd --system {0}), or name another")]
     NoSuchUser(String),
     /// The group data base knows no such name.
-    #[error("there is no group `{0}`")]
+    #[error("there is no group `{0}`: make it (groupadd --system {0}), or name another")]
     NoSuchGroup(String),
     /// A bare number says nothing of the groups.
     #[error("user {0} has no entry in the user data base: give its `group` too")]
@@ -178,8 +178,14 @@ mod tests {
 
     #[test]
     fn unknown_names_are_told_in_words() {
-        assert_eq!(user_id("no-such").unwrap_err().to_string(), "there is no user `no-such`");
-        assert_eq!(group_id("no-such").unwrap_err().to_string(), "there is no group `no-such`");
+        assert_eq!(
+            user_id("no-such").unwrap_err().to_string(),
+            "there is no user `no-such`: make it (useradd --system no-such), or name another"
+        );
+        assert_eq!(
+            group_id("no-such").unwrap_err().to_string(),
+            "there is no group `no-such`: make it (groupadd --system no-such), or name another"
+        );
         let refusal = credentials(Some("4000000"), None, None).unwrap_err().to_string();
         assert_eq!(refusal, "user 4000000 has no entry in the user data base: give its `group` too");
     }
