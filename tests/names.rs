@@ -132,6 +132,8 @@ fn root_finds_the_services_of_other_users_and_changes_them_by_their_full_name_al
     run(&mut liveswap(&world, &["upgrade"])).assert(4, []);
     run(&mut liveswap(&world, &["upgrade", &name])).assert(0, []);
     run(&mut liveswap(&world, &["status", "4711/web"])).assert(4, []);
+    // No user can make a health check of root's fail.
+    run(&mut liveswap(&world, &["status", "--check"])).assert(4, []);
     manager.stop();
 }
 

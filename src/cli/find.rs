@@ -157,6 +157,16 @@ impl Connection {
         Self::look_among(None, Scope::All)
     }
 
+    /// Connects to all managers of our own that run.
+    pub fn look_for_own() -> (Vec<Self>, Vec<ConnectionError>) {
+        Self::look_among(None, Scope::Own)
+    }
+
+    /// Whether it is the service of another user.
+    pub fn is_of_another(&self) -> bool {
+        self.owner.is_some()
+    }
+
     /// Connects to all managers that run, or to that of the service.
     fn look_among(name: Option<&str>, scope: Scope) -> (Vec<Self>, Vec<ConnectionError>) {
         let wanted = name.map(Wanted::parse);

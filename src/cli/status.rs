@@ -44,6 +44,8 @@ pub fn run(args: &StatusArgs) -> ExitCode {
             Ok(connection) => (vec![connection], Vec::new()),
             Err(error) => return error.print(),
         },
+        // A health check is about our own: any user could make it fail otherwise.
+        None if args.check => Connection::look_for_own(),
         None => Connection::look_for_all(),
     };
     // Others than the caller's own are none of its business, where it may not ask them.
@@ -62,7 +64,12 @@ pub fn run(args: &StatusArgs) -> ExitCode {
     };
     let mut shown = Shown { is_well: refused.is_empty(), ..Shown::default() };
     for (connection, answer) in ask(found) {
+        let was_well = shown.is_well;
         shown.take(Some(&connection), answer, form);
+        if connection.is_of_another() && args.name.is_none() {
+            // Likewise.
+            shown.is_well = was_well;
+        }
     }
     // Who does not read it has the exit status.
     let _ = shown.print(args.json, false);
