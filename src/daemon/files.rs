@@ -26,7 +26,7 @@ pub(super) fn open_file(path: &Path) -> io::Result<(File, Metadata)> {
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     let metadata = file.metadata()?;
     if metadata.is_dir() {
-        return Err(io::Error::other("it is a folder, and no regular file"));
+        return Err(io::Error::other("it is no regular file but a folder"));
     }
     if !metadata.is_file() {
         return Err(io::Error::other("it is no regular file"));
