@@ -33,11 +33,15 @@ use crate::core::ids::WorkerId;
 use crate::core::spec::{SocketAddress, SocketKind, SocketSpec};
 use crate::core::word::Word;
 use crate::core::{self, Event};
-use crate::wire::node::{Answer, Place, Query, Said};
+use crate::wire::node::{Answer, Drain, Place, Query, Said};
+
+/// How long a draining worker keeps idle connections open. A client that pauses for less before it uses a connection again does not find
+/// it closed: its next answer says `Connection: close`.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// How long a worker that was told to go, and has nothing left to serve, has to end by itself. It may have something to bring to an
 /// end; and it may never end, where it has a pool of connections to a database for instance: it is sent its drain signal.
-const LINGER: Duration = Duration::from_secs(10);
+const ENDING: Duration = Duration::from_secs(10);
 
 /// How long a worker that has closed its channel unasked has to exit: the news of its death says more than that it stops.
 const EXITING: Duration = Duration::from_secs(1);
@@ -106,7 +110,7 @@ impl Daemon {
             }
             Said::Listening => Word::Ready,
             Said::Leaves(seq) => {
-                self.say_to_node(worker, &Answer::Noted(seq));
+                self.say_to_node(worker, &Answer::Noted { seq, drain: self.drain_of(worker) });
                 Word::Stopping
             }
             Said::Closed(key) => {
@@ -198,7 +202,7 @@ impl Daemon {
         channel.flush();
         if channel.is_closed() {
             let _ = self.poller.remove(&*channel);
-            let time = if channel.standing() == Standing::Left { LINGER } else { EXITING };
+            let time = if channel.standing() == Standing::Left { ENDING } else { EXITING };
             process.channel = None;
             process.lingers_until = Some(now + time);
             return;
@@ -220,10 +224,17 @@ impl Daemon {
         }
     }
 
+    fn drain_of(&self, worker: WorkerId) -> Drain {
+        let of = self.processes.get(&worker).and_then(|process| self.generations.get(&process.generation));
+        let timeout = of.map_or(Duration::MAX, |of| of.release.spec.policy.drain_timeout);
+        Drain { linger: LINGER.min(timeout / 2), timeout }
+    }
+
     /// Asks a worker to drain by its channel; returns whether it has one.
     pub(super) fn disconnect(&mut self, worker: WorkerId) -> bool {
+        let drain = self.drain_of(worker);
         let Some(channel) = self.channel(worker) else { return false };
-        channel.leave();
+        channel.leave(drain);
         self.tend_channel(worker);
         true
     }

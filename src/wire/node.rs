@@ -6,8 +6,9 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::core::spec::{SocketAddress, SocketKind, SocketOptions, SocketSpec};
@@ -233,8 +234,22 @@ fn internet(address: &str, port: u16) -> Option<SocketAddr> {
     }
 }
 
+/// How a worker drains. Node does not read this; the lines that are loaded before the program do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// How long idle connections stay open.
+    pub linger: Duration,
+    /// How long the worker has until its drain deadline.
+    pub timeout: Duration,
+}
+
+/// Writes a length of time as JavaScript counts it.
+fn milliseconds(length: Duration) -> u64 {
+    length.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
 /// What is said to a worker.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Answer<'a> {
     /// Its socket comes beside this line.
     Socket {
@@ -254,12 +269,17 @@ pub enum Answer<'a> {
         /// The error, positive as errno(3) has it.
         errno: i32,
     },
-    /// What it asked for has been taken note of.
-    Noted(u64),
+    /// That it leaves by itself has been taken note of.
+    Noted {
+        /// The number of what it said.
+        seq: u64,
+        /// How it is to drain.
+        drain: Drain,
+    },
     /// Its descriptor has arrived.
     Arrived,
     /// It is to stop listening, to finish what it has, and to end.
-    Disconnect,
+    Disconnect(Drain),
     /// A message for the application, as `process.on('message')` has it.
     Message(&'a str),
 }
@@ -276,9 +296,14 @@ impl Answer<'_> {
             Self::NoSocket { seq, errno } => json!({
                 "cmd": "NODE_CLUSTER", "ack": seq, "key": format!("none-{seq}"), "errno": -errno, "data": null,
             }),
-            Self::Noted(seq) => json!({ "cmd": "NODE_CLUSTER", "ack": seq }),
+            Self::Noted { seq, drain: Drain { linger, timeout } } => json!({
+                "cmd": "NODE_CLUSTER", "ack": seq, "linger": milliseconds(*linger), "timeout": milliseconds(*timeout),
+            }),
             Self::Arrived => json!({ "cmd": "NODE_HANDLE_ACK" }),
-            Self::Disconnect => json!({ "cmd": "NODE_CLUSTER", "act": "disconnect", "seq": 0 }),
+            Self::Disconnect(Drain { linger, timeout }) => json!({
+                "cmd": "NODE_CLUSTER", "act": "disconnect", "seq": 0, "linger": milliseconds(*linger),
+                "timeout": milliseconds(*timeout),
+            }),
             Self::Message(text) => Value::from(*text),
         };
         let mut line = value.to_string().into_bytes();
@@ -382,6 +407,11 @@ mod tests {
         assert_eq!(read["msg"], json!({"cmd":"NODE_CLUSTER","ack":3,"key":"k","errno":null,"data":data}));
         let refused: Value = serde_json::from_str(&text(Answer::NoSocket { seq: 3, errno: 98 })).unwrap();
         assert_eq!((&refused["ack"], &refused["errno"]), (&json!(3), &json!(-98)));
+        let (linger, timeout) = (Duration::from_secs(2), Duration::from_millis(2500));
+        let drain: Value =
+            serde_json::from_str(&text(Answer::Disconnect(Drain { linger, timeout }))).unwrap();
+        let told = json!({"cmd":"NODE_CLUSTER","act":"disconnect","seq":0,"linger":2000,"timeout":2500});
+        assert_eq!(drain, told);
         assert_eq!(text(Answer::Message("a \"b\"\n")), "\"a \\\"b\\\"\\n\"\n");
     }
 }

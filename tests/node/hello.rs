@@ -4,7 +4,7 @@ use crate::support::client::{Response, Target};
 use crate::support::manager::Starter;
 use crate::support::node::service;
 use crate::support::{is_installed, loopback};
-use crate::{installed, upgrade_to_and_fro};
+use crate::{UPGRADES, installed, upgrade_to_and_fro};
 
 /// The program that everybody's first was, but for the address.
 fn classic(status: u16, text: &str) -> String {
@@ -28,6 +28,7 @@ fn upgrade_by(node: &str) {
         .file("index2.js", &classic(404, "Not Found"));
     let address = loopback();
     let service = service("index1.js", address).by([node, "{target}"]);
+    let service = service.set("drain.max_generations", 2 * UPGRADES);
     let manager = starter.start_ready(&service);
     let programs = [
         ("index1.js", Response::new(200, "Hello World\n")),

@@ -114,6 +114,53 @@ fn a_request_that_takes_two_seconds_is_answered_by_the_old_worker() {
     manager.stop();
 }
 
+/// A client that pauses before its next request does not find its connection closed: the draining worker answers, and says that it closes.
+#[test]
+fn a_draining_worker_answers_on_idle_connections_before_it_closes_them() {
+    if !is_installed("node") {
+        return;
+    }
+    let text = "
+server().listen(PORT, HOST)
+process.on('message', () => require('cluster').worker.disconnect())
+";
+    let (address, one) = (loopback(), Response::new(200, "one"));
+    let target = Target::Tcp(address);
+    // The drain time-out bounds the linger.
+    for timeout in ["60s", "1s"] {
+        let service = service("one.js", address).set("service.workers", 1);
+        let service = service.set("drain.timeout", format!("'{timeout}'"));
+        let manager = Starter::default().programs(text).start_ready(&service);
+        for request in [
+            format!(r#"{{"cmd":"upgrade","value":"{}","wait":false}}"#, manager.path("one.js").display()),
+            // A program that leaves by itself, as one does that wants to be replaced.
+            r#"{"cmd":"message","value":"leave"}"#.to_owned(),
+        ] {
+            let mut connections = [(); 2].map(|()| Connection::open(&target).expect("a connection"));
+            for connection in &mut connections {
+                assert_eq!(connection.exchange("/", true).expect("an answer"), (one.clone(), false));
+            }
+            let [mut used, mut unused] = connections;
+            let place = manager.place();
+            manager.ask(&request);
+            manager.wait_worker(place, "the old worker to drain", |worker| worker.step == Step::Draining);
+            let mut is_told = false;
+            while !is_told {
+                let answer = used.exchange("/", true).expect("an answer");
+                is_told = answer.1;
+                assert_eq!(answer.0, one);
+            }
+            used.expect_end().expect("an orderly end");
+            unused.expect_end().expect("an orderly end");
+            manager.wait_worker(place, "the end of the old worker", |worker| worker.step == Step::Gone);
+            manager.wait_until("another worker", || (manager.workers().len() == 1).then_some(()));
+            assert_eq!(ask_any(&target, "/").expect("an answer"), one);
+        }
+        manager.assert_ended_well();
+        manager.stop();
+    }
+}
+
 /// Node keeps them as long as their clients ask, as proxies do for ever; ours are told to go.
 #[test]
 fn connections_that_are_always_busy_are_let_go_of() {

@@ -18,17 +18,22 @@ mod target;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use support::client::{Load, Response, Target};
+use support::client::{Load, Mode, Response, Target};
 use support::manager::Manager;
 use support::node::MODES;
 
-/// How many upgrades make a series.
+/// How many upgrades make a series. They follow each other faster than the linger ends: so many generations drain, and none is killed for
+/// that.
 const UPGRADES: usize = 20;
+
+/// How many clients with think times make a series.
+const THINKING: usize = 32;
 
 /// Upgrades to one program and back, twenty times under load; each answers in its way.
 fn upgrade_to_and_fro(manager: &Manager, target: &Target, programs: &[(&str, Response); 2]) {
     let answers = programs.each_ref().map(|(_, answer)| answer.clone());
-    let load = Load::start_on_others(std::slice::from_ref(target), &MODES, &answers);
+    let modes = [&MODES[..], &[Mode::Thinking; THINKING]].concat();
+    let load = Load::start_on_others(std::slice::from_ref(target), &modes, &answers);
     load.wait_for_more_of(&answers[0].body, 20);
     for round in 1..=UPGRADES {
         let (program, answer) = &programs[round % 2];
@@ -37,7 +42,8 @@ fn upgrade_to_and_fro(manager: &Manager, target: &Target, programs: &[(&str, Res
     }
     let report = load.stop();
     println!("{UPGRADES} upgrades: {report}");
-    if !report.failed.is_empty() {
+    // Not one was closed while its client could still use it.
+    if !report.failed.is_empty() || report.closed_idle > 0 {
         manager.fail(&report.to_string());
     }
     manager.assert_ended_well();

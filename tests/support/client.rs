@@ -25,6 +25,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::dice::Dice;
+
 /// Where the server listens.
 #[derive(Clone, Debug)]
 pub enum Target {
@@ -41,6 +43,23 @@ pub enum Mode {
     KeepAlive,
     /// One connection a request, and the answer takes 200 ms.
     Slow,
+    /// Many requests over one connection, with pauses of up to 1.5 s.
+    Thinking,
+}
+
+impl Mode {
+    fn is_keep_alive(self) -> bool {
+        matches!(self, Self::KeepAlive | Self::Thinking)
+    }
+
+    /// How long a client pauses after an answer, in milliseconds, so that it does not take the processors from those it measures.
+    fn pause(self, dice: &mut Dice) -> u64 {
+        match self {
+            Self::Once | Self::KeepAlive => 3,
+            Self::Slow => 0,
+            Self::Thinking => dice.below(1500) as u64,
+        }
+    }
 }
 
 /// All modes over all targets.
@@ -209,11 +228,11 @@ impl Load {
             report: Mutex::new(Report::default()),
         });
         let pairs = targets.iter().flat_map(|target| modes.iter().map(move |mode| (target.clone(), *mode)));
-        let run = |(target, mode): (Target, Mode)| {
+        let run = |(seed, (target, mode)): (u64, (Target, Mode))| {
             let shared = Arc::clone(&shared);
-            thread::spawn(move || send_until_stopped(&shared, &target, mode))
+            thread::spawn(move || send_until_stopped(&shared, &target, mode, Dice(seed)))
         };
-        let threads = pairs.map(run).collect();
+        let threads = (1..).zip(pairs).map(run).collect();
         let load = Self { shared, threads };
         load.wait_for_more(1);
         load
@@ -265,7 +284,7 @@ impl Load {
     }
 }
 
-fn send_until_stopped(shared: &Shared, target: &Target, mode: Mode) {
+fn send_until_stopped(shared: &Shared, target: &Target, mode: Mode, mut dice: Dice) {
     let (mut connection, mut by) = (None, None);
     for number in 0_u64.. {
         if shared.stop.load(Ordering::SeqCst) {
@@ -307,8 +326,7 @@ fn send_until_stopped(shared: &Shared, target: &Target, mode: Mode) {
             }
         }
         drop(report);
-        // A pause, so that the client does not take the processors from those it measures.
-        thread::sleep(Duration::from_millis(if mode == Mode::Slow { 0 } else { 3 }));
+        thread::sleep(Duration::from_millis(mode.pause(&mut dice)));
     }
 }
 
@@ -330,7 +348,7 @@ fn ask_other(
     mode: Mode,
     kept: &mut Option<Connection>,
 ) -> io::Result<Origin> {
-    let keep_alive = mode == Mode::KeepAlive;
+    let keep_alive = mode.is_keep_alive();
     let old = kept.take().map(|mut connection| (connection.exchange("/", keep_alive), connection));
     let (exchanged, mut connection) = match old {
         Some((Err(_), connection)) if connection.closed_idle => {
@@ -381,11 +399,11 @@ fn one_request(
         (None, Mode::Slow) => "/slow".to_owned(),
         (None, _) => "/".to_owned(),
     };
-    let (content, closes) = connection.get(&path, mode == Mode::KeepAlive)?;
+    let (content, closes) = connection.get(&path, mode.is_keep_alive())?;
     let kept = if closes {
         connection.expect_end()?;
         None
-    } else if mode == Mode::KeepAlive {
+    } else if mode.is_keep_alive() {
         Some(connection)
     } else {
         return Err(wrong("the server ignored Connection: close".to_owned()));

@@ -12,7 +12,7 @@ use crate::sys::handover::{hand_over, plain};
 use crate::sys::output::is_readable;
 use crate::sys::wait::Interest;
 use crate::wire::lines::Lines;
-use crate::wire::node::{Answer, MAX_LINE, Said};
+use crate::wire::node::{Answer, Drain, MAX_LINE, Said};
 
 plain!(Standing);
 
@@ -139,10 +139,10 @@ impl Channel {
     }
 
     /// Asks the worker to leave.
-    pub(super) fn leave(&mut self) {
+    pub(super) fn leave(&mut self, drain: Drain) {
         if self.standing == Standing::Open {
             self.standing = Standing::Leaving;
-            self.say(&Answer::Disconnect, None);
+            self.say(&Answer::Disconnect(drain), None);
         }
     }
 
