@@ -89,6 +89,10 @@ fn original() -> (ExitCode, Purpose) {
 }
 
 fn modern() -> (ExitCode, Purpose) {
+    if std::env::args_os().len() < 2 {
+        let _ = output::lines(&Cli::command().render_help().to_string());
+        return (ExitCode::SUCCESS, Purpose::Output);
+    }
     let command = match output::parse::<Cli>(std::env::args_os()) {
         Ok(cli) => cli.command,
         Err(status) => return (status, Purpose::Output),

@@ -62,10 +62,19 @@ impl Old {
 
     /// Speaks to the manager by the original command line; returns the exit status, and what it printed on standard output.
     fn flags<const N: usize>(&self, flags: [&str; N]) -> (i32, String) {
+        self.flags_in(&self.manager.path(""), flags)
+    }
+
+    /// The same in another folder.
+    fn flags_in<const N: usize>(&self, folder: &Path, flags: [&str; N]) -> (i32, String) {
         let mut command = self.manager.command(flags);
-        let output = command.args(["-a", &self.host]).output().expect("the program");
-        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "nothing is written to standard error");
-        (output.status.code().expect("a status"), String::from_utf8_lossy(&output.stdout).into_owned())
+        let output = command.args(["-a", &self.host]).current_dir(folder).output().expect("the program");
+        let (status, error) =
+            (output.status.code().expect("a status"), String::from_utf8_lossy(&output.stderr));
+        // A failure, and nothing else, is told on standard error too.
+        assert_eq!(error.starts_with("Error: "), status != 0, "{error}");
+        assert_eq!(error.is_empty(), status == 0, "{error}");
+        (status, String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     fn says(&self) -> String {
@@ -159,6 +168,28 @@ fn a_pre_upgrade_makes_and_names_the_path() {
     assert_eq!(old.says(), "2");
     let runs_it = |worker: &Worker| worker.command.iter().any(|word| word.ends_with("/made.js"));
     assert!(old.manager.wait_workers(2, 7).iter().all(runs_it));
+}
+
+#[test]
+fn flags_are_taken_as_they_were() {
+    if !is_installed("node") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let (status, said) = liveswap(folder.path(), []);
+    assert!(status.success() && said.contains("Usage: liveswap"), "{said}");
+    // 0 workers stand for as many as there are CPUs, and the last of two values counts.
+    let (starter, address) = (Starter::default(), loopback());
+    fs::write(starter.path("app1.js"), app(address, "1")).expect("a program");
+    let host = address.ip().to_string();
+    let words = ["-s", "none.js", "-f", "7", "-a", "127.0.0.1", "-f", "0", "-a", &host, "-s", "app1.js"];
+    let mut manager = starter.original(&words).start("this file is not read");
+    manager.wait_ready();
+    let cpus = thread::available_parallelism().expect("a number").get();
+    manager.wait_workers(1, cpus);
+    let output = manager.command(["-a", &host, "-d", "-d"]).output().expect("the program");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), ok("die").1);
+    assert!(manager.wait_exit().success());
 }
 
 /// Asserts that nobody listens at an address any more.
@@ -298,23 +329,20 @@ fn head_tells_what_serves_and_what_was_typed_is_begun_with() {
     assert!(head(&old).ends_with("/app1.js"));
 }
 
-#[test]
-fn the_hello_world_pair_typed_as_it_was_always_typed() {
+/// Runs a script in a network of its own, and in a folder with the pair of programs; returns what it printed, and its `log`.
+fn typed(script: &str) -> Option<(String, String)> {
     if !is_installed("node") || !is_root("a network of its own") {
-        return;
+        return None;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    fs::write(folder.path().join("index1.js"), HELLO).expect("a program");
-    fs::write(folder.path().join("index2.js"), NOT_FOUND).expect("a program");
-    fs::write(folder.path().join("get.js"), include_str!("node/hello/get.js")).expect("a program");
-    let script = "ip link set lo up\n\
-        liveswap -s index1.js >log 2>&1 &\n\
-        node get.js until-it-serves\n\
-        liveswap -u ./index2.js\n\
-        node get.js\n\
-        liveswap -v\n\
-        liveswap -d\n\
-        wait $! && echo ended";
+    for (name, text) in [
+        ("index1.js", HELLO),
+        ("index2.js", NOT_FOUND),
+        ("get.js", include_str!("node/hello/get.js")),
+        ("pull.js", PULL),
+    ] {
+        fs::write(folder.path().join(name), text).expect("a program");
+    }
     let program = Path::new(env!("CARGO_BIN_EXE_liveswap"));
     let path = format!(
         "{}:{}",
@@ -322,21 +350,88 @@ fn the_hello_world_pair_typed_as_it_was_always_typed() {
         std::env::var("PATH").expect("a PATH")
     );
     let output = Command::new("unshare")
-        .args(["--net", "sh", "-c", script])
+        .args(["--net", "sh", "-c", &format!("ip link set lo up\n{script}")])
         .current_dir(folder.path())
         .env("PATH", path)
         .env("RUNTIME_DIRECTORY", folder.path().join("run"))
         .output()
         .expect("unshare");
-    let said = String::from_utf8_lossy(&output.stdout);
     let log = fs::read_to_string(folder.path().join("log")).unwrap_or_default();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{log}");
+    Some((String::from_utf8_lossy(&output.stdout).into_owned(), log))
+}
+
+#[test]
+fn the_hello_world_pair_typed_as_it_was_always_typed() {
+    let script = "liveswap -s index1.js >log 2>&1 &\n\
+        node get.js until-it-serves\n\
+        liveswap -u ./index2.js\n\
+        node get.js\n\
+        liveswap -v\n\
+        liveswap -d\n\
+        wait $! && echo ended";
+    let Some((said, log)) = typed(script) else { return };
     let expected = format!(
         "200 Hello World\n{{ cmd: 'upgrade', value: 'OK' }}\n404 Not Found\n{}\n{{ cmd: 'die', value: 'OK' }}\nended\n",
         env!("CARGO_PKG_VERSION")
     );
     assert_eq!(said, expected, "{log}");
+    assert!(log.lines().any(|line| line == "Starting on port 3000"), "{log}");
 }
+
+/// What the README of the original shows beside the pair, with each option.
+#[test]
+fn the_other_examples_typed_as_they_were_always_typed() {
+    let script = "liveswap --pre-upgrade ./pull.js --start ./index1.js >log 2>&1 &\n\
+        node get.js until-it-serves\n\
+        liveswap -u ./index2.js\n\
+        node get.js\n\
+        liveswap --upgrade index1.js\n\
+        node get.js\n\
+        liveswap --message 'a message'\n\
+        liveswap --kill\n\
+        liveswap --version\n\
+        liveswap --die\n\
+        wait $! && echo ended\n\
+        liveswap -s index1.js --port 9008 --address 127.0.0.2 --forks 2 --head HEAD -z >>log 2>&1 &\n\
+        node get.js until-it-serves\n\
+        liveswap -p 9008 -a 127.0.0.2 -u index2.js\n\
+        node get.js\n\
+        cat HEAD\n\
+        echo\n\
+        liveswap -p 9008 -a 127.0.0.2 -d\n\
+        wait $! && echo ended";
+    let Some((said, log)) = typed(script) else { return };
+    let ok = |command: &str| format!("{{ cmd: '{command}', value: 'OK' }}");
+    let said: Vec<_> = said.lines().collect();
+    let version = concat!("liveswap ", env!("CARGO_PKG_VERSION"));
+    let (upgrade, message, kill, die) = (ok("upgrade"), ok("message"), ok("kill"), ok("die"));
+    let (hello, not_found) = ("200 Hello World", "404 Not Found");
+    let first = [
+        hello, &upgrade, not_found, &upgrade, hello, &message, &kill, version, &die, "ended", hello, &upgrade,
+    ];
+    assert_eq!(said[..12], first, "{log}");
+    assert_eq!((said[12], &said[14..]), (not_found, &[die.as_str(), "ended"][..]), "{log}");
+    assert!(said[13].ends_with("/index2.js"), "{said:?}");
+    assert!(log.lines().any(|line| line == "executing pre-upgrade script..."), "{log}");
+    assert!(log.lines().any(|line| line == "Starting on port 9008"), "{log}");
+}
+
+/// The module of its README.
+const PULL: &str = "function preupgrade(data, callback) {
+  console.log('executing pre-upgrade script...');
+
+  var err, value = data.value;
+  try {
+    // execute pre-upgrade code
+  } catch (e) {
+    err = e.toString();
+  }
+
+  callback(err, value);
+}
+module.exports = preupgrade;
+";
 
 #[test]
 fn any_executable_is_a_target_too() {
@@ -362,7 +457,7 @@ fn any_executable_is_a_target_too() {
 fn what_cannot_be_is_said_in_words_of_the_command_line() {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("index.js"), "").expect("a program");
-    let (status, said) = liveswap(folder.path(), ["-s", "index.js", "-f", "0"]);
+    let (status, said) = liveswap(folder.path(), ["-s", "index.js", "-f", "5000"]);
     assert_eq!(status.code(), Some(3), "{said}");
     assert!(said.contains("`-f` must be an integer from 1 to 4096"), "{said}");
     let (status, said) = liveswap(folder.path(), ["-s", "index.js", "-a", "0.0.0.0"]);

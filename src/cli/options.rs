@@ -84,7 +84,7 @@ impl Options {
         Self { address: address.into(), ..self }
     }
 
-    /// Sets the number of workers, from 1 to 4096.
+    /// Sets the number of workers, from 1 to 4096; 0 stands for the number of CPUs.
     pub fn forks(self, forks: u32) -> Self {
         Self { forks: Some(forks), ..self }
     }
@@ -138,7 +138,7 @@ impl Options {
         Original {
             is_node: is_node(&directory.join(&target)),
             target,
-            forks: self.forks,
+            forks: self.forks.filter(|forks| *forks > 0),
             address: if self.address == "localhost" { DEFAULT_ADDRESS.into() } else { self.address },
             port: self.port,
             token_file: self.token_file.map(absolute),
@@ -235,7 +235,8 @@ mod tests {
         assert_eq!((source.address.as_str(), source.port, source.forks), ("127.0.0.1", 3000, None));
         assert!(!source.recreate && source.is_node);
         let options = Options::new("i.js").zero_downtime(false).head("HEAD").address("localhost");
-        let source = options.into_source("/srv".into());
+        let source = options.forks(0).into_source("/srv".into());
+        assert_eq!(source.forks, None);
         assert_eq!((source.recreate, source.head), (true, Some("/srv/HEAD".into())));
         assert_eq!(source.address, "127.0.0.1");
     }

@@ -1,6 +1,6 @@
 //! The command line of the liveswap that was written in Node: `-s` runs a service, the other flags speak to it by TCP.
 //!
-//! An answer is printed as it was then, `{ cmd: 'upgrade', value: 'OK' }`, and nothing else is, on either output.
+//! An answer is printed as it was then, `{ cmd: 'upgrade', value: 'OK' }`. A failure is told on standard error too.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -18,7 +18,7 @@ use super::connection::{Connection, ConnectionError, is_quick};
 use super::options::{DEFAULT_ADDRESS, DEFAULT_PORT, Options, found};
 use super::output;
 use super::patient::{PATIENCE, Patient, awaited_line, late, next_line};
-use super::report::Status;
+use super::report::{self, Status};
 use super::run::{Logging, look_after_manager, report};
 use super::upgrade::absolute;
 use crate::daemon::runtime::stranger_at;
@@ -29,7 +29,7 @@ use crate::wire::secret::Secret;
 
 /// Run a Node program, or any other, and swap its code
 #[derive(Debug, Parser)]
-#[command(name = "liveswap", disable_version_flag = true, group = ArgGroup::new("action").required(true))]
+#[command(name = "liveswap", disable_version_flag = true, group = ArgGroup::new("action").required(true), args_override_self = true)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct Original {
     /// Run a Node program (.js, .cjs, .mjs, a package's folder) or any executable
@@ -70,7 +70,7 @@ pub struct Original {
     /// With -s: let root and this user speak to the control server without a token, for clients that cannot show one
     #[arg(long)]
     local_owner: bool,
-    /// With -s: how many workers; as many as there are CPUs unless given
+    /// With -s: how many workers; as many as there are CPUs unless given, and with 0
     #[arg(short, long, value_name = "WORKERS")]
     forks: Option<u32>,
     /// With -s: the file that records which code serves, to begin with it the next time
@@ -122,7 +122,7 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Original { upgrade: Some(path), .. } => match named(Path::new(path)) {
             Ok(target) => (Command::Upgrade { target }, "upgrade"),
-            Err(error) => return answer("upgrade", &error.to_string(), false),
+            Err(error) => return answer("upgrade", &error.to_string(), false, None),
         },
         Original { kill: true, .. } => (Command::Kill, "kill"),
         Original { die: true, .. } => (Command::Die, "die"),
@@ -131,8 +131,8 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         _ => return Status::Usage.into(),
     };
     match flags.ask(command) {
-        Ok(reply) => answer(value, &reply.value, reply.ok),
-        Err(error) => answer(value, &error.to_string(), false),
+        Ok(reply) => answer(value, &reply.value, reply.ok, reply.hint.as_deref()),
+        Err(error) => answer(value, &error.to_string(), false, None),
     }
 }
 
@@ -238,10 +238,15 @@ fn named(path: &Path) -> io::Result<Option<String>> {
 }
 
 /// Prints an answer as Node's `console.log` prints an object.
-fn answer(command: &str, value: &str, ok: bool) -> ExitCode {
+/// A failure is told on standard error too, with the `hint` that there may be.
+fn answer(command: &str, value: &str, ok: bool, hint: Option<&str>) -> ExitCode {
     // What cannot be written is told at the end.
     let _ = output::line(&format!("{{ cmd: {}, value: {} }}", quoted(command), quoted(value)));
-    if ok { Status::Done.into() } else { Status::Failed.into() }
+    if ok {
+        return Status::Done.into();
+    }
+    report::print(&io::Error::other(format!("{command}: {value}")), hint);
+    Status::Failed.into()
 }
 
 /// Writes a text as Node's `util.inspect` does: in single quotes, or in others where it has such itself.
@@ -292,6 +297,10 @@ mod tests {
         let parse = |line: &str| Original::try_parse_from(line.split(' '));
         let flags = parse("liveswap --pre-upgrade pre.js -s app.js -f 7 -p 4000 -a ::1 -H HEAD -z").unwrap();
         assert_eq!((flags.start.as_deref(), flags.forks, flags.port), (Some("app.js"), Some(7), 4000));
+        let twice = parse("liveswap -p 1 -u a -z -k -p 2 -z -k").unwrap_err();
+        assert!(twice.to_string().contains("cannot be used with"), "{twice}");
+        let twice = parse("liveswap -p 1 -k -p 2 -k -a ::1 -a ::2").unwrap();
+        assert_eq!((twice.port, twice.address.as_str(), twice.kill), (2, "::2", true));
         assert!(flags.recreate);
         assert_eq!(parse("liveswap -u").unwrap().upgrade, Some(OsString::new()));
         assert_eq!(parse("liveswap -u ./index2.js").unwrap().upgrade, Some("./index2.js".into()));

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::cgroups::Cgroups;
 use super::checker::PinnedRelease;
-use super::control::Control;
+use super::control::{Control, say_where};
 use super::launch::Heritage;
 use super::recovery::{Claim, Family, Found, Judged, Leftover, STATE, Taken};
 use super::release::{Refusal, Release, Source};
@@ -219,6 +219,9 @@ fn anew(
     let mut sockets = Sockets::with_kept(&kept.listeners, inherited);
     post.control.open_to(release.control_group);
     post.control.listen_by_tcp(&release, post.runtime.token())?;
+    if let (Source::Original(_), Some(address)) = (&source, post.control.tcp_address()) {
+        say_where(address);
+    }
     let prepared = prepare::prepare_sockets(&mut sockets, &release)?;
     for warning in &release.warnings {
         warn!("{warning}");

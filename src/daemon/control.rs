@@ -38,7 +38,7 @@ use self::door::full;
 pub(super) use self::history::History;
 use self::local::Examinations;
 use self::survey::Survey;
-pub use self::tcp::TcpError;
+pub use self::tcp::{TcpError, say_where};
 use super::handover::Reexec;
 use super::run::Daemon;
 use super::token::{ClientId, Token};

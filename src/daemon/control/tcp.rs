@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use thiserror::Error;
 use tracing::{info, warn};
 
+use super::super::outlet::OUTPUT;
 use super::super::release::Release;
 use super::super::run::Daemon;
 use super::{Control, NO_ROOM_PAUSE};
@@ -54,6 +55,12 @@ impl TcpError {
     }
 }
 
+/// Says on standard output where the control server of `liveswap -s` listens, in the words that scripts wait for: those of the liveswap
+/// that was written in Node.
+pub fn say_where(address: SocketAddr) {
+    OUTPUT.push_from_worker("", format!("Starting on port {}", address.port()).as_bytes(), b"\n");
+}
+
 impl Control {
     /// Listens where the first generation wants it; `own` is the token where the service file names none.
     ///
@@ -74,7 +81,7 @@ impl Control {
     }
 
     /// Where it listens by TCP.
-    pub(super) fn tcp_address(&self) -> Option<SocketAddr> {
+    pub(in super::super) fn tcp_address(&self) -> Option<SocketAddr> {
         self.tcp.as_ref().map(ControlTcp::address)
     }
 
