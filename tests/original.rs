@@ -144,8 +144,7 @@ fn a_pre_upgrade_that_fails_refuses_with_its_own_words() {
         return;
     };
     let before = old.workers(1);
-    let path = old.manager.path("app2.js");
-    let expected = format!("{{ cmd: 'upgrade', value: 'no pull of {}' }}\n", path.display());
+    let expected = "{ cmd: 'upgrade', value: 'no pull of app2.js' }\n".to_owned();
     assert_eq!(old.flags(["-u", "app2.js"]), (1, expected));
     assert_eq!((old.says().as_str(), old.workers(1)), ("1", before));
 }
@@ -190,6 +189,51 @@ fn flags_are_taken_as_they_were() {
     let output = manager.command(["-a", &host, "-d", "-d"]).output().expect("the program");
     assert_eq!(String::from_utf8_lossy(&output.stdout), ok("die").1);
     assert!(manager.wait_exit().success());
+}
+
+/// Deploy scripts map a tag to a folder in the module: `liveswap -u v2`.
+#[test]
+fn a_pre_upgrade_is_told_what_was_typed() {
+    let module = "const fs = require('fs')\n\
+        module.exports = (data, callback) => {\n\
+          fs.appendFileSync(__dirname + '/told', JSON.stringify([data.value, String(data)]) + '\\n')\n\
+          callback(null, data.value.startsWith('v') ? `${__dirname}/releases/${data.value}.js` : data.value)\n\
+        }";
+    let Some(old) = Old::start(
+        |starter| {
+            fs::write(starter.path("pre.js"), module).expect("a module");
+            fs::create_dir(starter.path("releases")).expect("a folder");
+            // What stands at the path that a tag would be is not what the module means.
+            fs::copy(starter.path("app1.js"), starter.path("v2")).expect("a decoy");
+            fs::copy(starter.path("app2.js"), starter.path("releases/v2.js")).expect("a program");
+        },
+        ["--pre-upgrade", "./pre.js"],
+    ) else {
+        return;
+    };
+    let told = || fs::read_to_string(old.manager.path("told")).unwrap_or_default();
+    assert_eq!(old.flags(["-u", "v2"]), ok("upgrade"));
+    assert_eq!((told().as_str(), old.says().as_str()), ("[\"v2\",\"v2\"]\n", "2"));
+    assert_eq!(old.flags(["-u"]), ok("upgrade"));
+    assert_eq!((told().lines().last(), old.says().as_str()), (Some("[\"\",\"\"]"), "2"));
+    // What the module gives back as it was typed is found where it was typed, or else where the manager was started.
+    let releases = old.manager.path("releases");
+    fs::copy(old.manager.path("app1.js"), releases.join("here.js")).expect("a program");
+    assert_eq!(old.flags_in(&releases, ["-u", "./here.js"]), ok("upgrade"));
+    assert_eq!((told().lines().last(), old.says().as_str()), (Some("[\"./here.js\",\"./here.js\"]"), "1"));
+    assert_eq!(old.flags_in(&releases, ["-u", "app2.js"]), ok("upgrade"));
+    assert_eq!(old.says(), "2");
+    let mut client = Client::with_token(old.control(), &old.manager.token());
+    client.say(r#"{"cmd":"upgrade","value":"app1.js"}"#);
+    assert_eq!(client.hear()["value"], "OK");
+    assert_eq!((told().lines().last(), old.says().as_str()), (Some("[\"app1.js\",\"app1.js\"]"), "1"));
+    client.say(r#"{"cmd":"upgrade","value":"v3"}"#);
+    let answer = client.hear();
+    assert!(
+        answer["value"].as_str().is_some_and(|why| why.contains("releases/v3.js: No such file")),
+        "{answer}"
+    );
+    assert_eq!(old.says(), "1");
 }
 
 /// Asserts that nobody listens at an address any more.

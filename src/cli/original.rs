@@ -20,9 +20,9 @@ use super::output;
 use super::patient::{PATIENCE, Patient, awaited_line, late, next_line};
 use super::report::{self, Status};
 use super::run::{Logging, look_after_manager, report};
-use super::upgrade::absolute;
+use super::upgrade::named;
 use crate::daemon::runtime::stranger_at;
-use crate::wire::control::{Command, Line, MAX_ANSWER, Reply, Request};
+use crate::wire::control::{Command, Line, MAX_ANSWER, NamedTarget, Reply, Request};
 use crate::wire::lines::Lines;
 use crate::wire::printable::is_printable;
 use crate::wire::secret::Secret;
@@ -120,7 +120,7 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
             }
             return report(flags.options(target).run());
         }
-        Original { upgrade: Some(path), .. } => match named(Path::new(path)) {
+        Original { upgrade: Some(path), .. } => match target(Path::new(path)) {
             Ok(target) => (Command::Upgrade { target }, "upgrade"),
             Err(error) => return answer("upgrade", &error.to_string(), false, None),
         },
@@ -228,13 +228,13 @@ fn read_token(path: &Path) -> io::Result<(Secret, u32)> {
     Ok((Secret::read(&text).map_err(|why| failed(&why))?, owner))
 }
 
-/// Returns the path to upgrade to, where one was named.
-fn named(path: &Path) -> io::Result<Option<String>> {
+/// Returns the target to upgrade to, where one was named.
+fn target(path: &Path) -> io::Result<Option<NamedTarget>> {
     if path.as_os_str().is_empty() {
         return Ok(None);
     }
-    // It is absolute, and so found wherever one is.
-    Ok(Some(found(Path::new("/"), absolute(path)?)))
+    // An absolute path does not depend on the folder.
+    named(path, |path| found(Path::new("/"), path)).map(Some)
 }
 
 /// Prints an answer as Node's `console.log` prints an object.

@@ -11,7 +11,7 @@ use super::output;
 use super::progress::Progress;
 use super::report::{self, Hint, Status};
 use crate::daemon;
-use crate::wire::control::{Command, EventLine, Evidence, Line, Reply, Request};
+use crate::wire::control::{Command, EventLine, Evidence, Line, NamedTarget, Reply, Request};
 use crate::wire::status;
 use clap::Args;
 
@@ -47,14 +47,19 @@ pub struct RollbackArgs {
     json: bool,
 }
 
-/// Returns a path as whoever runs in another folder finds it.
+/// Returns the target that a path names: as it was typed, and absolute, as a manager in another folder finds it. `found` may choose another
+/// name for the absolute path.
 ///
 /// # Errors
 ///
-/// It is empty, or not UTF-8, which the protocol is.
-pub(super) fn absolute(path: &Path) -> io::Result<String> {
-    let text = daemon::absolute(path)?.into_os_string().into_string();
-    text.map_err(|path| io::Error::other(format!("{} is not UTF-8", path.display())))
+/// The path is empty, or not UTF-8, which the protocol is.
+pub(super) fn named(path: &Path, found: impl FnOnce(String) -> String) -> io::Result<NamedTarget> {
+    let text = |path: PathBuf| {
+        let text = path.into_os_string().into_string();
+        text.map_err(|path| io::Error::other(format!("{} is not UTF-8", path.display())))
+    };
+    let absolute = text(daemon::absolute(path)?)?;
+    Ok(NamedTarget { typed: text(path.to_owned())?, path: Some(found(absolute)) })
 }
 
 /// What is asked for, and how it is shown.
@@ -69,7 +74,7 @@ struct Change<'a> {
 /// Upgrades a service; status 1 unless it is committed.
 pub fn upgrade(args: &UpgradeArgs) -> ExitCode {
     let UpgradeArgs { name, target, no_wait, drained, json } = args;
-    let target = match target.as_deref().map(absolute).transpose() {
+    let target = match target.as_deref().map(|path| named(path, |path| path)).transpose() {
         Ok(target) => target,
         Err(error) => {
             report::print(&error, None);

@@ -1,8 +1,8 @@
 //! The hook `[upgrade] pre_upgrade`: it is told the target of an upgrade, and may name another one or refuse.
 //!
-//! A Node module exports `function (data, callback)`, as it did for the liveswap that was written in Node: `data.value` is the
-//! path, `callback(error)` refuses, `callback(null, path)` names another target. Any other executable has the path as its
-//! argument, and may print another one as its last line.
+//! A Node module exports `function (data, callback)`, as it did for the liveswap that was written in Node: `data.value` is what was
+//! typed, or empty; `callback(error)` refuses, `callback(null, path)` names another target. Any other executable has what was typed as
+//! its argument, and may print a path as its last line.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -27,7 +27,7 @@ use crate::sys::handover::hand_over;
 use crate::sys::output::output_pipe;
 use crate::sys::spawn::{Launch, Spawned, spawn};
 use crate::sys::wait::Interest;
-use crate::wire::control::MAX_PATH;
+use crate::wire::control::{MAX_PATH, NamedTarget};
 use crate::wire::lines::{Line, Lines};
 
 /// Has a module called as it was by the old liveswap; what it calls back comes as a line of JSON on descriptor 3.
@@ -61,14 +61,14 @@ struct CalledBack {
 }
 
 impl PreUpgrade {
-    fn start(place: Place<'_>, hook: &Path, target: &str) -> io::Result<(Self, Spawned)> {
+    fn start(place: Place<'_>, hook: &Path, typed: &str) -> io::Result<(Self, Spawned)> {
         let (output, theirs) = output_pipe()?;
         let path = hook.to_string_lossy().into_owned();
         let is_node = place.release.pre_upgrade_is_node;
         let words = if is_node {
-            vec!["node".into(), "-e".into(), CALL.into(), path, target.to_owned()]
+            vec!["node".into(), "-e".into(), CALL.into(), path, typed.to_owned()]
         } else {
-            vec![path, target.to_owned()]
+            vec![path, typed.to_owned()]
         };
         let launch = launch::program(place, &words)?;
         let output_of = theirs.as_fd();
@@ -150,12 +150,13 @@ impl Daemon {
         generation: GenerationId,
         release: Box<Release>,
     ) -> Option<Box<Release>> {
-        let (Some(hook), Some(target)) = (&release.spec.hooks.pre_upgrade, &release.target) else {
+        let Some(hook) = release.spec.hooks.pre_upgrade.as_ref().filter(|_| release.target.is_some()) else {
             return Some(release);
         };
+        let typed = self.typed_for(generation);
         let begun = Common::of(&release, generation, &self.heritage).and_then(|common| {
             let place = Place { release: &release, common: &common, generation, slot: None };
-            PreUpgrade::start(place, hook, &target.given)
+            PreUpgrade::start(place, hook, &typed)
         });
         match begun {
             Ok((hook, spawned)) => {
@@ -171,6 +172,14 @@ impl Daemon {
             }
         }
         None
+    }
+
+    /// What was typed for a generation to be; empty where an upgrade names no target.
+    fn typed_for(&mut self, generation: GenerationId) -> String {
+        match self.candidate_of(generation).map(|candidate| &candidate.wanted) {
+            Some(Wanted::Named(named)) => named.typed.clone(),
+            Some(Wanted::First | Wanted::Typed | Wanted::Standing { .. }) | None => String::new(),
+        }
     }
 
     /// Takes what the hook has written by now, so that it never waits for us.
@@ -196,9 +205,11 @@ impl Daemon {
         let _ = self.poller.remove(hook.output());
         match hook.finish(done, how) {
             Ok(named) => {
-                if let Some(path) = named {
+                // What was typed is not another target.
+                if let Some(path) = named.filter(|path| *path != self.typed_for(generation)) {
                     info!("generation {generation}: the hook `pre_upgrade` names {}", one_line(&path));
-                    self.want_target(generation, Wanted::Named(path));
+                    let target = NamedTarget { typed: path, path: None };
+                    self.want_target(generation, Wanted::Named(target));
                 }
                 self.run_before(generation, release);
             }

@@ -37,7 +37,7 @@ const FIRST_CHECK: Duration = Duration::from_secs(30);
 pub(super) struct Candidate {
     generation: GenerationId,
     /// Which target it is to have.
-    wanted: Wanted,
+    pub(super) wanted: Wanted,
     pub(super) stage: Stage,
 }
 

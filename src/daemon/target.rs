@@ -15,8 +15,12 @@ use super::release::{Release, enter};
 use crate::core::ids::RequestId;
 use crate::core::spec::ServiceSpec;
 use crate::core::word::one_line;
+use crate::sys::handover::plain;
 use crate::sys::program_file::FileIdentity;
 use crate::sys::way::{self, Trusted, WayError};
+use crate::wire::control::NamedTarget;
+
+plain!(NamedTarget);
 
 /// The target of a release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,8 +41,8 @@ pub enum Wanted {
     First,
     /// The one that was typed when the manager was started.
     Typed,
-    /// Somebody has named this one.
-    Named(String),
+    /// A request or the hook `pre_upgrade` names this one.
+    Named(NamedTarget),
     /// The one that serves, unless the service file names another than it did.
     Standing {
         /// What the file named then.
@@ -69,16 +73,16 @@ impl Wanted {
         let spec = bounds.spec;
         let Some(file) = &spec.process.target else {
             return match self {
-                Self::Named(path) => Err(format!(
+                Self::Named(named) => Err(format!(
                     "there is no `target` in [service] that could be changed to {}",
-                    one_line(path)
+                    one_line(&named.typed)
                 )),
                 Self::First | Self::Typed | Self::Standing { .. } => Ok(None),
             };
         };
         let at = |path: &str| bounds.locate(path);
         match self {
-            Self::Named(path) => at(path).map(Some),
+            Self::Named(named) => bounds.named(named).map(Some),
             Self::Standing { file: before, given: Some(given) } if before.as_ref() == Some(file) => {
                 at(given).map(Some)
             }
@@ -145,6 +149,22 @@ impl<'a> Bounds<'a> {
         let found = head::instead(self.spec, own, self.user).transpose()?;
         let taken = found.and_then(|found| Ok((take(&found)?, found.why)));
         taken.map_err(|why| warnings.push(head::passed_by(self.spec, &why, named))).ok()
+    }
+
+    /// Finds a target that a request or the hook `pre_upgrade` names.
+    fn named(&self, NamedTarget { typed, path }: &NamedTarget) -> Result<Target, String> {
+        let Some(path) = path else { return self.locate(typed) };
+        if self.spec.hooks.pre_upgrade.is_none() {
+            return self.locate(path);
+        }
+        // The hook may understand it as a name, so that what it names is found after the hook has run.
+        if self.yet_to_run && Path::new(typed).is_relative() {
+            return Ok(Target { given: path.clone(), resolved: path.clone(), file: None });
+        }
+        // A hook that gives back what was typed means a path from the service's directory, as it did in the liveswap that was written in
+        // Node. A client elsewhere means the one that it sees.
+        let is_only_here = !Path::new(path).exists() && self.spec.process.directory.join(typed).exists();
+        self.locate(if is_only_here { typed } else { path })
     }
 
     fn locate(&self, path: &str) -> Result<Target, String> {
@@ -246,7 +266,7 @@ fn resolved_so_far(path: &Path) -> Option<PathBuf> {
 #[derive(Debug, Default)]
 pub(super) struct Targets {
     /// Those that requests name whose upgrades have not begun.
-    pub(super) asked: BTreeMap<RequestId, String>,
+    pub(super) asked: BTreeMap<RequestId, NamedTarget>,
     /// What was rolled back last, as far as this manager knows.
     pub(super) rejected: RejectedRecord,
     /// The records on their way to the disk. Nobody hands over meanwhile.
@@ -255,7 +275,7 @@ pub(super) struct Targets {
 
 impl Targets {
     /// Nothing is being recorded.
-    pub(super) fn asked(asked: BTreeMap<RequestId, String>) -> Self {
+    pub(super) fn asked(asked: BTreeMap<RequestId, NamedTarget>) -> Self {
         Self { asked, ..Self::default() }
     }
 }

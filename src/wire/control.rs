@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 pub use super::event::EventLine;
 pub use super::secret::Secret;
 use super::status::Health;
+pub use super::target::{MAX_PATH, NamedTarget};
 pub use crate::core::Scale;
 use crate::core::notice::Outcome;
 use crate::core::printable::printable_json;
@@ -28,9 +29,6 @@ pub const MAX_ANSWER: usize = 1 << 20;
 /// The longest text of a message to the workers, in bytes: with its newline it is taken whole or not at all (pipe(7),
 /// `PIPE_BUF`).
 pub const MAX_MESSAGE: usize = 4095;
-
-/// The longest path of a target, in bytes (`PATH_MAX` of limits.h, without its NUL).
-pub const MAX_PATH: usize = 4095;
 
 /// The `value` of a reply where all went well.
 pub const OK: &str = "OK";
@@ -54,7 +52,7 @@ pub enum Command {
     /// Reads the service file again, and changes to what it defines.
     Upgrade {
         /// Another target than the one that serves.
-        target: Option<String>,
+        target: Option<NamedTarget>,
     },
     /// Goes back to the generation before.
     Rollback,
@@ -120,7 +118,7 @@ impl Command {
         let value = fields.get("value").unwrap_or(&Value::Null);
         let now = || flag(fields, "now", false);
         Ok(match cmd {
-            "upgrade" => Self::Upgrade { target: target(value)? },
+            "upgrade" => Self::Upgrade { target: NamedTarget::read(value, fields.get("path"))? },
             "rollback" => Self::Rollback,
             "respawn" => Self::Respawn { now: now()? },
             "stop" => Self::Stop { now: now()? },
@@ -176,7 +174,12 @@ impl Request {
             Command::Scale(Scale::To(count)) => set("value", (*count).into()),
             Command::Scale(Scale::By(by)) => set("value", format!("{by:+}").into()),
             Command::Message(text) => set("value", text.as_str().into()),
-            Command::Upgrade { target: Some(path) } => set("value", path.as_str().into()),
+            Command::Upgrade { target: Some(NamedTarget { typed, path }) } => {
+                set("value", typed.as_str().into());
+                if let Some(path) = path {
+                    set("path", path.as_str().into());
+                }
+            }
             Command::Upgrade { target: None }
             | Command::Rollback
             | Command::Respawn { .. }
@@ -232,17 +235,6 @@ pub fn parse_scale(text: &str) -> Option<Scale> {
     match text.as_bytes().first()? {
         b'+' | b'-' => text.parse().ok().map(Scale::By),
         _ => text.parse().ok().map(Scale::To),
-    }
-}
-
-/// Reads the path that an upgrade goes to, if it names one.
-fn target(value: &Value) -> Result<Option<String>, String> {
-    match value {
-        Value::Null => Ok(None),
-        Value::String(path) if path.contains('\0') => Err("a path has no NUL".into()),
-        Value::String(path) if path.len() > MAX_PATH => Err(format!("a path has at most {MAX_PATH} bytes")),
-        Value::String(path) => Ok(Some(path.clone()).filter(|path| !path.is_empty())),
-        _ => Err("`value` must be the path to upgrade to".into()),
     }
 }
 
@@ -411,7 +403,10 @@ mod tests {
     fn a_request_survives_the_wire() {
         let commands = [
             Command::Upgrade { target: None },
-            Command::Upgrade { target: Some("/srv/2 π.js".into()) },
+            Command::Upgrade { target: Some(NamedTarget { typed: "/srv/2 π.js".into(), path: None }) },
+            Command::Upgrade {
+                target: Some(NamedTarget { typed: "v2".into(), path: Some("/srv/v2.js".into()) }),
+            },
             Command::Rollback,
             Command::Respawn { now: false },
             Command::Respawn { now: true },
@@ -457,6 +452,7 @@ mod tests {
         assert_eq!(reason(r#"{"cmd":"stop","now":1}"#), "`now` must be true or false");
         assert!(reason(r#"{"cmd":"upgrade","value":["/srv/2.js"]}"#).contains("must be the path"));
         assert!(reason(r#"{"cmd":"upgrade","value":"/srv/2\u0000"}"#).contains("no NUL"));
+        assert_eq!(reason(r#"{"cmd":"upgrade","value":"2","path":"2"}"#), "`path` must be absolute");
         assert_eq!(reason(r#"{"cmd":"stop","token":1}"#), "`token` must be a text");
         for value in ["-1", "1.5", "\"\"", "\"x\"", "\"+\"", "null", "99999999999"] {
             let line = format!(r#"{{"cmd":"scale","value":{value}}}"#);

@@ -7,5 +7,6 @@ pub mod node;
 pub mod notify;
 pub mod secret;
 pub mod status;
+pub mod target;
 
 pub use crate::core::printable;

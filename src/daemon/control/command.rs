@@ -6,7 +6,7 @@ use super::Asker;
 use crate::core::ids::RequestId;
 use crate::core::notice::{Notice, Outcome};
 use crate::core::{Event, Wish};
-use crate::wire::control::{BadRequest, Command, EventLine, Reply, Request, VERSION, line};
+use crate::wire::control::{BadRequest, Command, EventLine, NamedTarget, Reply, Request, VERSION, line};
 
 /// How many requests of a client may wait for their answers.
 const MAX_ASKED: usize = 16;
@@ -39,12 +39,12 @@ impl Daemon {
                 self.ask(asker, |request| Event::Upgrade(Some(request)));
             }
             // Who wants what another one waits for already waits together with that one.
-            Command::Upgrade { target: Some(path) } if self.is_awaited(&path) => {
+            Command::Upgrade { target: Some(target) } if self.is_awaited(&target) => {
                 self.ask(asker, |request| Event::Upgrade(Some(request)));
             }
-            Command::Upgrade { target: Some(path) } => {
+            Command::Upgrade { target: Some(target) } => {
                 let request = self.ask(asker, |request| Event::Asked(request, Wish::UpgradeTo));
-                self.targets.asked.insert(request, path);
+                self.targets.asked.insert(request, target);
             }
             Command::Respawn { now: false } => {
                 self.ask(asker, |request| Event::Respawn(Some(request)));
@@ -69,8 +69,8 @@ impl Daemon {
     }
 
     /// Whether the newest target that was asked for, and whose upgrade has not begun, is this one.
-    fn is_awaited(&self, path: &str) -> bool {
-        self.targets.asked.last_key_value().is_some_and(|(_, newest)| newest == path)
+    fn is_awaited(&self, target: &NamedTarget) -> bool {
+        self.targets.asked.last_key_value().is_some_and(|(_, newest)| newest == target)
     }
 
     fn wish(&mut self, asker: Asker, wish: Wish) {

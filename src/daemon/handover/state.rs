@@ -40,7 +40,7 @@ use crate::sys::limits::Limit;
 use crate::sys::signals::{ControllingTerminal, Signals};
 use crate::sys::spawn::Spawned;
 use crate::sys::wait::Poller;
-use crate::wire::control::Reply;
+use crate::wire::control::{NamedTarget, Reply};
 
 type As<T> = <T as HandOver>::State;
 
@@ -62,7 +62,7 @@ pub struct State {
     listeners: Vec<As<Listener>>,
     generations: Vec<GenerationState>,
     kept: As<Option<(GenerationId, PinnedRelease)>>,
-    targets: Vec<(RequestId, String)>,
+    targets: Vec<(RequestId, NamedTarget)>,
     stored: As<Store>,
     demanded: Vec<DemandedState>,
     candidate: As<Option<Candidate>>,
