@@ -236,6 +236,86 @@ fn a_pre_upgrade_is_told_what_was_typed() {
     assert_eq!(old.says(), "1");
 }
 
+/// `client.message({ value: { … } })`, by a client that can show no token.
+#[test]
+fn a_message_is_any_json_value() {
+    let program = "process.on('message', value => require('fs').appendFileSync('values', JSON.stringify(value) + '\\n'))\n";
+    let Some(old) = Old::start(
+        |starter| {
+            let text = fs::read_to_string(starter.path("app1.js")).expect("the program");
+            fs::write(starter.path("app1.js"), program.to_owned() + &text).expect("a program");
+        },
+        ["--local-owner"],
+    ) else {
+        return;
+    };
+    let mut client = Client::by_tcp(old.control());
+    let long = format!("\"{}\"", "x".repeat((1 << 20) - 2));
+    let values =
+        [r#"{"b":[1.5,null,true],"a":{"text":"two\nlines"}}"#, "[]", "0", "null", r#""a\nb""#, long.as_str()];
+    for value in values {
+        client.say(&format!(r#"{{"cmd":"message","value":{value}}}"#));
+        assert_eq!(client.hear()["value"], "OK", "{value:.40}");
+    }
+    let heard = || fs::read_to_string(old.manager.path("values")).unwrap_or_default();
+    old.manager.wait_until("seven to have heard each", || {
+        (heard().lines().count() == 7 * values.len()).then_some(())
+    });
+    let heard = heard();
+    for value in values {
+        assert_eq!(heard.lines().filter(|line| *line == value).count(), 7, "{value:.40}");
+    }
+    for (value, why) in [
+        (format!("[{long}]"), "a message has at most 1048576 bytes of JSON"),
+        (r#"{"cmd":"NODE_CLUSTER","act":"disconnect"}"#.to_owned(), "no `cmd` that begins with NODE_"),
+    ] {
+        client.say(&format!(r#"{{"cmd":"message","value":{value}}}"#));
+        let answer = client.hear();
+        assert!(answer["value"].as_str().is_some_and(|text| text.contains(why)), "{answer}");
+    }
+    assert_eq!(old.flags(["-m", &"y".repeat(100_000)]), ok("message"));
+    // By TCP the first line, which shows the token, cannot be so long.
+    let token = old.manager.path("run/token").display().to_string();
+    let long = "y".repeat(100_000);
+    let mut command = old.manager.command(["--token-file", &token, "-m", &long, "-a", &old.host]);
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let output = command.env("RUNTIME_DIRECTORY", elsewhere.path()).output().expect("the program");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), ok("message").1);
+    client.say(&format!(r#"{{"cmd":"message","value":"{}"}}"#, "z".repeat(2 << 20)));
+    assert_eq!(client.hear()["value"], "a line has at most 1052672 bytes");
+}
+
+#[test]
+fn what_waits_for_a_worker_that_does_not_read_is_bounded() {
+    let Some(old) = Old::start(|_| (), ["--local-owner", "-f", "1"]) else { return };
+    let worker = old.manager.workers()[0].pid;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), Signal::SIGSTOP).expect("a worker");
+    let before = old.manager.resident();
+    let mut client = Client::by_tcp(old.control());
+    let line = format!(r#"{{"cmd":"message","value":"{}"}}"#, "x".repeat(500_000));
+    let mut refused = None;
+    for _ in 0..20 {
+        client.say(&line);
+        refused =
+            refused.or(client.hear()["value"].as_str().filter(|value| *value != "OK").map(str::to_owned));
+    }
+    let why = refused.expect("a refusal");
+    assert!(why.contains("has not read its earlier messages"), "{why}");
+    // Lines and answers are there meanwhile, twenty messages are not.
+    let more = old.manager.resident().saturating_sub(before);
+    assert!(more < 6 * 1024, "{more} KiB more");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), Signal::SIGCONT).expect("a worker");
+    let last = line.replace('x', "y");
+    old.manager.wait_until("the worker to read again", || {
+        client.say(&last);
+        (client.hear()["value"] == "OK").then_some(())
+    });
+    let text = "y".repeat(500_000);
+    old.manager.wait_until("the message", || {
+        fs::read_to_string(old.manager.path("heard")).ok().filter(|heard| heard.contains(&text))
+    });
+}
+
 /// Asserts that nobody listens at an address any more.
 fn assert_free(address: SocketAddr) {
     let error = TcpStream::connect(address).expect_err("nobody listens");

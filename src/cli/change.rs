@@ -7,7 +7,7 @@ use clap::Args;
 use super::connection::Connection;
 use super::report::Status;
 use super::upgrade::{explain, say};
-use crate::wire::control::{Command, Scale, parse_scale};
+use crate::wire::control::{Command, Message, Scale, parse_scale};
 
 /// Arguments of `liveswap respawn`.
 #[derive(Args, Debug)]
@@ -67,7 +67,11 @@ pub fn scale(args: &ScaleArgs) -> ExitCode {
 
 /// Hands a line to every worker; status 1 unless each was handed it.
 pub fn message(args: &MessageArgs) -> ExitCode {
-    run(args.name.as_deref(), Command::Message(args.text.clone()), "every worker was handed the message")
+    run(
+        args.name.as_deref(),
+        Command::Message(Message::text(&args.text)),
+        "every worker was handed the message",
+    )
 }
 
 /// Arguments of `liveswap reexec`.

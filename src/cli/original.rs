@@ -22,7 +22,7 @@ use super::report::{self, Status};
 use super::run::{Logging, look_after_manager, report};
 use super::upgrade::named;
 use crate::daemon::runtime::stranger_at;
-use crate::wire::control::{Command, Line, MAX_ANSWER, NamedTarget, Reply, Request};
+use crate::wire::control::{Command, Line, MAX_ANSWER, MAX_FIRST_LINE, Message, NamedTarget, Reply, Request};
 use crate::wire::lines::Lines;
 use crate::wire::printable::is_printable;
 use crate::wire::secret::Secret;
@@ -126,7 +126,7 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         },
         Original { kill: true, .. } => (Command::Kill, "kill"),
         Original { die: true, .. } => (Command::Die, "die"),
-        Original { message: Some(text), .. } => (Command::Message(text.clone()), "message"),
+        Original { message: Some(text), .. } => (Command::Message(Message::text(text)), "message"),
         // The flags are a group of which one is required.
         _ => return Status::Usage.into(),
     };
@@ -180,26 +180,36 @@ impl Original {
             None => Ok(()),
         };
         make_sure()?;
-        let mut stream =
-            TcpStream::connect_timeout(&server, PATIENCE).map_err(|error| match error.kind() {
-                io::ErrorKind::ConnectionRefused => {
-                    io::Error::other(format!("connect ECONNREFUSED {server}"))
-                }
-                _ => error,
-            })?;
+        let stream = TcpStream::connect_timeout(&server, PATIENCE).map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused => io::Error::other(format!("connect ECONNREFUSED {server}")),
+            _ => error,
+        })?;
         // It may have changed hands.
         make_sure()?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let is_quick = is_quick(&command);
         let until = Instant::now() + PATIENCE;
-        let request = Request { token, ..Request::new(command) };
-        stream.write_all(format!("{}\n", request.to_line()).as_bytes()).map_err(|error| {
-            match error.kind() {
+        let mut lines = Lines::new(MAX_ANSWER);
+        let write = |line: String| {
+            (&stream).write_all((line + "\n").as_bytes()).map_err(|error| match error.kind() {
                 io::ErrorKind::WouldBlock => late(),
                 _ => error,
+            })
+        };
+        let mut request = Request { token, ..Request::new(command) };
+        let mut line = request.to_line();
+        if request.token.is_some() && line.len() > MAX_FIRST_LINE {
+            let token = request.token.take();
+            line = request.to_line();
+            write(Request { token, ..Request::new(Command::Ping) }.to_line())?;
+            let answer = next_line(&mut Patient::new(&stream, until), &mut lines)?.unwrap_or_default();
+            match Line::parse(&answer) {
+                Ok(Line::Reply(reply)) if !reply.ok => return Ok(*reply),
+                _ if answer.is_empty() => return Err(unanswered()),
+                _ => {}
             }
-        })?;
-        let mut lines = Lines::new(MAX_ANSWER);
+        }
+        write(line)?;
         let line = if is_quick {
             next_line(&mut Patient::new(&stream, until), &mut lines)
         } else {

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 pub use super::event::EventLine;
+pub use super::message::{MAX_MESSAGE, Message};
 pub use super::secret::Secret;
 use super::status::Health;
 pub use super::target::{MAX_PATH, NamedTarget};
@@ -21,14 +22,13 @@ use crate::core::printable::printable_json;
 pub const VERSION: u32 = 1;
 
 /// The longest line of a client, in bytes, the newline not counted.
-pub const MAX_LINE: usize = 64 * 1024;
+pub const MAX_LINE: usize = MAX_MESSAGE + 4096;
+
+/// The longest line of a client that has not shown the token, in bytes; no more is read of it.
+pub const MAX_FIRST_LINE: usize = 4 * 1024;
 
 /// The longest line that a client reads, in bytes; more is no answer of a manager.
 pub const MAX_ANSWER: usize = 1 << 20;
-
-/// The longest text of a message to the workers, in bytes: with its newline it is taken whole or not at all (pipe(7),
-/// `PIPE_BUF`).
-pub const MAX_MESSAGE: usize = 4095;
 
 /// The `value` of a reply where all went well.
 pub const OK: &str = "OK";
@@ -72,8 +72,8 @@ pub enum Command {
     Die,
     /// More or fewer workers.
     Scale(Scale),
-    /// A line of text for every worker.
-    Message(String),
+    /// A message for every worker.
+    Message(Message),
     /// How things stand.
     Status,
     /// What happens from now on.
@@ -114,7 +114,8 @@ impl Command {
         }
     }
 
-    fn read(cmd: &str, fields: &Map<String, Value>) -> Result<Self, String> {
+    /// Reads the fields of a `line`.
+    fn read(cmd: &str, fields: &Map<String, Value>, line: &[u8]) -> Result<Self, String> {
         let value = fields.get("value").unwrap_or(&Value::Null);
         let now = || flag(fields, "now", false);
         Ok(match cmd {
@@ -125,7 +126,7 @@ impl Command {
             "kill" => Self::Kill,
             "die" => Self::Die,
             "scale" => Self::Scale(scale(value)?),
-            "message" => Self::Message(message(value)?),
+            "message" => Self::Message(Message::of_request(line)?),
             "status" => Self::Status,
             "events" => Self::Events,
             "reexec" => Self::Reexec,
@@ -156,7 +157,7 @@ impl Request {
             return Err(BadRequest { id, ..bad("the object must have a text `cmd`".into()) });
         };
         let read = || {
-            let (command, wait) = (Command::read(cmd, &fields)?, flag(&fields, "wait", true)?);
+            let (command, wait) = (Command::read(cmd, &fields, line)?, flag(&fields, "wait", true)?);
             Ok((command, wait, token(&fields)?))
         };
         match read() {
@@ -173,7 +174,7 @@ impl Request {
             Command::Respawn { now } | Command::Stop { now } if *now => set("now", true.into()),
             Command::Scale(Scale::To(count)) => set("value", (*count).into()),
             Command::Scale(Scale::By(by)) => set("value", format!("{by:+}").into()),
-            Command::Message(text) => set("value", text.as_str().into()),
+            Command::Message(message) => set("value", message.value()),
             Command::Upgrade { target: Some(NamedTarget { typed, path }) } => {
                 set("value", typed.as_str().into());
                 if let Some(path) = path {
@@ -235,15 +236,6 @@ pub fn parse_scale(text: &str) -> Option<Scale> {
     match text.as_bytes().first()? {
         b'+' | b'-' => text.parse().ok().map(Scale::By),
         _ => text.parse().ok().map(Scale::To),
-    }
-}
-
-fn message(value: &Value) -> Result<String, String> {
-    match value.as_str() {
-        None => Err("`value` must be the text of the message".into()),
-        Some(text) if text.contains(['\n', '\0']) => Err("a message is one line, without NUL".into()),
-        Some(text) if text.len() > MAX_MESSAGE => Err(format!("a message has at most {MAX_MESSAGE} bytes")),
-        Some(text) => Ok(text.to_owned()),
     }
 }
 
@@ -416,7 +408,7 @@ mod tests {
             Command::Scale(Scale::To(4)),
             Command::Scale(Scale::By(-2)),
             Command::Scale(Scale::By(1)),
-            Command::Message("π \" \\".into()),
+            Command::Message(Message::text("π \" \\")),
             Command::Status,
             Command::Events,
             Command::Ping,
@@ -458,8 +450,7 @@ mod tests {
             let line = format!(r#"{{"cmd":"scale","value":{value}}}"#);
             assert!(reason(&line).starts_with("`value` must be a number"), "{line}");
         }
-        assert!(reason(r#"{"cmd":"message","value":"a\nb"}"#).contains("one line"));
-        assert!(reason(&format!(r#"{{"cmd":"message","value":"{}"}}"#, "x".repeat(4096))).contains("4095"));
+        assert_eq!(reason(r#"{"cmd":"message"}"#), "`value` must be the message");
         let bad = Request::parse(br#"{"id":7,"cmd":"fly\u001b[2J"}"#).unwrap_err();
         assert_eq!((bad.id, bad.cmd.as_str()), (Some(7.into()), "fly\u{1b}[2J"));
         assert_eq!(bad.reason, "unknown cmd `fly\u{fffd}[2J`");

@@ -3,6 +3,7 @@
 pub mod control;
 pub mod event;
 pub mod lines;
+pub mod message;
 pub mod node;
 pub mod notify;
 pub mod secret;

@@ -280,7 +280,7 @@ pub enum Answer<'a> {
     Arrived,
     /// It is to stop listening, to finish what it has, and to end.
     Disconnect(Drain),
-    /// A message for the application, as `process.on('message')` has it.
+    /// A message for the application, as `process.on('message')` has it: JSON without a newline.
     Message(&'a str),
 }
 
@@ -304,7 +304,8 @@ impl Answer<'_> {
                 "cmd": "NODE_CLUSTER", "act": "disconnect", "seq": 0, "linger": milliseconds(*linger),
                 "timeout": milliseconds(*timeout),
             }),
-            Self::Message(text) => Value::from(*text),
+            // As its sender wrote it: the value itself might not hold a large number, or the order of the keys.
+            Self::Message(json) => return format!("{json}\n").into_bytes(),
         };
         let mut line = value.to_string().into_bytes();
         line.push(b'\n');
@@ -412,6 +413,6 @@ mod tests {
             serde_json::from_str(&text(Answer::Disconnect(Drain { linger, timeout }))).unwrap();
         let told = json!({"cmd":"NODE_CLUSTER","act":"disconnect","seq":0,"linger":2000,"timeout":2500});
         assert_eq!(drain, told);
-        assert_eq!(text(Answer::Message("a \"b\"\n")), "\"a \\\"b\\\"\\n\"\n");
+        assert_eq!(text(Answer::Message("[1.50]")), "[1.50]\n");
     }
 }

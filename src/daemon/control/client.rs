@@ -11,7 +11,7 @@ use crate::sys::foreign::are_too_many;
 use crate::sys::handover::hand_over;
 use crate::sys::stream_socket::StreamSocket;
 use crate::sys::wait::Interest;
-use crate::wire::control::{BadRequest, MAX_LINE, Request};
+use crate::wire::control::{BadRequest, MAX_FIRST_LINE, MAX_LINE, Request};
 use crate::wire::lines::Lines;
 use crate::wire::secret::Secret;
 
@@ -20,9 +20,6 @@ const IDLE: Duration = Duration::from_secs(60);
 
 /// How long a client may take to show the token.
 const TIME_TO_PROVE: Duration = Duration::from_secs(10);
-
-/// The longest line of a client that has not shown the token, in bytes; no more is read of it.
-const MAX_FIRST_LINE: usize = 4 * 1024;
 
 /// What is said to a client that must show the token, and has not.
 const NO_TOKEN: &str = "the first line must have the `token`: what stands in `[control] token_file`, or without one in the file \
@@ -339,7 +336,7 @@ mod tests {
                 break request.unwrap_err();
             }
         };
-        assert!(refused.reason.contains("65536 bytes"));
+        assert!(refused.reason.contains(&format!("{MAX_LINE} bytes")));
         assert!(client.listen(Mono::ZERO, None).is_empty(), "nothing more is read of it");
         assert!(client.is_over());
         drop(client);

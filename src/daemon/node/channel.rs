@@ -12,9 +12,13 @@ use crate::sys::handover::{hand_over, plain};
 use crate::sys::output::is_readable;
 use crate::sys::wait::Interest;
 use crate::wire::lines::Lines;
+use crate::wire::message::MAX_MESSAGE;
 use crate::wire::node::{Answer, Drain, MAX_LINE, Said};
 
 plain!(Standing);
+
+/// How much may wait for a worker that does not read, in bytes, before another message is refused. One message always may.
+const MAX_WAITING: usize = MAX_MESSAGE;
 
 /// How much is read in a turn, in bytes.
 const READ_SIZE: usize = 16 * 1024;
@@ -115,21 +119,29 @@ impl Channel {
         self.output.push_back(Line { rest: answer.to_line(), descriptor });
     }
 
-    /// Hands over a message: when this returns, the worker has it to read.
+    /// Hands over a message: JSON without a newline. What the worker does not take at once waits for it, bounded.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` where it does not read those that it got before, `BrokenPipe` where it never will.
-    pub(in super::super) fn tell(&mut self, text: &str) -> io::Result<()> {
+    /// `WouldBlock` where the worker does not read those that it got before, `BrokenPipe` where it never will.
+    pub(in super::super) fn tell(&mut self, json: &str) -> io::Result<()> {
         self.flush();
         if self.standing != Standing::Open {
             return Err(ErrorKind::BrokenPipe.into());
         }
+        let line = Answer::Message(json).to_line();
         if !self.output.is_empty() {
-            return Err(ErrorKind::WouldBlock.into());
+            let waiting: usize = self.output.iter().map(|line| line.rest.len()).sum();
+            if waiting + line.len() > MAX_WAITING {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            self.output.push_back(Line { rest: line, descriptor: None });
+            return Ok(());
         }
-        let line = Answer::Message(text).to_line();
-        let taken = send_some(&self.fd, &line, None)?;
+        let taken = match send_some(&self.fd, &line, None) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            taken => taken?,
+        };
         // What was taken must be made whole, and is, before anything else is said.
         let rest = line[taken..].to_vec();
         if !rest.is_empty() {
