@@ -316,6 +316,35 @@ fn what_waits_for_a_worker_that_does_not_read_is_bounded() {
     });
 }
 
+#[test]
+fn head_is_there_at_a_clean_end_and_another_target_that_is_typed_is_told() {
+    let Some(mut old) = Old::start(|_| (), ["-H", "./HEAD"]) else { return };
+    assert_eq!(old.flags(["-d"]), ok("die"));
+    assert!(old.manager.wait_exit().success());
+    let head = fs::read_to_string(old.manager.path("HEAD")).expect("it is there");
+    let app1 = old.manager.path("app1.js").canonicalize().expect("the program").display().to_string();
+    assert_eq!(head, app1, "a clean path, and nothing after it");
+    // As the liveswap that was written in Node reads it.
+    let reader = format!("require(require('fs').readFileSync({:?}).toString())", old.manager.path("HEAD"));
+    fs::write(old.manager.path("app1.js"), "console.log('it is read')").expect("a program");
+    let output = Command::new("node").args(["-e", &reader]).output().expect("node");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "it is read\n");
+    fs::write(old.manager.path("app1.js"), app(old.address, "1")).expect("a program");
+
+    let errors = fs::File::create(old.manager.path("errors")).expect("a file");
+    let mut command = old.manager.command(["-s", "app2.js", "-f", "1", "-H", "HEAD", "-a", &old.host]);
+    let mut child = command.stderr(errors).spawn().expect("the program");
+    old.manager.wait_until("it to serve", || TcpStream::connect(old.address).ok());
+    assert_eq!(old.says(), "2");
+    assert_eq!(old.flags(["-d"]), ok("die"));
+    assert!(child.wait().expect("its end").success());
+    let errors = fs::read_to_string(old.manager.path("errors")).expect("the log");
+    let app2 = app1.replace("app1", "app2");
+    let told = format!("HEAD names {app1}; starting {app2}, which was typed");
+    assert!(errors.contains(&told), "{errors}");
+    assert_eq!(fs::read_to_string(old.manager.path("HEAD")).expect("it is there"), app2);
+}
+
 /// Asserts that nobody listens at an address any more.
 fn assert_free(address: SocketAddr) {
     let error = TcpStream::connect(address).expect_err("nobody listens");

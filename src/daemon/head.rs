@@ -107,6 +107,18 @@ pub fn passed_by(spec: &ServiceSpec, why: &str, own: &str) -> String {
     format!("head {head}: {why}; starting {own}")
 }
 
+/// Says what is recorded where that is not the target that was typed, which a manager starts with all the same.
+pub fn differs(spec: &ServiceSpec, typed: &Path, user: u32) -> Option<String> {
+    let head = spec.hooks.head.as_deref()?;
+    match recorded(head, user) {
+        Ok(recorded) => recorded.filter(|recorded| recorded != typed).map(|recorded| {
+            let (head, recorded, typed) = (head.display(), recorded.display(), typed.display());
+            format!("head {head} names {recorded}; starting {typed}, which was typed")
+        }),
+        Err(why) => Some(passed_by(spec, &why, &typed.display().to_string())),
+    }
+}
+
 /// Returns the path of a release that was recorded.
 fn recorded(head: &Path, user: u32) -> Result<Option<PathBuf>, String> {
     let bytes = read_record(head, user)?;

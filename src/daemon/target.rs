@@ -93,7 +93,12 @@ impl Wanted {
                 }
                 None => at(file).map(Some),
             },
-            Self::Typed | Self::Standing { .. } => at(file).map(Some),
+            Self::Typed => {
+                let target = at(file)?;
+                warnings.extend(head::differs(spec, Path::new(&target.resolved), bounds.user));
+                Ok(Some(target))
+            }
+            Self::Standing { .. } => at(file).map(Some),
         }
     }
 }
