@@ -186,5 +186,8 @@ fn what_cannot_be_had_is_told_with_its_line_its_key_and_what_to_do() {
     let missing =
         Command::new(env!("CARGO_BIN_EXE_liveswap")).args(["check", "no-such.toml", "/"]).output().unwrap();
     let said = text(&missing.stderr);
-    assert!(said.contains("without a file: liveswap run -l") && said.contains("no regular file but a folder"), "{said}");
+    assert!(
+        said.contains("without a file: liveswap run -l") && said.contains("no regular file but a folder"),
+        "{said}"
+    );
 }

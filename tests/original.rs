@@ -13,7 +13,7 @@ use std::process::Command;
 use std::thread;
 
 use nix::sys::signal::Signal;
-use support::client::{Connection, Target};
+use support::client::{Connection, Target, ask_any};
 use support::control::Client;
 use support::log::Step;
 use support::manager::{Manager, Place, Starter, Worker, liveswap};
@@ -60,6 +60,28 @@ impl Old {
         Some(Self { manager, address, host })
     }
 
+    /// Starts one whose program answers with `1` on the default port of the control server, in front of more words; the manager has not yet
+    /// become ready.
+    fn start_at_the_default_port(program: &str, more: &[&str]) -> Option<Self> {
+        if !is_installed("node") {
+            return None;
+        }
+        let (starter, address) = (Starter::default(), SocketAddr::new(loopback().ip(), 3000));
+        fs::write(starter.path("app1.js"), app(address, "1")).expect("a program");
+        fs::write(starter.path("app2.js"), app(address, "2")).expect("a program");
+        for name in ["one", "two"] {
+            let number = if name == "one" { 1 } else { 2 };
+            let script = format!("#!/bin/sh\nexec node app{number}.js\n");
+            fs::write(starter.path(name), script).expect("a program");
+            fs::set_permissions(starter.path(name), fs::Permissions::from_mode(0o755)).expect("chmod");
+        }
+        let host = address.ip().to_string();
+        let words = ["-s", program, "-f", "1", "-a", &host];
+        let words: Vec<_> = words.into_iter().chain(more.iter().copied()).collect();
+        let manager = starter.original(&words).start("this file is not read");
+        Some(Self { manager, address, host })
+    }
+
     /// Speaks to the manager by the original command line; returns the exit status, and what it printed on standard output.
     fn flags<const N: usize>(&self, flags: [&str; N]) -> (i32, String) {
         self.flags_in(&self.manager.path(""), flags)
@@ -81,6 +103,12 @@ impl Old {
         let mut connection = Connection::open(&Target::Tcp(self.address)).expect("a connection");
         let (body, _) = connection.get("/", false).expect("an answer");
         String::from_utf8_lossy(&body).into_owned()
+    }
+
+    /// Waits until the program answers, where it may not yet listen.
+    fn wait_says(&self, text: &str) {
+        let ask = || ask_any(&Target::Tcp(self.address), "/").ok().filter(|answer| answer.body == text);
+        self.manager.wait_until(&format!("an answer {text}"), ask);
     }
 
     fn workers(&self, generation: u64) -> BTreeSet<i32> {
@@ -167,28 +195,6 @@ fn a_pre_upgrade_makes_and_names_the_path() {
     assert_eq!(old.says(), "2");
     let runs_it = |worker: &Worker| worker.command.iter().any(|word| word.ends_with("/made.js"));
     assert!(old.manager.wait_workers(2, 7).iter().all(runs_it));
-}
-
-#[test]
-fn flags_are_taken_as_they_were() {
-    if !is_installed("node") {
-        return;
-    }
-    let folder = tempfile::tempdir().expect("a folder");
-    let (status, said) = liveswap(folder.path(), []);
-    assert!(status.success() && said.contains("Usage: liveswap"), "{said}");
-    // 0 workers stand for as many as there are CPUs, and the last of two values counts.
-    let (starter, address) = (Starter::default(), loopback());
-    fs::write(starter.path("app1.js"), app(address, "1")).expect("a program");
-    let host = address.ip().to_string();
-    let words = ["-s", "none.js", "-f", "7", "-a", "127.0.0.1", "-f", "0", "-a", &host, "-s", "app1.js"];
-    let mut manager = starter.original(&words).start("this file is not read");
-    manager.wait_ready();
-    let cpus = thread::available_parallelism().expect("a number").get();
-    manager.wait_workers(1, cpus);
-    let output = manager.command(["-a", &host, "-d", "-d"]).output().expect("the program");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), ok("die").1);
-    assert!(manager.wait_exit().success());
 }
 
 /// Deploy scripts map a tag to a folder in the module: `liveswap -u v2`.
@@ -316,6 +322,103 @@ fn what_waits_for_a_worker_that_does_not_read_is_bounded() {
     });
 }
 
+/// Port 3000 is the default of Express too.
+#[test]
+fn the_application_has_the_default_port_of_the_control_server() {
+    let Some(mut old) = Old::start_at_the_default_port("app1.js", &[]) else { return };
+    let folder = old.manager.path("").canonicalize().expect("the folder");
+    let folder = folder.display().to_string();
+    let folder = folder.trim_end_matches('/');
+    old.manager.wait_log(Place::START, ["control server on", "closed: the application listens on", folder]);
+    old.manager.wait_ready();
+    assert_eq!(old.says(), "1");
+    assert_eq!(old.flags(["-u", "app2.js"]), ok("upgrade"));
+    assert_eq!(old.says(), "2");
+    assert_eq!(old.flags(["-m", "still there"]), ok("message"));
+    assert_eq!(old.flags(["-k"]), ok("kill"));
+    assert_eq!(old.says(), "2");
+    old.manager.reexec();
+    assert_eq!(old.flags(["-u"]), ok("upgrade"));
+    assert_eq!(old.says(), "2");
+    // A manager that takes over leaves the application its address.
+    old.manager.crash();
+    let place = old.manager.place();
+    old.manager.restart();
+    old.manager.wait_log(place, ["are taken over"]);
+    assert_eq!(old.flags(["-u", "app2.js"]), ok("upgrade"));
+    assert_eq!(old.says(), "2");
+    // Elsewhere it is said where to go.
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    for (flags, more) in [(["-k", "-f", "1"], ""), (["-k", "-p", "3000"], " and without -p")] {
+        let expected = format!(
+            "{{ cmd: 'kill', value: 'the application listens at {}, and the control server has closed: call this in {folder}{more}' }}\n",
+            old.address
+        );
+        assert_eq!(old.flags_in(elsewhere.path(), flags), (1, expected));
+    }
+    // The address is the control server's again when no generation has it.
+    let place = old.manager.place();
+    let other = SocketAddr::new(old.address.ip(), loopback().port());
+    fs::write(old.manager.path("app3.js"), app(other, "3")).expect("a program");
+    assert_eq!(old.flags(["-u", "app3.js"]), ok("upgrade"));
+    old.manager.wait_log(place, ["control server listening on", ":3000"]);
+    assert_eq!(old.flags_in(elsewhere.path(), ["-m", "back"]), ok("message"));
+    let mut client = Client::with_token(old.control(), &old.manager.token());
+    client.say(r#"{"cmd":"ping"}"#);
+    assert_eq!(client.hear()["tcp"], old.control().to_string());
+    assert_eq!(old.flags(["-u", "app1.js"]), ok("upgrade"));
+    assert_eq!(old.says(), "1");
+    let closed = old.manager.lines_since(Place::START);
+    assert_eq!(
+        closed.iter().filter(|line| line.contains("closed: the application")).count(),
+        2,
+        "{closed:#?}"
+    );
+    assert_eq!(old.flags(["-d"]), ok("die"));
+    assert!(old.manager.wait_exit().success());
+}
+
+/// A program that is alive for a second counts as ready. Where it is later than that, the control server is in its way once.
+#[test]
+fn a_program_that_binds_for_itself_has_the_default_port_too() {
+    let Some(mut old) = Old::start_at_the_default_port("./one", &["-z"]) else { return };
+    old.manager.wait_ready();
+    old.wait_says("1");
+    assert_eq!(old.flags(["-u", "./two"]), ok("upgrade"));
+    old.wait_says("2");
+    let late = old.manager.place();
+    fs::write(old.manager.path("late"), "#!/bin/sh\nsleep 2\nexec node app1.js\n").expect("a program");
+    fs::write(old.manager.path("none"), "#!/bin/sh\nexec sleep 600\n").expect("a program");
+    for name in ["late", "none"] {
+        fs::set_permissions(old.manager.path(name), fs::Permissions::from_mode(0o755)).expect("chmod");
+    }
+    assert_eq!(old.flags(["-u", "./late"]), ok("upgrade"));
+    old.manager
+        .wait_log(late, ["control server on", "closed: a worker has died, whose program may listen there"]);
+    old.wait_says("1");
+    // One that leaves the port to the control server.
+    let place = old.manager.place();
+    assert_eq!(old.flags(["-u", "./none"]), ok("upgrade"));
+    old.manager.wait_log(place, ["control server listening on", ":3000"]);
+    assert_eq!(old.flags(["-u", "./two"]), ok("upgrade"));
+    old.wait_says("2");
+    assert_eq!(old.flags(["-d"]), ok("die"));
+    assert!(old.manager.wait_exit().success());
+}
+
+#[test]
+fn a_port_that_was_typed_stays_the_control_servers() {
+    let Some(old) = Old::start_at_the_default_port("app1.js", &["-p", "3000"]) else { return };
+    let both = [
+        &old.address.to_string(),
+        "the control server",
+        "has this address",
+        "`-a` and `-p` of `liveswap -s`",
+    ];
+    old.manager.wait_log(Place::START, both);
+    assert_eq!(old.flags(["-d"]), ok("die"));
+}
+
 #[test]
 fn head_is_there_at_a_clean_end_and_another_target_that_is_typed_is_told() {
     let Some(mut old) = Old::start(|_| (), ["-H", "./HEAD"]) else { return };
@@ -343,6 +446,28 @@ fn head_is_there_at_a_clean_end_and_another_target_that_is_typed_is_told() {
     let told = format!("HEAD names {app1}; starting {app2}, which was typed");
     assert!(errors.contains(&told), "{errors}");
     assert_eq!(fs::read_to_string(old.manager.path("HEAD")).expect("it is there"), app2);
+}
+
+#[test]
+fn flags_are_taken_as_they_were() {
+    if !is_installed("node") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let (status, said) = liveswap(folder.path(), []);
+    assert!(status.success() && said.contains("Usage: liveswap"), "{said}");
+    // 0 workers stand for as many as there are CPUs, and the last of two values counts.
+    let (starter, address) = (Starter::default(), loopback());
+    fs::write(starter.path("app1.js"), app(address, "1")).expect("a program");
+    let host = address.ip().to_string();
+    let words = ["-s", "none.js", "-f", "7", "-a", "127.0.0.1", "-f", "0", "-a", &host, "-s", "app1.js"];
+    let mut manager = starter.original(&words).start("this file is not read");
+    manager.wait_ready();
+    let cpus = thread::available_parallelism().expect("a number").get();
+    manager.wait_workers(1, cpus);
+    let output = manager.command(["-a", &host, "-d", "-d"]).output().expect("the program");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), ok("die").1);
+    assert!(manager.wait_exit().success());
 }
 
 /// Asserts that nobody listens at an address any more.

@@ -487,7 +487,7 @@ fn the_control_server_of_the_same_file_is_blamed_for_its_address() {
     let address = loopback();
     let service = Service::worker().listen(address).set("control.tcp", format!("'{address}'"));
     let mut manager = Starter::default().start(service);
-    manager.wait_log(Place::START, ["the control server", "of the same file has this address"]);
+    manager.wait_log(Place::START, ["the control server", "of the same service has this address"]);
     assert!(!manager.wait_exit().success());
 }
 

@@ -1,9 +1,7 @@
 //! Finding a manager: by its service's name, by its service file, or by the user who runs it.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Instant;
 
@@ -11,8 +9,7 @@ use super::connection::{Connection, ConnectionError, LEAST, Unanswered};
 use super::patient::PATIENCE;
 use crate::config::closest_name;
 use crate::daemon::runtime::{
-    Connected, Place, believed_at, id_of_user, own_user, places, places_of_others, user_name,
-    users_with_places,
+    Connected, Place, id_of_user, own_user, places, places_of_others, user_name, users_with_places,
 };
 use crate::daemon::{Source, absolute, read_spec};
 use crate::wire::control::{Command, MAX_ANSWER, Reply, Request};
@@ -205,26 +202,9 @@ impl Connection {
         }
     }
 
-    /// Connects to the manager whose control server listens at `server`, by its control socket; `None` where none is found that
-    /// lets us speak.
-    pub fn at(server: SocketAddr) -> Option<Self> {
-        let believed = believed_at(server);
-        let places = places(None).into_iter().chain(places_of_others(&believed));
-        let answers = Self::ping(places).filter_map(|(_, answered)| answered.ok());
-        let of_server = |(connection, reply): &(Self, Reply)| {
-            let listens_there = reply.tcp.is_some_and(|at| {
-                let is_any = at.ip().is_unspecified() && server.ip().is_loopback();
-                at.port() == server.port() && (is_any || at.ip().to_canonical() == server.ip().to_canonical())
-            });
-            listens_there && believed.contains(&connection.user) && is_of_our_network(connection.pid)
-        };
-        let mut found = answers.filter(of_server);
-        found.find_map(|(connection, reply)| Some(Self { service: reply.service?, ..connection }))
-    }
-
     /// Asks the managers of all places for a `ping` before the first answer is read, so that one that is silent takes no time
     /// from the others.
-    fn ping(
+    pub(super) fn ping(
         places: impl IntoIterator<Item = Place>,
     ) -> impl Iterator<Item = (Place, Result<(Self, Reply), Unanswered>)> {
         let until = Instant::now() + PATIENCE;
@@ -265,13 +245,6 @@ impl Connection {
             _ => Err(io::Error::new(ErrorKind::PermissionDenied, reply.value)),
         }
     }
-}
-
-/// Whether a process has the same network as we have, as far as we may look: addresses of two networks are not the same.
-fn is_of_our_network(pid: i32) -> bool {
-    let network = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
-    let theirs = network(&pid.to_string());
-    theirs.is_none() || theirs == network("self")
 }
 
 /// Whether there is no manager behind the socket.

@@ -1,5 +1,6 @@
 //! The command line: one room a command family.
 
+mod by_address;
 pub mod change;
 pub mod check;
 pub mod completions;

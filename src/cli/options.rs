@@ -48,7 +48,7 @@ pub const DEFAULT_ADDRESS: &str = "127.0.0.1";
 #[must_use = "nothing runs before `run` is called"]
 pub struct Options {
     target: String,
-    port: u16,
+    port: Option<u16>,
     address: String,
     forks: Option<u32>,
     head: Option<PathBuf>,
@@ -63,7 +63,7 @@ impl Options {
     pub fn new(target: impl Into<String>) -> Self {
         Self {
             target: target.into(),
-            port: DEFAULT_PORT,
+            port: None,
             address: DEFAULT_ADDRESS.into(),
             forks: None,
             head: None,
@@ -74,9 +74,9 @@ impl Options {
         }
     }
 
-    /// Sets the port of the control server.
+    /// Sets the port of the control server. Without it the port is 3000, and the control server closes where the application listens there.
     pub fn port(self, port: u16) -> Self {
-        Self { port, ..self }
+        Self { port: Some(port), ..self }
     }
 
     /// Sets the IP address of the control server; one that other machines can reach needs a token file.
@@ -140,7 +140,8 @@ impl Options {
             target,
             forks: self.forks.filter(|forks| *forks > 0),
             address: if self.address == "localhost" { DEFAULT_ADDRESS.into() } else { self.address },
-            port: self.port,
+            port: self.port.unwrap_or(DEFAULT_PORT),
+            gives_way: self.port.is_none(),
             token_file: self.token_file.map(absolute),
             local_owner: self.local_owner,
             head: self.head.map(absolute),
@@ -233,10 +234,10 @@ mod tests {
     fn a_text_is_the_target_and_the_rest_is_usual() {
         let source = Options::from("index.js").into_source("/srv".into());
         assert_eq!((source.address.as_str(), source.port, source.forks), ("127.0.0.1", 3000, None));
-        assert!(!source.recreate && source.is_node);
+        assert!(!source.recreate && source.is_node && source.gives_way);
         let options = Options::new("i.js").zero_downtime(false).head("HEAD").address("localhost");
-        let source = options.forks(0).into_source("/srv".into());
-        assert_eq!(source.forks, None);
+        let source = options.port(3000).forks(0).into_source("/srv".into());
+        assert_eq!((source.gives_way, source.forks), (false, None));
         assert_eq!((source.recreate, source.head), (true, Some("/srv/HEAD".into())));
         assert_eq!(source.address, "127.0.0.1");
     }

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use clap::{ArgGroup, CommandFactory, Parser};
 
+use super::by_address::At;
 use super::connection::{Connection, ConnectionError, is_quick};
 use super::options::{DEFAULT_ADDRESS, DEFAULT_PORT, Options, found};
 use super::output;
@@ -57,9 +58,10 @@ pub struct Original {
     /// Print the version
     #[arg(short, group = "action", help_heading = "One of")]
     version: bool,
-    /// The port of the control server
-    #[arg(short, long, default_value_t = DEFAULT_PORT)]
-    port: u16,
+    /// The port of the control server, 3000 unless given. With -s the control server of port 3000 closes where the application listens
+    /// there; the other flags then find the manager from the folder in which it was started
+    #[arg(short, long)]
+    port: Option<u16>,
     /// The IP address of the control server
     #[arg(short, long, default_value = DEFAULT_ADDRESS)]
     address: String,
@@ -138,8 +140,10 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 impl Original {
     fn options(&self, target: &str) -> Options {
-        let mut options =
-            Options::new(target).port(self.port).address(&self.address).zero_downtime(!self.recreate);
+        let mut options = Options::new(target).address(&self.address).zero_downtime(!self.recreate);
+        if let Some(port) = self.port {
+            options = options.port(port);
+        }
         if let Some(forks) = self.forks {
             options = options.forks(forks);
         }
@@ -160,18 +164,19 @@ impl Original {
         let address = if self.address == "localhost" { DEFAULT_ADDRESS } else { &self.address };
         let ip: IpAddr =
             address.parse().map_err(|_| io::Error::other(format!("{address} is not an IP address")))?;
-        let server = SocketAddr::new(ip, self.port);
+        let server = SocketAddr::new(ip, self.port.unwrap_or(DEFAULT_PORT));
+        // The folder says which manager is meant where the application has the default port.
+        let folder = self.port.is_none().then(|| std::env::current_dir().ok()).flatten();
         // By its control socket nobody else can take the manager's place, as another program can that has got its port.
-        if let Some(mut connection) = Connection::at(server) {
-            return connection.ask_once(command).map_err(|error| match error {
-                ConnectionError::Lost(error) if error.kind() == io::ErrorKind::UnexpectedEof => unanswered(),
-                ConnectionError::Lost(error) | ConnectionError::Silent(error) => error,
-                ConnectionError::NotAllowed { ref source, .. } => {
-                    io::Error::other(format!("{error}: {source}"))
-                }
-                other => io::Error::other(other),
-            });
+        match Connection::at(server, folder.as_deref()) {
+            At::Manager(connection) => by_socket(*connection, command),
+            At::Elsewhere(folders) => Err(listens_instead(server, &folders, self.port.is_some())),
+            At::Nobody => self.ask_by_tcp(server, command),
         }
+    }
+
+    /// Asks what listens at an address.
+    fn ask_by_tcp(&self, server: SocketAddr, command: Command) -> io::Result<Reply> {
         let token = self.token_file.as_deref().map(read_token).transpose()?;
         let (token, trusted) = token.unzip();
         let is_secret = token.is_some() || matches!(command, Command::Message(_));
@@ -222,6 +227,25 @@ impl Original {
             Ok(Line::Event(_)) | Err(_) => Err(io::Error::other(format!("{server} is no control server"))),
         }
     }
+}
+
+/// Asks a manager by its control socket.
+fn by_socket(mut connection: Connection, command: Command) -> io::Result<Reply> {
+    connection.ask_once(command).map_err(|error| match error {
+        ConnectionError::Lost(error) if error.kind() == io::ErrorKind::UnexpectedEof => unanswered(),
+        ConnectionError::Lost(error) | ConnectionError::Silent(error) => error,
+        ConnectionError::NotAllowed { ref source, .. } => io::Error::other(format!("{error}: {source}")),
+        other => io::Error::other(other),
+    })
+}
+
+/// Says that an application listens where the control server was looked for.
+fn listens_instead(server: SocketAddr, folders: &[String], is_typed: bool) -> io::Error {
+    let folders = folders.join(" or ");
+    let without = if is_typed { " and without -p" } else { "" };
+    io::Error::other(format!(
+        "the application listens at {server}, and the control server has closed: call this in {folders}{without}"
+    ))
 }
 
 fn unanswered() -> io::Error {
@@ -306,11 +330,11 @@ mod tests {
         Original::command().debug_assert();
         let parse = |line: &str| Original::try_parse_from(line.split(' '));
         let flags = parse("liveswap --pre-upgrade pre.js -s app.js -f 7 -p 4000 -a ::1 -H HEAD -z").unwrap();
-        assert_eq!((flags.start.as_deref(), flags.forks, flags.port), (Some("app.js"), Some(7), 4000));
+        assert_eq!((flags.start.as_deref(), flags.forks, flags.port), (Some("app.js"), Some(7), Some(4000)));
         let twice = parse("liveswap -p 1 -u a -z -k -p 2 -z -k").unwrap_err();
         assert!(twice.to_string().contains("cannot be used with"), "{twice}");
         let twice = parse("liveswap -p 1 -k -p 2 -k -a ::1 -a ::2").unwrap();
-        assert_eq!((twice.port, twice.address.as_str(), twice.kill), (2, "::2", true));
+        assert_eq!((twice.port, twice.address.as_str(), twice.kill), (Some(2), "::2", true));
         assert!(flags.recreate);
         assert_eq!(parse("liveswap -u").unwrap().upgrade, Some(OsString::new()));
         assert_eq!(parse("liveswap -u ./index2.js").unwrap().upgrade, Some("./index2.js".into()));

@@ -24,6 +24,7 @@ const FLAG_OF_KEY: [(&str, &str); 8] = [
 const STEM_MAX: usize = 40;
 
 /// What was given.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Original {
     /// The code that runs: a path, absolute or relative to `directory`.
@@ -36,6 +37,9 @@ pub struct Original {
     pub address: String,
     /// Its port.
     pub port: u16,
+    /// Whether the port is the default, which an application that listens there may have instead.
+    #[serde(default)]
+    pub gives_way: bool,
     /// The file of the token that it asks for, where that is not the manager's own.
     #[serde(default, with = "crate::path_text::option")]
     pub token_file: Option<PathBuf>,
@@ -124,7 +128,9 @@ impl Original {
 ///
 /// All that is wrong with it.
 pub fn parse(original: &Original, cpus: u32) -> Result<ServiceSpec, Diagnostics> {
-    original.draft().check(&original.directory, cpus, &FLAG_OF_KEY)
+    let mut spec = original.draft().check(&original.directory, cpus, &FLAG_OF_KEY)?;
+    spec.control.gives_way = original.gives_way;
+    Ok(spec)
 }
 
 #[cfg(test)]
@@ -139,6 +145,7 @@ mod tests {
             forks: Some(2),
             address: "127.0.0.1".into(),
             port: 3000,
+            gives_way: true,
             token_file: None,
             local_owner: false,
             head: Some("/srv/HEAD".into()),
@@ -156,6 +163,8 @@ mod tests {
         assert_eq!(spec.process.target.as_deref(), Some("/srv/my app/index 1.js"));
         assert_eq!((spec.process.protocol, spec.policy.strategy), (Protocol::Node, Some(Strategy::Recreate)));
         assert_eq!(spec.control.tcp, Some("127.0.0.1:3000".parse().unwrap()));
+        assert!(spec.control.gives_way);
+        assert!(!parse(&Original { gives_way: false, ..original() }, 8).unwrap().control.gives_way);
         assert_eq!(spec.hooks.head, Some("/srv/HEAD".into()));
         assert_eq!(spec.hooks.pre_upgrade, Some("/srv/pull.js".into()));
         let plain = Original { is_node: false, forks: None, address: "::1".into(), ..original() };

@@ -310,6 +310,7 @@ pub(super) fn control(mut table: Table<'_>, origin: &Origin, problems: &Problems
     table.finish();
     ControlSpec {
         local_owner: local_owner.is_some_and(At::value),
+        gives_way: false,
         group: group.map(At::value),
         tcp: tcp.map(At::value),
         token_file: token_file.map(|at| origin.absolute(&at.value)),

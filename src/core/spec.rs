@@ -222,6 +222,9 @@ pub struct ControlSpec {
     /// Whether the manager's user and root need no token on a loopback address.
     #[serde(default)]
     pub local_owner: bool,
+    /// Whether `tcp` is a default that the operator did not choose: the application may have the address instead.
+    #[serde(default)]
+    pub gives_way: bool,
 }
 
 /// What the core decides by.

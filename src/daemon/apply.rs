@@ -276,6 +276,7 @@ impl Daemon {
             self.note_end_of(*worker);
         }
         match notice {
+            Notice::Worker(_, WorkerNotice::Died(_)) => self.yield_default_control(),
             Notice::UpgradeEnded(_, Outcome::Committed) => {
                 self.accept_tuning();
                 self.forget_repairs();
@@ -284,6 +285,7 @@ impl Daemon {
             _ => {}
         }
         if let Notice::Serving(_) = notice {
+            self.open_default_control();
             self.record_head();
         }
         self.note_rejection(notice);

@@ -218,7 +218,7 @@ fn anew(
     let kept = kept.and(stored);
     let mut sockets = Sockets::with_kept(&kept.listeners, inherited);
     post.control.open_to(release.control_group);
-    post.control.listen_by_tcp(&release, post.runtime.token())?;
+    post.control.listen_by_tcp(&release, post.runtime.token(), &kept.listeners)?;
     if let (Source::Original(_), Some(address)) = (&source, post.control.tcp_address()) {
         say_where(address);
     }

@@ -25,12 +25,26 @@ pub(super) struct LooseEnds {
     pub(super) tidied: u8,
     /// The generation whose way to its notify sockets was looked at last.
     pub(super) way_of: Option<GenerationId>,
+    /// Where there is no control server at its default address.
+    pub(super) default_control: DefaultControl,
     /// The service stops, and the manager has closed its sockets.
     pub(super) sockets_are_closed: bool,
     /// At the end: what outlives us, as nothing ends it.
     pub(super) left_behind: Vec<Pid>,
     /// What more is known of the generation that was refused last than the core's answer says.
     pub(super) refused: Option<Refused>,
+}
+
+/// How it is with a control server that is not at its default address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum DefaultControl {
+    /// Nothing was said of that.
+    #[default]
+    Untold,
+    /// The log has said so.
+    Told,
+    /// It leaves the address free until the next upgrade.
+    Yields,
 }
 
 /// What more is known of a refusal than its reason.

@@ -265,7 +265,7 @@ impl Daemon {
             Ok(common) => common,
             Err(error) => return self.refuse(generation, error.to_string()),
         };
-        let control_tcp = match self.control.prepare_tcp(release.spec.control.tcp) {
+        let control_tcp = match self.prepare_control(&release) {
             Ok(control_tcp) => control_tcp,
             Err(error) => return self.refuse_with_hint(generation, &error, error.hint()),
         };

@@ -46,6 +46,7 @@ pub use error::{Problem, SocketError, Step};
 pub use guard::Hurt;
 pub use listener::Listener;
 pub use overlap::clashes;
+pub(super) use overlap::covers;
 pub use plan::{Owner, SocketPlan};
 pub use record::{ListenerRecord, ListenerState};
 

@@ -293,6 +293,12 @@ pub struct Reply {
     /// Where the manager's control server listens, in the answers to `ping`, `status` and `events`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp: Option<SocketAddr>,
+    /// Where the manager's control server does not listen, as the application has that address; in the same answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_closed: Option<SocketAddr>,
+    /// The folder in which the workers of the serving generation start, links resolved; in the same answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
     /// How things stand: a `wire::status::Status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Box<RawValue>>,

@@ -213,6 +213,7 @@ fn the_manager_may_be_spoken_to_by_tcp() {
         tcp: "0.0.0.0:3000".parse().ok(),
         token_file: Some("/srv/secret".into()),
         local_owner: false,
+        gives_way: false,
     };
     assert_eq!(all, expected);
     assert!(control("tcp = \"127.0.0.1:3000\"\nlocal_owner = true").local_owner);

@@ -128,8 +128,15 @@ impl Daemon {
 
     /// Adds to a reply who it is that answers.
     pub(in super::super) fn introduce(&self, reply: Reply) -> Reply {
-        let service = self.generations.get(&self.manager.current()).map(|of| of.release.spec.name.clone());
+        let release = self.generations.get(&self.manager.current()).map(|of| &of.release);
+        let service = release.map(|release| release.spec.name.clone());
+        let directory = release.and_then(|release| release.directory.to_str()).map(Into::into);
+        let default = release.map(|release| &release.spec.control).filter(|control| control.gives_way);
         Reply {
+            directory,
+            tcp_closed: default
+                .and_then(|control| control.tcp)
+                .filter(|_| self.control.tcp_address().is_none()),
             version: Some(VERSION),
             program: Some(env!("CARGO_PKG_VERSION").into()),
             pid: Some(std::process::id()),

@@ -133,7 +133,15 @@ impl Daemon {
         }
         let spec = &spec;
         let plan = SocketPlan { spec: spec.clone(), owner: Owner::default() };
-        let bound = self.sockets.bind_one(&plan, is_any_port(spec)).map_err(|error| refusal(&error))?;
+        let control = self.control.tcp_address();
+        let mut bound =
+            self.sockets.bind_one(&plan, is_any_port(spec)).map_err(|error| error.beside(control));
+        if bound.as_ref().is_err_and(SocketError::is_control_server)
+            && self.close_default_control(&spec.listen)
+        {
+            bound = self.sockets.bind_one(&plan, is_any_port(spec));
+        }
+        let bound = bound.map_err(|error| refusal(&error))?;
         for warning in &bound.warnings {
             warn!("{warning}");
         }
@@ -223,11 +231,15 @@ impl Daemon {
         if !gone.is_empty() {
             self.journal.needs_snapshot();
         }
+        let is_any_gone = !gone.is_empty();
         for Demanded { listener, .. } in gone {
             info!("socket {} let go of, as no worker listens on it any more", listener.plan().spec.listen);
             if Rc::strong_count(&listener) == 1 {
                 let _ = self.poller.remove(&*listener);
             }
+        }
+        if is_any_gone {
+            self.open_default_control();
         }
     }
 }
@@ -241,7 +253,8 @@ fn refuse_strange_folder(spec: &SocketSpec) -> Result<(), i32> {
 }
 
 fn refusal(error: &SocketError) -> i32 {
-    warn!("a worker cannot have what it listens on: {}", in_words(error));
+    let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+    warn!("a worker cannot have what it listens on: {}{hint}", in_words(error));
     error.errno()
 }
 

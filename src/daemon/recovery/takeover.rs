@@ -171,7 +171,8 @@ impl Daemon {
     fn let_in(&mut self) {
         let Some(of) = self.generations.get(&self.manager.current()) else { return };
         self.control.open_to(of.release.control_group);
-        if let Err(error) = self.control.listen_by_tcp(&of.release, self.runtime.token()) {
+        let listeners = self.sockets.listeners();
+        if let Err(error) = self.control.listen_by_tcp(&of.release, self.runtime.token(), &listeners) {
             warn!("{}", in_words(&error));
         }
     }

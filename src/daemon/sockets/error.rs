@@ -77,8 +77,8 @@ pub enum Problem {
         /// What to do next.
         hint: &'static str,
     },
-    /// The control server of the same file holds the address.
-    #[error("the control server ({0}) of the same file has this address")]
+    /// The control server of the same service holds the address.
+    #[error("the control server ({0}) of the same service has this address")]
     Control(SocketAddr),
     /// Another program holds the path.
     #[error("another program has this path bound")]
@@ -171,6 +171,11 @@ impl SocketError {
         }
     }
 
+    /// Whether the control server has the address.
+    pub fn is_control_server(&self) -> bool {
+        matches!(self, Self::Socket { problem: Problem::Control(_), .. })
+    }
+
     /// Returns what to do next, where we know it.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -191,7 +196,9 @@ fn hint(plan: &SocketPlan, problem: &Problem) -> Option<String> {
     match problem {
         Problem::Taken(_) => Some(who_listens(plan)),
         Problem::Own { hint, .. } => Some((*hint).into()),
-        Problem::Control(_) => Some("give one of the two another address".into()),
+        Problem::Control(_) => Some(
+            "give one of the two another address: the control server has `tcp` of [control], or `-a` and `-p` of `liveswap -s`".into(),
+        ),
         Problem::LivePath => Some(format!("find it with {}", who_listens(plan))),
         Problem::Overlaps { .. } => Some(
             "a running service cannot change over to an address that its old one covers: choose another port, or \

@@ -105,7 +105,7 @@ pub fn clashes(spec: &ServiceSpec) -> Vec<String> {
 }
 
 /// Whether a socket cannot be bound beside a TCP server at an address.
-pub(super) fn covers(socket: &SocketSpec, server: SocketAddr) -> bool {
+pub(in super::super) fn covers(socket: &SocketSpec, server: SocketAddr) -> bool {
     let SocketAddress::Inet(address) = socket.address else { return false };
     socket.kind == SocketKind::Stream
         && overlap_inet(address, server, |_| socket.options.bind_ipv6_only == Some(true))
