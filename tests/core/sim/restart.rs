@@ -127,8 +127,8 @@ impl Disk {
         let starts = why.map_or(Some(self.named), |_| self.serving);
         let serves = self.history.iter().rev().find(|(_, fate)| *fate == Fate::Serves).map(|(id, _)| *id);
         let failed = self.history.iter().rev().find(|(_, fate)| *fate != Fate::Serves).map(|(id, _)| *id);
-        let passes_over = serves.and_then(|id| self.sources[&id].passes_over);
-        let has_reason = failed == Some(self.named) || passes_over == Some(self.named);
+        let named_then = serves.and_then(|id| self.sources[&id].passes_over);
+        let has_reason = failed == Some(self.named) || named_then == Some(self.named);
         let expected = serves.filter(|_| has_reason).unwrap_or(self.named);
         if starts == Some(expected) {
             return Ok(());
