@@ -1,11 +1,10 @@
-//! The guide's examples, each really run: started, asked, upgraded under a strict load, stopped. And the documents
-//! themselves: their links lead somewhere, their quotes are exact, their service files are sound.
+//! The guide's examples, each really run: started, asked, upgraded under a strict load, stopped.
 
 #[expect(dead_code, reason = "no single test uses all of the support")]
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,9 +12,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use std::{fs, io};
 
-use liveswap::config::{self, Origin};
 use nix::sys::signal::Signal;
 use support::client::{Connection, Target};
+use support::documents::document;
 use support::log::{Step, Verdict};
 use support::manager::{Place, Starter};
 use support::{eventually, is_installed, loopback};
@@ -222,115 +221,4 @@ fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-#[test]
-fn every_link_in_the_documents_leads_somewhere() {
-    let mut broken = Vec::new();
-    for file in documents() {
-        let text = fs::read_to_string(&file).expect("a document");
-        for link in links(&text).filter(|link| !link.contains("://")) {
-            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
-            let target = file.parent().expect("a folder").join(path);
-            let target = if path.is_empty() { file.clone() } else { target };
-            if !target.exists() {
-                broken.push(format!("{}: {link}: no such file", file.display()));
-            } else if !anchor.is_empty()
-                && !anchors(&fs::read_to_string(&target).expect("text")).contains(&anchor.into())
-            {
-                broken.push(format!("{}: {link}: no such heading", file.display()));
-            }
-        }
-    }
-    assert!(broken.is_empty(), "{broken:#?}");
-}
-
-#[test]
-fn what_the_guide_quotes_stands_in_the_examples() {
-    let guide = document("docs/guide.md");
-    let text = fs::read_to_string(&guide).expect("the guide");
-    let mut quotes = 0;
-    for block in blocks(&text) {
-        // A quote names its source in the line before it.
-        let Some(source) = links(block.before).last().filter(|link| link.starts_with("examples/")) else {
-            continue;
-        };
-        let whole = fs::read_to_string(guide.with_file_name(source)).expect("a source");
-        assert!(whole.contains(block.text), "{source} does not say:\n{}", block.text);
-        quotes += 1;
-    }
-    assert!(quotes >= 4, "only {quotes} quotes were found");
-}
-
-#[test]
-fn every_service_file_in_the_documents_is_sound() {
-    let mut files = 0;
-    for file in documents() {
-        let text = fs::read_to_string(&file).expect("a document");
-        for block in blocks(&text).into_iter().filter(|block| block.language == "toml") {
-            let origin = Origin { path: "/srv/web.toml".into(), cpus: 2 };
-            // An excerpt lacks the one key that must be there.
-            let excerpt = match (block.text.contains("[service]"), block.text.contains("command =")) {
-                (true, true) => block.text.to_owned(),
-                (true, false) => block.text.replace("[service]\n", "[service]\ncommand = [\"./server\"]\n"),
-                (false, _) => format!("{}\n[service]\ncommand = [\"./server\"]\n", block.text),
-            };
-            if let Err(problems) = config::parse(&excerpt, &origin) {
-                panic!("{}: {}", file.display(), problems.render(false));
-            }
-            files += 1;
-        }
-    }
-    assert!(files >= 5, "only {files} service files were found");
-}
-
-/// A fenced block of a document.
-struct Block<'a> {
-    language: &'a str,
-    text: &'a str,
-    /// The last line before it that is not blank.
-    before: &'a str,
-}
-
-fn blocks(text: &str) -> Vec<Block<'_>> {
-    let mut blocks = Vec::new();
-    let mut rest = text;
-    while let Some((before, opened)) = rest.split_once("```") {
-        let (language, opened) = opened.split_once('\n').expect("a fence is a line");
-        let (text, after) = opened.split_once("```\n").expect("a fence that is closed");
-        let before = before.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-        blocks.push(Block { language, text, before });
-        rest = after;
-    }
-    blocks
-}
-
-/// The targets of all `[text](target)`.
-fn links(text: &str) -> impl Iterator<Item = &str> {
-    text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0))
-}
-
-/// The names under which headings can be linked to, by the rules of the common forges.
-fn anchors(text: &str) -> Vec<String> {
-    let headings =
-        text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
-    let slug = |heading: &str| {
-        let kept = heading.to_lowercase().replace(' ', "-");
-        kept.chars().filter(|one| one.is_alphanumeric() || matches!(one, '-' | '_')).collect()
-    };
-    headings.map(slug).collect()
-}
-
-fn documents() -> Vec<PathBuf> {
-    let mut found = vec![document("README.md"), document("CHANGELOG.md")];
-    for folder in ["docs", "docs/adr"] {
-        let entries = fs::read_dir(document(folder)).expect("a folder of documents");
-        let paths = entries.map(|entry| entry.expect("an entry").path());
-        found.extend(paths.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
-    }
-    found
-}
-
-fn document(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }

@@ -6,6 +6,7 @@
 pub mod client;
 pub mod control;
 pub mod dice;
+pub mod documents;
 pub mod ground;
 pub mod log;
 pub mod manager;
