@@ -7,6 +7,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 
+use nix::sys::signal::Signal;
 use support::client::{Target, ask_any};
 use support::control::Ended;
 use support::manager::{Manager, Place, Starter};
@@ -275,4 +276,37 @@ fn a_client_follows_no_link_to_a_manager_and_none_in_a_folder_that_others_may_wr
     }
     drop(listener);
     manager.stop();
+}
+
+#[test]
+fn the_folder_of_a_service_that_has_ended_is_removed() {
+    if !is_root("a manager of another user, which has no RUNTIME_DIRECTORY") {
+        return;
+    }
+    let starter = Starter::default().of_a_user();
+    let base = starter.path("base");
+    fs::create_dir(&base).expect("a folder");
+    let folder = base.join("liveswap/web");
+    let address = loopback();
+    let service = Service::worker().program(starter.worker_program().display()).listen(address);
+    let starter = starter.variable("RUNTIME_DIRECTORY", "").variable("XDG_RUNTIME_DIR", base.display());
+    let mut manager = starter.start(&service);
+    manager.wait_ready();
+    assert!(folder.join("control.sock").exists());
+    manager.restart_after_crash();
+    manager.signal(Signal::SIGTERM);
+    assert!(manager.wait_exit().success());
+    assert!(!folder.exists(), "the folder is left behind");
+
+    let place = manager.place();
+    manager.restart();
+    manager.wait_said(place, "READY=1", |message| message.is("READY"));
+    manager.signal(Signal::SIGTERM);
+    assert!(manager.wait_exit().success());
+    assert!(!folder.exists(), "the folder is left behind by the second manager");
+
+    let _taken = std::net::TcpListener::bind(address).expect("the address");
+    manager.restart();
+    assert_eq!(manager.wait_exit().code(), Some(1));
+    assert!(!folder.exists(), "the folder is left behind by a manager that could not start");
 }

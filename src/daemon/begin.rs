@@ -80,6 +80,7 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
     }
     daemon.origin.is_watched = !watched.is_empty();
     daemon.watch_all().map_err(io("setting up the event loop"))?;
+    daemon.runtime.note_use();
     Ok(daemon)
 }
 

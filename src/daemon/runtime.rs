@@ -50,6 +50,9 @@ pub const CONTROL: &str = "control.sock";
 /// The name of the file of the token.
 const TOKEN: &str = "token";
 
+/// How often a start is tried where managers that end remove the folder at the same moment.
+const ATTEMPTS: usize = 100;
+
 /// The mode of the folders that we make: workers under another user must reach their notify sockets.
 const MODE: u32 = 0o711;
 
@@ -67,6 +70,8 @@ pub struct RuntimeDirectory {
     lock: Flock<File>,
     /// Whether the manager before us has said that it left nobody.
     is_left_in_order: bool,
+    /// Whether nothing needs the folder any more: no worker is left, or none was started yet.
+    is_disposable: bool,
     /// What `[control] tcp` asks for where the service file names no token.
     token: Option<Secret>,
 }
@@ -82,7 +87,18 @@ impl RuntimeDirectory {
         if path.as_os_str().len() > MAX_PATH {
             return Err(RuntimeError::TooLong(path));
         }
-        let folder = prepare(&path)?;
+        let is_gone = |error: &RuntimeError| matches!(error, RuntimeError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
+        let mut attempts = 1..ATTEMPTS;
+        loop {
+            match Self::try_take(&path, service) {
+                Err(error) if is_gone(&error) && attempts.next().is_some() => {}
+                taken => return taken,
+            }
+        }
+    }
+
+    fn try_take(path: &Path, service: &str) -> Result<Self, RuntimeError> {
+        let folder = prepare(path)?;
         let path = folder.path().to_owned();
         // Without a lock it may be new, or somebody has removed what was in it under a manager that lives.
         let is_new = !path.join(lock::NAME).exists();
@@ -90,7 +106,7 @@ impl RuntimeDirectory {
         if is_new {
             rival::refuse(&path.join(lock::NAME), &path.join(CONTROL), service)?;
         }
-        let directory = Self { path, lock, is_left_in_order, token: None };
+        let directory = Self { path, lock, is_left_in_order, is_disposable: is_new, token: None };
         directory.restore().map_err(|source| RuntimeError::Io { path: directory.notify(), source })?;
         Ok(directory)
     }
@@ -161,9 +177,16 @@ impl RuntimeDirectory {
         self.is_left_in_order && !self.is_abandoned()
     }
 
-    /// Says in the lock file that the service has ended and no worker is left.
+    /// Notes that workers may need the folder from now on.
+    pub fn note_use(&mut self) {
+        self.is_disposable = false;
+    }
+
+    /// Says in the lock file that the service has ended and no worker is left. The folder is then removed, unless
+    /// `RUNTIME_DIRECTORY` names it.
     pub fn note_end(&mut self) {
         lock::note_end(&mut self.lock);
+        self.is_disposable = true;
     }
 
     /// Waits until the last children of a manager that was killed are their programs.
@@ -270,17 +293,18 @@ impl HandOver for RuntimeDirectory {
         let lock = Flock::lock(luggage.take(lock)?.into(), FlockArg::LockExclusiveNonblock);
         let lock = lock.map_err(|(_, error)| error)?;
         let path = PathBuf::unpack(path, luggage)?;
-        Ok(Self { path, lock, is_left_in_order: false, token: None })
+        Ok(Self { path, lock, is_left_in_order: false, is_disposable: false, token: None })
     }
 }
 
 impl Drop for RuntimeDirectory {
     fn drop(&mut self) {
-        // The lock file stays: removed, two managers could hold two locks of one name.
         let _ = fs::remove_dir_all(self.notify());
-        if let Ok(folder) = self.folder() {
-            let _ = folder.remove(NODE_MODULE);
-            let _ = folder.remove(TOKEN);
+        let Ok(folder) = self.folder() else { return };
+        let _ = folder.remove(NODE_MODULE);
+        let _ = folder.remove(TOKEN);
+        if self.is_disposable && !is_given() {
+            let _ = lock::remove(&folder);
         }
     }
 }
@@ -306,6 +330,11 @@ pub fn locate(service: &str) -> PathBuf {
 
 /// The name of such a folder, before the user's number.
 pub(super) const PRIVATE_FOLDER: &str = "liveswap-";
+
+/// Whether the folder is one that we were given, and not ours to change or remove.
+fn is_given() -> bool {
+    std::env::var_os("RUNTIME_DIRECTORY").is_some_and(|given| !given.is_empty())
+}
 
 /// A folder of our own in the world's; that nobody else can change it is checked on its use.
 pub(super) fn private_folder() -> PathBuf {
@@ -335,8 +364,7 @@ fn prepare(path: &Path) -> Result<Folder, RuntimeError> {
     }
     let folder = Folder::open(&path, Some(MODE)).map_err(refuse)?;
     // Whoever gave us one has chosen its mode.
-    let is_given = std::env::var_os("RUNTIME_DIRECTORY").is_some_and(|given| !given.is_empty());
-    if !is_given && folder.mode() != MODE {
+    if !is_given() && folder.mode() != MODE {
         folder.set_mode(MODE).map_err(io)?;
     }
     Ok(folder)

@@ -34,8 +34,6 @@ use crate::sys::{process, reaper};
 /// What a manager needs wherever it begins.
 #[derive(Debug)]
 pub struct Post {
-    /// The runtime directory.
-    pub runtime: RuntimeDirectory,
     /// What workers inherit from us.
     pub heritage: Heritage,
     /// The way to the service manager.
@@ -44,6 +42,8 @@ pub struct Post {
     pub control: Control,
     /// The control groups of the service.
     pub cgroups: Cgroups,
+    /// The runtime directory. It is dropped last: it can be removed when the control socket in it has gone.
+    pub runtime: RuntimeDirectory,
 }
 
 /// What a daemon starts from.

@@ -1,8 +1,8 @@
 //! The lock of the runtime directory: who holds it is the service's manager.
 
-use std::fs::{File, Permissions};
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,8 +39,25 @@ fn holder(lock: &mut File) -> (String, Option<String>) {
     (pid, words.next().map(Into::into))
 }
 
+/// Removes the lock file and then its folder, if nothing else is in it.
+///
+/// Another manager that has opened the file before, and gets the lock now, finds that its file has no name any more
+/// ([`take`]).
+pub(super) fn remove(folder: &Folder) -> io::Result<()> {
+    folder.remove(NAME)?;
+    // By rmdir(2), which follows no link.
+    fs::remove_dir(folder.path())
+}
+
+/// Whether the file is the one that has the lock's name now.
+fn is_current(file: &File, folder: &Folder) -> io::Result<bool> {
+    let (held, named) = (file.metadata()?, folder.file(NAME, OFlag::O_RDONLY, 0)?.metadata()?);
+    Ok((held.dev(), held.ino()) == (named.dev(), named.ino()))
+}
+
 /// Takes the lock. Children of a manager that was killed hold it until they have become their programs, and are waited for.
-/// Returns also whether the manager before us has ended in order.
+/// Returns also whether the manager before us has ended in order. The error is NotFound where a manager that
+/// ended just now has removed the lock file or its folder.
 pub(super) fn take(folder: &Folder, service: &str) -> Result<(Flock<File>, bool), RuntimeError> {
     let directory = folder.path();
     let path = directory.join(NAME);
@@ -68,6 +85,9 @@ pub(super) fn take(folder: &Folder, service: &str) -> Result<(Flock<File>, bool)
         }
         thread::sleep(LOOK_AGAIN);
     };
+    if !is_current(&lock, folder).map_err(io)? {
+        return Err(io(io::ErrorKind::NotFound.into()));
+    }
     let is_left_in_order = holder(&mut lock).0 == ENDED;
     let text = format!("{} {service}\n", getpid());
     lock.set_len(0)
@@ -75,4 +95,29 @@ pub(super) fn take(folder: &Folder, service: &str) -> Result<(Flock<File>, bool)
         .and_then(|()| lock.write_all(text.as_bytes()))
         .map_err(io)?;
     Ok((lock, is_left_in_order))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_whose_file_was_removed_meanwhile_is_not_the_services() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("web");
+        let folder = Folder::open(&path, Some(0o700)).unwrap();
+        let (lock, is_left_in_order) = take(&folder, "web").unwrap();
+        assert!(is_current(&lock, &folder).unwrap() && !is_left_in_order);
+        // Another manager has opened the file, and waits for nothing but the lock.
+        let other = folder.file(NAME, OFlag::O_RDWR, 0o600).unwrap();
+        remove(&folder).unwrap();
+        drop(lock);
+        assert!(!path.exists());
+        assert_eq!(is_current(&other, &folder).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let is_gone = |error: &RuntimeError| matches!(error, RuntimeError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
+        assert!(take(&folder, "web").is_err_and(|error| is_gone(&error)));
+        let folder = Folder::open(&path, Some(0o700)).unwrap();
+        let (_lock, _) = take(&folder, "web").unwrap();
+        assert!(!is_current(&other, &folder).unwrap());
+    }
 }
