@@ -191,3 +191,25 @@ fn what_cannot_be_had_is_told_with_its_line_its_key_and_what_to_do() {
         "{said}"
     );
 }
+
+/// A file to copy names no user, group or folder that a machine does not have.
+#[test]
+fn the_files_to_copy_pass_on_a_fresh_machine() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let mut files = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let output = check(&[("copy.toml", &fs::read_to_string(&path).unwrap())]);
+        let said = text(&output.stderr);
+        // The programs come with the release.
+        let is_expected =
+            |line: &str| line.starts_with("Warning: copy.toml: `command`: there is no executable `./");
+        assert!(
+            output.status.code() == Some(0) && said.lines().all(is_expected),
+            "{}: {said}",
+            path.display()
+        );
+        files += 1;
+    }
+    assert!(files >= 5, "only {files} files were found");
+}

@@ -83,12 +83,12 @@ fn the_example_of_a_web_service_means_what_it_says() {
             command: vec!["./server".into(), "--quiet".into()],
             target: None,
             target_within: None,
-            directory: "/srv/web/current".into(),
+            directory: concat!(env!("CARGO_MANIFEST_DIR"), "/config").into(),
             protocol: Protocol::Notify,
             clear_environment: false,
             environment_files: vec![EnvironmentFile { path: "/etc/web.env".into(), optional: true }],
             environment: BTreeMap::from([("RUST_LOG".into(), "info".into())]),
-            identity: Identity { user: Some("web".into()), ..Identity::default() },
+            identity: Identity::default(),
             limits: BTreeMap::from([(Resource::Nofile, Limit { soft: Some(65536), hard: Some(65536) })]),
             output: Output::Prefix,
             ignore_sigpipe: true,
@@ -117,7 +117,7 @@ fn the_example_of_a_web_service_means_what_it_says() {
         },
         probe: Vec::new(),
         hooks: accept(MINIMAL).hooks,
-        control: ControlSpec { group: Some("ops".into()), ..ControlSpec::default() },
+        control: ControlSpec::default(),
     };
     assert_eq!(spec, expected);
 }
