@@ -3,10 +3,13 @@
 #[expect(dead_code, reason = "no single test uses all of the support")]
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 
+use liveswap::cli::report::Status;
 use liveswap::config::{self, Origin};
-use support::documents::{anchors, blocks, document, documents, links};
+use support::documents::{anchors, blocks, document, documents, links, spans};
 
 #[test]
 fn every_link_in_the_documents_leads_somewhere() {
@@ -66,4 +69,166 @@ fn every_service_file_in_the_documents_is_sound() {
         }
     }
     assert!(files >= 5, "only {files} service files were found");
+}
+
+/// The names of things that a command line of a document stands for, and what is tried for each.
+const PLACEHOLDERS: [(&str, &str); 6] =
+    [("NAME", "web"), ("N", "2"), ("FILE", "web.toml"), ("TEXT", "hello"), ("PATH", "v2"), ("SHELL", "bash")];
+
+#[test]
+fn every_command_line_in_the_documents_is_understood() {
+    let mut lines = 0;
+    let mut wrong = Vec::new();
+    for file in documents() {
+        let text = fs::read_to_string(&file).expect("a document");
+        for line in command_lines(&text) {
+            let placed = |word: &String| {
+                let found = PLACEHOLDERS.iter().find(|(name, _)| name == word);
+                found.map_or_else(|| word.clone(), |(_, value)| (*value).to_owned())
+            };
+            let mut words: Vec<String> = line.iter().map(placed).collect();
+            // The name of a command alone is no whole line.
+            if words.len() == 1 {
+                words.push("--help".to_owned());
+            }
+            let mut command = Command::new(env!("CARGO_BIN_EXE_liveswap"));
+            // It parses the words as they are, and does nothing of what they ask for.
+            if !words.iter().any(|word| word == "--help") {
+                command.args(["try-handover", "--"]);
+            }
+            let output = command.args(&words).output().expect("the program");
+            if output.status.code() == Some(2) {
+                let said = String::from_utf8_lossy(&output.stderr);
+                wrong.push(format!("{}: liveswap {}: {said}", file.display(), words.join(" ")));
+            }
+            lines += 1;
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(lines >= 40, "only {lines} command lines were found");
+}
+
+/// The words after `liveswap` of all command lines: those of blocks, and those in the text that are whole.
+fn command_lines(text: &str) -> Vec<Vec<String>> {
+    let shells = ["sh", "console"];
+    let blocks = blocks(text).into_iter().filter(|block| shells.contains(&block.language));
+    let lines =
+        blocks.flat_map(|block| block.text.lines()).map(|line| line.trim_start_matches(['$', '#', ' ']));
+    let is_whole = |span: &&str| !span.contains(['[', '…', '|']);
+    let spans = spans(text);
+    let spans = spans.iter().map(String::as_str).filter(is_whole);
+    let commands = lines.chain(spans).flat_map(|line| line.split("&&"));
+    commands.filter_map(|line| line.trim().strip_prefix("liveswap ")).map(shell_words).collect()
+}
+
+/// The words of a command, up to what ends it in a shell.
+fn shell_words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quote = None;
+    for character in line.chars() {
+        let word = words.last_mut().expect("a word");
+        match (quote, character) {
+            (None, '\'' | '"') => quote = Some(character),
+            (Some(open), _) if open == character => quote = None,
+            (None, '&' | ';' | '>' | '#') => break,
+            (None, ' ') if word.is_empty() => {}
+            (None, ' ') => words.push(String::new()),
+            _ => word.push(character),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+#[test]
+fn every_command_is_in_the_table_of_commands() {
+    let help = Command::new(env!("CARGO_BIN_EXE_liveswap")).arg("--help").output().expect("the program");
+    let help = String::from_utf8(help.stdout).expect("UTF-8");
+    let (_, commands) = help.split_once("Commands:\n").expect("the commands");
+    let commands = commands.lines().take_while(|line| !line.is_empty());
+    let commands: Vec<_> = commands.filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(commands.len() >= 12, "{commands:?}");
+    let reference = fs::read_to_string(document("docs/control.md")).expect("the reference");
+    for command in commands.into_iter().filter(|command| *command != "help").chain(["man"]) {
+        assert!(
+            reference.contains(&format!("| `liveswap {command}")),
+            "`{command}` is not in docs/control.md"
+        );
+    }
+}
+
+#[test]
+fn the_tables_of_exit_statuses_are_those_of_the_program() {
+    let statuses = [
+        Status::Done,
+        Status::Failed,
+        Status::Usage,
+        Status::BadFile,
+        Status::NoManager,
+        Status::Unwritten,
+        Status::Interrupted,
+        Status::Unread,
+    ];
+    let mut expected: BTreeSet<i32> = statuses.map(|status| status as i32).into();
+    expected.insert(liveswap::daemon::BUG);
+    let mut told = BTreeSet::new();
+    for name in ["docs/control.md", "docs/guide.md"] {
+        let text = fs::read_to_string(document(name)).expect("a document");
+        let tables = text.split("| exit status |").chain(text.split("| status | `liveswap run` |")).skip(1);
+        for table in tables.filter_map(|table| table.split_once("|---|").map(|(_, table)| table)) {
+            let rows = table.lines().skip(1).take_while(|line| line.starts_with('|'));
+            told.extend(rows.filter_map(|row| row.split('|').nth(1)?.trim().parse::<i32>().ok()));
+        }
+    }
+    assert_eq!(told, expected);
+    let help = Command::new(env!("CARGO_BIN_EXE_liveswap")).arg("--help").output().expect("the program");
+    let help = String::from_utf8(help.stdout).expect("UTF-8");
+    let (_, help) = help.split_once("Exit status:").expect("the exit statuses");
+    let is_number = |one: char| one.is_ascii_digit();
+    let numbers = help.split(|one| !is_number(one)).filter_map(|number| number.parse::<i32>().ok());
+    let strange: Vec<_> = numbers.filter(|number| !expected.contains(number)).collect();
+    assert!(strange.is_empty(), "{strange:?} of `liveswap --help`");
+}
+
+#[test]
+fn every_key_that_the_documents_name_is_one() {
+    let tables = ["service", "socket", "ready", "upgrade", "drain", "restart", "watchdog", "control"];
+    let is_known = |table: &str, key: &str| {
+        let header =
+            if table == "socket" { "[[socket]]\nlisten = '@a'".into() } else { format!("[{table}]") };
+        let service = if table == "service" { "command = ['a']" } else { "[service]\ncommand = ['a']" };
+        let origin = Origin { path: "/srv/web.toml".into(), cpus: 2 };
+        let (first, second) =
+            if table == "service" { (header, service.into()) } else { (service.into(), header) };
+        let text = format!("{first}\n{second}\n{key} = 1\n");
+        config::parse(&text, &origin)
+            .err()
+            .is_none_or(|problems| !problems.render(false).contains(&format!("unknown key `{key}`")))
+    };
+    assert!(is_known("drain", "timeout") && !is_known("drain", "tiemout") && !is_known("service", "timeout"));
+    let mut unknown = Vec::new();
+    for file in documents() {
+        let text = fs::read_to_string(&file).expect("a document");
+        for span in &spans(&text) {
+            let named = span.strip_prefix('[').and_then(|rest| rest.trim_start_matches('[').split_once(']'));
+            let (table, rest) = named.map_or((None, span.as_str()), |(table, rest)| (Some(table), rest));
+            let rest = rest.trim_start_matches([']', ' ']);
+            let key: String =
+                rest.chars().take_while(|one| one.is_ascii_lowercase() || *one == '_').collect();
+            // `key = value`, or `[table] key`.
+            let is_set = rest[key.len()..].starts_with(" = ");
+            let is_named = table.is_some_and(|table| tables.contains(&table)) && key.len() == rest.len();
+            if key.is_empty() || !(is_set || is_named) {
+                continue;
+            }
+            let is_key = match table {
+                Some(table) if tables.contains(&table) => is_known(table, &key),
+                _ => tables.iter().any(|table| is_known(table, &key)),
+            };
+            if !is_key {
+                unknown.push(format!("{}: {span}", file.display()));
+            }
+        }
+    }
+    assert!(unknown.is_empty(), "{unknown:#?}");
 }

@@ -25,6 +25,23 @@ pub fn blocks(text: &str) -> Vec<Block<'_>> {
     blocks
 }
 
+/// The text of all `code` outside of blocks, a line end in it as a blank.
+pub fn spans(text: &str) -> Vec<String> {
+    let mut spans = Vec::new();
+    for paragraph in text.split("```").step_by(2).flat_map(|part| part.split("\n\n")) {
+        let mut rest = paragraph;
+        while let Some(start) = rest.find('`') {
+            let fence = rest[start..].len() - rest[start..].trim_start_matches('`').len();
+            let opened = &rest[start + fence..];
+            let Some((span, after)) = opened.split_once(&"`".repeat(fence)) else { break };
+            let words: Vec<_> = span.split_whitespace().collect();
+            spans.push(words.join(" "));
+            rest = after;
+        }
+    }
+    spans
+}
+
 /// The targets of all `[text](target)`.
 pub fn links(text: &str) -> impl Iterator<Item = &str> {
     text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0))
@@ -43,7 +60,7 @@ pub fn anchors(text: &str) -> Vec<String> {
 
 /// The paths of the documents.
 pub fn documents() -> Vec<PathBuf> {
-    let mut found = vec![document("README.md"), document("CHANGELOG.md")];
+    let mut found = vec![document("README.md"), document("SECURITY.md"), document("CHANGELOG.md")];
     for folder in ["docs", "docs/adr"] {
         let entries = fs::read_dir(document(folder)).expect("a folder of documents");
         let paths = entries.map(|entry| entry.expect("an entry").path());
