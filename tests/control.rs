@@ -105,7 +105,7 @@ fn it_is_the_owner_s_alone_unless_a_group_is_named_and_the_group_changes_at_comm
 #[test]
 fn strangers_are_refused_and_members_of_the_group_are_not() {
     if !Uid::effective().is_root() {
-        eprintln!("SKIPPED: only root can try another user's way in");
+        support::skipped::add("only root can try another user's way in");
         return;
     }
     let starter = Starter::default();

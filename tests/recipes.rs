@@ -22,7 +22,7 @@ use support::control::Ended;
 use support::documents::{Block, blocks, document};
 use support::log::{Step, Transition};
 use support::manager::{Manager, Place, Starter};
-use support::{PATIENCE, is_installed, is_root, loopback};
+use support::{PATIENCE, is_installed, is_root, loopback, skipped};
 
 /// What the app of the first release answers, and of the second.
 const ANSWERS: [&str; 2] = ["release 1", "release 2"];
@@ -147,7 +147,7 @@ fn installed(name: &str) -> Option<PathBuf> {
     let found = path.exists();
     if !found {
         assert!(env::var_os("CI").is_none(), "{} is missing, and CI must not do without it", path.display());
-        eprintln!("SKIPPED, NOTHING WAS TESTED: {name} is not installed; tests/recipes/install does it");
+        skipped::add(&format!("{name} is not installed; tests/recipes/install does it"));
     }
     found.then_some(path)
 }

@@ -413,7 +413,7 @@ fn ipv6_and_abstract_names_are_served() {
     let port = 20_000 + u16::try_from(std::process::id() % 10_000).expect("a port");
     let address = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
     if TcpListener::bind(address).is_err() {
-        eprintln!("SKIPPED: this machine has no IPv6, or the port is taken");
+        support::skipped::add("this machine has no IPv6, or the port is taken");
         return;
     }
     let name = format!("liveswap-test-{}", std::process::id());

@@ -154,7 +154,7 @@ fn root_of_a_user_namespace_may_be_named() {
         namespace.to_vec()
     };
     if !Command::new(namespace[0]).args(&namespace[1..]).arg("true").status().is_ok_and(|how| how.success()) {
-        eprintln!("SKIPPED: no user namespaces here");
+        support::skipped::add("no user namespaces here");
         return;
     }
     let service = Service::worker().listen(loopback()).set("service.user", "'root'");
@@ -170,7 +170,7 @@ fn the_limit_of_inotify_is_named_and_not_that_of_open_files() {
     let script = "echo 0 >/proc/sys/user/max_inotify_instances || exit 77; exec \"$@\"";
     let namespace = ["unshare", "--user", "--map-root-user", "sh", "-c", script, "sh"];
     if !Command::new(namespace[0]).args(&namespace[1..]).arg("true").status().is_ok_and(|how| how.success()) {
-        eprintln!("SKIPPED: no user namespaces here, or they have no limit of their own");
+        support::skipped::add("no user namespaces here, or they have no limit of their own");
         return;
     }
     let starter = Starter::default();

@@ -650,7 +650,7 @@ fn what_a_worker_writes_meanwhile_is_read_later() {
 fn a_node_program_is_told_to_drain_by_the_next_manager() {
     if Command::new("node").arg("--version").output().is_err() {
         assert!(std::env::var_os("CI").is_none(), "node is needed here");
-        eprintln!("SKIPPED: there is no node");
+        support::skipped::add("there is no node");
         return;
     }
     let starter = Starter::default();

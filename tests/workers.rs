@@ -231,7 +231,7 @@ fn a_worker_runs_in_its_directory_and_a_relative_program_is_looked_up_there() {
 #[test]
 fn a_worker_can_be_another_user() {
     if !geteuid().is_root() {
-        eprintln!("SKIPPED: only root can become another user");
+        support::skipped::add("only root can become another user");
         return;
     }
     let service = sleeper().set("service.user", "'nobody'").set("service.directory", "'/'");
@@ -248,7 +248,7 @@ fn a_worker_can_be_another_user() {
 #[test]
 fn a_step_that_fails_before_the_program_runs_is_named() {
     if !geteuid().is_root() {
-        eprintln!("SKIPPED: only root can become a user that may not enter the folder");
+        support::skipped::add("only root can become a user that may not enter the folder");
         return;
     }
     let manager = Manager::start(sleeper());

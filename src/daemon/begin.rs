@@ -63,7 +63,7 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
     }
     runtime.make_token(matches!(before, Before::Taken(_)))?;
     let control = Control::bind(&runtime.control(), None).map_err(io("binding the control socket"))?;
-    let post = Post { runtime, heritage, upward, control, cgroups };
+    let post = Post { heritage, upward, control, cgroups, runtime };
     let mut daemon = match (before, release) {
         (Before::Taken(taken), _) => taken.take_over(post).map_err(io("taking over"))?,
         (Before::Left(mut left), release) => {

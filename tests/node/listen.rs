@@ -32,7 +32,7 @@ fn port() -> u16 {
 fn has_ipv6() -> bool {
     let has = TcpListener::bind((IPV6, 0)).is_ok();
     if !has {
-        eprintln!("SKIPPED: this machine has no IPv6");
+        crate::support::skipped::add("this machine has no IPv6");
     }
     has
 }

@@ -14,6 +14,7 @@ pub mod node;
 pub mod process;
 pub mod real_systemd;
 pub mod service;
+pub mod skipped;
 pub mod stranger;
 pub mod systemd;
 
@@ -60,7 +61,7 @@ pub fn is_root(what: &str) -> bool {
     let root = nix::unistd::Uid::effective().is_root();
     if !root {
         assert!(env::var_os("CI").is_none(), "CI runs as root");
-        eprintln!("SKIPPED: {what} takes root");
+        skipped::add(&format!("{what} takes root"));
     }
     root
 }
@@ -71,7 +72,7 @@ pub fn is_installed(program: &str) -> bool {
     let found = search.expect("a shell").success();
     if !found {
         assert!(env::var_os("CI").is_none(), "{program} is not installed, and CI must not do without it");
-        eprintln!("SKIPPED, NOTHING WAS TESTED: {program} is not installed");
+        skipped::add(&format!("{program} is not installed"));
     }
     found
 }

@@ -28,7 +28,7 @@ pub fn outside(test: &str, systemd: &str) -> bool {
     match status.code() {
         Some(0) => {}
         Some(NOT_TO_BE_HAD) if env::var_os("CI").is_none() => {
-            eprintln!("SKIPPED: {test}: systemd {systemd} is not to be had here");
+            super::skipped::add(&format!("{test}: there is no systemd {systemd}"));
         }
         code => panic!("{test}: inside the box: {code:?}"),
     }
