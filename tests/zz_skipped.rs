@@ -13,7 +13,9 @@ fn main() {
             "\n{} skipped, which proves nothing:",
             if list.len() == 1 { "1 test was" } else { "These tests were" }
         );
-        list.iter().for_each(|line| println!("  {line}"));
+        for line in &list {
+            println!("  {line}");
+        }
         println!("Hint: .ci/run installs what they need, and runs as root");
     }
 }
