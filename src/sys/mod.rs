@@ -60,4 +60,5 @@ pub mod tree_watch;
 pub mod unix_names;
 pub mod usage;
 pub mod wait;
+pub mod waiting;
 pub mod way;
