@@ -35,6 +35,7 @@ pub mod occupant;
 pub mod options;
 pub mod output;
 pub mod own_folder;
+pub mod own_listeners;
 pub mod path_watch;
 pub mod paths;
 pub mod pidfd;
