@@ -219,6 +219,7 @@ mod tests {
             restarts: 0,
             says: String::new(),
             why: None,
+            unseen: None,
             deadline_ms: (state == "draining").then_some(57_400),
         }
     }

@@ -353,6 +353,10 @@ fn note(worker: &Worker) -> Option<String> {
             format!("slot {slot} starts{since}{fails}")
         }
         "aborting" => format!("slot {slot} was sent SIGABRT{since}"),
+        "ready" => {
+            let why = worker.unseen.as_ref()?;
+            format!("slot {slot}: worker {} counts as ready by `settle` alone: {why}", worker.id)
+        }
         _ => return None,
     })
 }
@@ -400,6 +404,7 @@ mod tests {
             restarts: 0,
             says: String::new(),
             why: None,
+            unseen: None,
             deadline_ms: None,
         }
     }
@@ -407,7 +412,9 @@ mod tests {
     #[test]
     fn a_service_is_read_at_a_glance() {
         let draining = Worker { deadline_ms: Some(12_000), generation: 2, ..worker(2, "draining") };
-        let talker = Worker { says: "all well".into(), memory: Some(1_600_000), ..worker(1, "ready") };
+        let unseen = Some("process 4243 may not be looked into: EACCES".into());
+        let says = "all well".into();
+        let talker = Worker { says, memory: Some(1_600_000), unseen, ..worker(1, "ready") };
         let last = LastUpgrade {
             generation: 4,
             outcome: "rolled-back".into(),
@@ -455,6 +462,7 @@ SLOT  WORKER  GENERATION   PID  STATE           AGE   MEMORY  CONNECTIONS  RESTA
    1       6           3  4243  ready     2 min 5 s  1.5 MiB            1         0  all well
    2       7           2  4244  draining  2 min 5 s   12 MiB            1         0
 
+slot 1: worker 6 counts as ready by `settle` alone: process 4243 may not be looked into: EACCES
 slot 2 drains since 48 s: 1 connection left, killed in 12 s
 slot 4 starts again in 400 ms, after 3 deaths in a row
 ";

@@ -89,6 +89,11 @@ pub fn of_failure(
             spec.process.directory.display(),
             spec.process.command.join(" ")
         )),
+        (Failure::NotReady, _, Readiness::Accepting(_)) => Some(
+            "if it needs longer to load: a longer `timeout` in [ready]; if it serves though no process of it waits in accept, poll, select \
+             or epoll: when = \"settled\""
+                .into(),
+        ),
         (Failure::NotReady | Failure::Ended(_), ..) => None,
     }
 }

@@ -136,6 +136,7 @@ impl Manager {
             Event::Executed(id) => self.executed(now, id),
             Event::Said(id, word) => self.said(now, id, word, out),
             Event::Probed(id, passed) => self.probed(now, id, passed, out),
+            Event::Looked(id, sight) => self.looked(now, id, sight, out),
             Event::StartFailed(id, why) => self.exited(now, id, Exit::NotExecuted(why), out),
             Event::Exited(id, exit) => self.exited(now, id, exit, out),
             Event::DoesNotEnd(id, what) => self.does_not_end(now, id, what, out),
@@ -202,25 +203,24 @@ impl Manager {
         }
     }
 
-    fn probed(&mut self, now: Mono, id: WorkerId, passed: bool, out: &mut Vec<Action>) {
-        let Some(worker) = self.workers.get_mut(id) else { return };
-        let turn = worker.probed(now, passed, &self.generations[&worker.generation].policy);
-        if let Some(turn) = turn {
-            self.turn(now, id, turn, out);
-        }
-    }
-
     /// Does what a worker's word, or time, makes necessary.
-    fn turn(&mut self, now: Mono, id: WorkerId, turn: Turn, out: &mut Vec<Action>) {
-        let ready_timeout = self.generations[&self.workers[id].generation].policy.ready_timeout;
+    pub(super) fn turn(&mut self, now: Mono, id: WorkerId, turn: Turn, out: &mut Vec<Action>) {
+        let worker = &self.workers[id];
+        let ready_timeout = self.generations[&worker.generation].policy.ready_timeout;
         let mut tell = |notice| out.push(Action::Tell(Notice::Worker(id, notice)));
         match turn {
             Turn::BecameReady => tell(WorkerNotice::Ready),
             Turn::RunProbe => out.push(Action::Probe(id)),
             Turn::Silent => self.tell_silence(id, out),
+            Turn::HasSettled => self.has_settled(now, id, out),
+            Turn::Look => self.look(now, id, out),
+            Turn::Unseen(why) => self.is_unseen(now, id, why, out),
             Turn::NotReady => {
-                tell(WorkerNotice::NotReady(ready_timeout));
-                self.lose(now, id, &format!("was not ready after {}", Human(ready_timeout)), false, out);
+                let lack = worker.lack.clone();
+                let notice = WorkerNotice::NotReady(ready_timeout, lack);
+                let why = format!("was {notice}");
+                tell(notice);
+                self.lose(now, id, &why, false, out);
                 // Not killed: it may have accepted connections without a word.
                 self.drain(now, id, DrainReason::NotReady, out);
             }

@@ -28,6 +28,7 @@ mod exchange;
 mod generation;
 pub mod head;
 pub mod ids;
+mod looking;
 mod manager;
 pub mod notice;
 mod patience;
@@ -35,6 +36,7 @@ pub mod printable;
 mod request;
 mod respawn;
 mod roster;
+pub mod sight;
 mod sleep;
 pub mod sparing;
 pub mod spec;
@@ -58,6 +60,7 @@ use serde::{Deserialize, Serialize};
 
 use ids::{GenerationId, RequestId, SlotId, WorkerId};
 use notice::{Exit, Notice, Outcome};
+use sight::Sight;
 use spec::{Code, Policy};
 use word::Word;
 
@@ -102,6 +105,8 @@ pub enum Event {
     Said(WorkerId, Word),
     /// The probe of a starting worker ended; `true` where it exited 0.
     Probed(WorkerId, bool),
+    /// The processes of a starting worker were looked at.
+    Looked(WorkerId, Sight),
     /// A worker has ended and was reaped, all it said before was heard.
     Exited(WorkerId, Exit),
     /// A worker that is to end does not: nothing may be sent to it, or it outlives SIGKILL. The text names its process, and says
@@ -168,6 +173,9 @@ pub enum Action {
     },
     /// Run the probe of a starting worker.
     Probe(WorkerId),
+    /// Look whether a starting worker serves, as the kernel tells: whether it waits for connections on a socket of the file. Where
+    /// it replaces another worker: whether it listens anywhere, if that one does.
+    Look(WorkerId, Option<WorkerId>),
     /// Send the drain signal to the worker's main process.
     Drain(WorkerId),
     /// Send SIGABRT to the worker's main process.

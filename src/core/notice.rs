@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{GenerationId, SlotId, WorkerId};
+use super::sight::Lack;
 use super::time::Human;
 
 /// How a process ended.
@@ -181,8 +182,10 @@ pub enum WorkerNotice {
     Draining(DrainReason),
     /// It is to say that it is ready, and has said nothing in this time.
     Silent(Duration),
-    /// It was not ready in time.
-    NotReady(Duration),
+    /// It was not ready in time; what it did not do, where a look has shown that.
+    NotReady(Duration, Option<Lack>),
+    /// No look tells whether it serves, so it counts as ready once it has settled; the text says why.
+    Unseen(String),
     /// It did not feed its watchdog in time.
     WatchdogMissed,
     /// It asked for the watchdog's action.
@@ -274,9 +277,13 @@ impl Notice {
             | Self::GenerationGone(_)
             | Self::Backoff(..)
             | Self::Stopping(_)
-            | Self::Worker(_, WorkerNotice::Ready | WorkerNotice::Draining(_) | WorkerNotice::Ended(_)) => {
-                Loudness::Info
-            }
+            | Self::Worker(
+                _,
+                WorkerNotice::Ready
+                | WorkerNotice::Unseen(_)
+                | WorkerNotice::Draining(_)
+                | WorkerNotice::Ended(_),
+            ) => Loudness::Info,
             Self::UpgradeEnded(_, Outcome::RolledBack(_) | Outcome::Refused(_))
             | Self::RespawnEnded(_, Err(_))
             | Self::RollingBack(..)
@@ -286,7 +293,7 @@ impl Notice {
             | Self::Worker(
                 _,
                 WorkerNotice::Silent(_)
-                | WorkerNotice::NotReady(_)
+                | WorkerNotice::NotReady(..)
                 | WorkerNotice::WatchdogMissed
                 | WorkerNotice::WatchdogTriggered
                 | WorkerNotice::DrainTimedOut(_)
@@ -348,7 +355,8 @@ impl WorkerNotice {
             Self::Ready => "worker-ready",
             Self::Draining(_) => "worker-draining",
             Self::Silent(_) => "worker-silent",
-            Self::NotReady(_) => "worker-not-ready",
+            Self::NotReady(..) => "worker-not-ready",
+            Self::Unseen(_) => "worker-unseen",
             Self::WatchdogMissed => "worker-watchdog-missed",
             Self::WatchdogTriggered => "worker-watchdog-triggered",
             Self::DrainTimedOut(_) => "worker-drain-timed-out",
@@ -366,7 +374,14 @@ impl fmt::Display for WorkerNotice {
             Self::Ready => f.write_str("ready"),
             Self::Draining(why) => write!(f, "draining: {why}"),
             Self::Silent(time) => write!(f, "has said nothing for {}", Human(*time)),
-            Self::NotReady(time) => write!(f, "not ready after {}", Human(*time)),
+            Self::NotReady(time, None) => write!(f, "not ready after {}", Human(*time)),
+            Self::NotReady(time, Some(lack)) => f.write_str(&lack.after(*time)),
+            Self::Unseen(why) => {
+                write!(
+                    f,
+                    "cannot be seen waiting for connections: {why}; `settle` alone decides when it is ready"
+                )
+            }
             Self::WatchdogMissed => f.write_str("missed its watchdog; SIGABRT"),
             Self::WatchdogTriggered => f.write_str("triggered its watchdog; SIGABRT"),
             Self::DrainTimedOut(time) => write!(f, "not finished after {}; SIGKILL", Human(*time)),

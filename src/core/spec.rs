@@ -266,13 +266,15 @@ pub enum Readiness {
     Settled(Duration),
     /// A command exits 0; it is tried again after this pause.
     Probe(Duration),
+    /// A process of it waits for connections on a socket of the file, as the kernel tells, and it has been alive this long since.
+    Accepting(Duration),
 }
 
 impl Readiness {
     /// Whether it promises by itself that a worker stays ready for a while.
     #[must_use]
     pub fn stands_for_min_ready(self) -> bool {
-        matches!(self, Self::Settled(_))
+        matches!(self, Self::Settled(_) | Self::Accepting(_))
     }
 }
 

@@ -256,6 +256,11 @@ impl Worker {
         &self.status
     }
 
+    /// Why no look tells whether it serves; `None` where one does, or none was taken.
+    pub fn unseen(&self) -> Option<&str> {
+        self.unseen.as_deref()
+    }
+
     /// The open connections that it last spoke of.
     pub fn connections(&self) -> Option<u64> {
         self.connections

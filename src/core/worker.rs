@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{GenerationId, SlotId};
 use super::notice::DrainReason;
+use super::sight::{FIRST_PAUSE, Lack};
 use super::spec::{Policy, Readiness};
 use super::time::Mono;
 use super::word::Word;
@@ -30,6 +31,12 @@ pub struct Worker {
     pub(super) connections: Option<u64>,
     /// The interval of its watchdog; `WATCHDOG_USEC=` changes it.
     watchdog: Option<Duration>,
+    /// What the last look showed that it does not do yet.
+    #[serde(default)]
+    pub(super) lack: Option<Lack>,
+    /// Why no look tells whether it serves, so that it counts as ready once it has settled.
+    #[serde(default)]
+    pub(super) unseen: Option<String>,
 }
 
 /// Where a worker is in its life.
@@ -63,12 +70,22 @@ pub enum Check {
     Settled { at: Mono },
     /// A probe is to be run then.
     Probe { at: Mono },
+    /// A look is to be taken then, and the next one after the pause.
+    Look { at: Mono, pause: Duration },
+    /// A look is under way; the next one comes after the pause.
+    Looking { pause: Duration },
 }
 
 /// What the manager has to do about a worker after it spoke or time passed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
     BecameReady,
+    /// It has been alive for long enough.
+    HasSettled,
+    /// A look at its processes is due.
+    Look,
+    /// No look tells whether it serves.
+    Unseen(String),
     /// It stops by its own decision; nobody asked it to.
     Leaves,
     RunProbe,
@@ -97,6 +114,8 @@ impl Worker {
             status: String::new(),
             connections: None,
             watchdog: policy.watchdog,
+            lack: None,
+            unseen: None,
         }
     }
 
@@ -151,12 +170,13 @@ impl Worker {
     /// Returns the next moment at which something is due.
     pub(super) fn deadline(&self) -> Option<Mono> {
         match self.state {
-            WorkerState::Starting { ready_by, next: Check::Wait, speaks_by } => {
-                Some(speaks_by.map_or(ready_by, |at| ready_by.min(at)))
-            }
-            WorkerState::Starting { ready_by, next: Check::Settled { at } | Check::Probe { at }, .. } => {
-                Some(ready_by.min(at))
-            }
+            WorkerState::Starting { ready_by, next, speaks_by } => match next {
+                Check::Wait => Some(speaks_by.map_or(ready_by, |at| ready_by.min(at))),
+                Check::Looking { .. } => Some(ready_by),
+                Check::Settled { at } | Check::Probe { at } | Check::Look { at, .. } => {
+                    Some(ready_by.min(at))
+                }
+            },
             WorkerState::Ready { alive_by, .. } => alive_by,
             WorkerState::Draining { kill_at, .. } | WorkerState::Aborting { kill_at, .. } => Some(kill_at),
             // What was asked after once is not asked after again.
@@ -172,6 +192,7 @@ impl Worker {
                 Readiness::Notify => Check::Wait,
                 Readiness::Settled(settle) => Check::Settled { at: now + settle },
                 Readiness::Probe(_) => Check::Probe { at: now },
+                Readiness::Accepting(_) => Check::Look { at: now + FIRST_PAUSE, pause: FIRST_PAUSE },
             };
         }
     }
@@ -194,7 +215,9 @@ impl Worker {
             WorkerState::Starting { ready_by, next, speaks_by } => {
                 *ready_by = (*ready_by).max(now + policy.ready_timeout);
                 *speaks_by = speaks_by.zip(silence_allowed(policy)).map(|(at, time)| at.max(now + time));
-                if let (Check::Settled { at }, Readiness::Settled(settle)) = (next, policy.readiness) {
+                if let (Check::Settled { at }, Readiness::Settled(settle) | Readiness::Accepting(settle)) =
+                    (next, policy.readiness)
+                {
                     *at = (*at).max(now + settle);
                 }
             }
@@ -241,10 +264,8 @@ impl Worker {
                 Some(Turn::OutlivesSigkill)
             }
             WorkerState::Starting { ready_by, next, speaks_by } => match *next {
-                Check::Settled { at } if at <= now => Some(self.become_ready(now)),
-                Check::Wait | Check::Settled { .. } | Check::Probe { .. } if *ready_by <= now => {
-                    Some(Turn::NotReady)
-                }
+                Check::Settled { at } if at <= now => Some(Turn::HasSettled),
+                _ if *ready_by <= now => Some(Turn::NotReady),
                 Check::Probe { at } if at <= now => {
                     *next = Check::Wait;
                     Some(Turn::RunProbe)
@@ -253,7 +274,12 @@ impl Worker {
                     *speaks_by = None;
                     Some(Turn::Silent)
                 }
-                Check::Wait | Check::Settled { .. } | Check::Probe { .. } => None,
+                Check::Look { at, .. } if at <= now => Some(Turn::Look),
+                Check::Wait
+                | Check::Settled { .. }
+                | Check::Probe { .. }
+                | Check::Look { .. }
+                | Check::Looking { .. } => None,
             },
             WorkerState::Ready { alive_by, .. } => {
                 (*alive_by).filter(|at| *at <= now).map(|_| Turn::WatchdogMissed)
@@ -312,7 +338,10 @@ impl Worker {
         match (self.state, policy.readiness) {
             (WorkerState::Starting { .. }, Readiness::Notify) => Some(self.become_ready(now)),
             // Readiness is found out in another way.
-            (WorkerState::Starting { .. }, Readiness::Settled(_) | Readiness::Probe(_)) => None,
+            (
+                WorkerState::Starting { .. },
+                Readiness::Settled(_) | Readiness::Probe(_) | Readiness::Accepting(_),
+            ) => None,
             // Many programs say it twice; one that drains, or is being ended, says it too late.
             (
                 WorkerState::Ready { .. }
@@ -325,7 +354,7 @@ impl Worker {
         }
     }
 
-    fn become_ready(&mut self, now: Mono) -> Turn {
+    pub(super) fn become_ready(&mut self, now: Mono) -> Turn {
         let alive_by = self.watchdog.map(|interval| now + interval);
         self.state = WorkerState::Ready { since: now, alive_by };
         Turn::BecameReady
@@ -354,6 +383,6 @@ impl Worker {
 pub(super) fn silence_allowed(policy: &Policy) -> Option<Duration> {
     match policy.readiness {
         Readiness::Notify => Some(SILENCE_ALLOWED.min(policy.ready_timeout / 2)),
-        Readiness::Settled(_) | Readiness::Probe(_) => None,
+        Readiness::Settled(_) | Readiness::Probe(_) | Readiness::Accepting(_) => None,
     }
 }

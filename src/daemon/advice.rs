@@ -22,7 +22,7 @@ impl Daemon {
     pub(super) fn note_failure(&mut self, notice: &Notice) -> Option<GenerationId> {
         let (worker, failure) = match notice {
             Notice::RollingBack(generation, _) => return Some(*generation),
-            Notice::Worker(worker, WorkerNotice::NotReady(_)) => (*worker, Failure::NotReady),
+            Notice::Worker(worker, WorkerNotice::NotReady(..)) => (*worker, Failure::NotReady),
             Notice::Worker(worker, WorkerNotice::Died(exit)) if !self.history.was_ready(*worker) => {
                 (*worker, Failure::Ended(exit))
             }

@@ -86,6 +86,7 @@ impl Daemon {
                     self.inbox.push_back(Event::Probed(worker, false));
                 }
             }
+            Action::Look(worker, beside) => self.want_look(worker, beside),
             Action::Drain(worker) => self.drain(worker),
             Action::Abort(worker) => self.signal(worker, libc::SIGABRT),
             Action::Kill(worker) => self.kill(worker),

@@ -62,6 +62,7 @@ impl Daemon {
                 Token::ControlTcp => self.admit(Door::Tcp),
                 Token::Client(client) => self.attend(client),
                 Token::Survey => self.read_survey(),
+                Token::Look => self.read_look(),
                 Token::Trial => self.read_trial(),
                 Token::PreUpgrade => self.read_pre_upgrade(),
                 Token::Channel(worker) => self.hear_node(worker),

@@ -22,6 +22,7 @@
 //! handover  another program in our place, which goes on with all of it
 //! recovery  going on with what a manager has left that was killed
 //! doors     waiting for connections, for whoever sleeps     idleness   whether anything is to be done
+//! looks    the child that looks whether starting workers serve
 //! loose_ends  what a turn leaves to its end                closing  our sockets at a stop for good
 //! rival     another manager, whose lock was removed
 //! guests    a process for each connection
@@ -48,6 +49,7 @@ mod idleness;
 pub mod init;
 mod launch;
 pub mod log;
+mod looks;
 mod loose_ends;
 mod missing;
 mod node;

@@ -56,6 +56,7 @@ impl Daemon {
                             | Role::Head
                             | Role::Probe(_)
                             | Role::Survey
+                            | Role::Look
                             | Role::Trial
                             | Role::Closer
                             | Role::Watcher
@@ -257,6 +258,7 @@ impl Daemon {
                 self.inbox.push_back(Event::Probed(worker, done));
             }
             Role::Survey => self.surveyed(exit),
+            Role::Look => self.look_ended(exit),
             Role::Trial => self.tried(done, &how),
             Role::Examination => self.examined(exit),
         }

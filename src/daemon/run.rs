@@ -20,6 +20,7 @@ use super::doors::OnDemand;
 use super::handover::{Reexec, Successor};
 use super::head::Recording;
 use super::launch::{Common, Heritage, Place};
+use super::looks::Looks;
 use super::loose_ends::{LooseEnds, tell_stalls};
 use super::node::Demanded;
 use super::outlet::Outputs;
@@ -80,6 +81,7 @@ pub(super) enum Role {
     Guest,
     Probe(WorkerId),
     Survey,
+    Look,
     Trial,
     Closer,
     Examination,
@@ -154,6 +156,7 @@ pub struct Daemon {
     /// When hooks `after` that still run are killed.
     pub(super) hooks_end: BTreeMap<Pid, Mono>,
     pub(super) care: Care,
+    pub(super) looks: Looks,
     pub(super) outputs: Outputs,
     pub(super) on_demand: OnDemand,
     /// Processes of a manager before us whose state could not be used.
@@ -208,6 +211,7 @@ impl Daemon {
             self.end_late_clients();
             self.end_late_trial();
             self.end_late_recording();
+            self.end_late_look();
             self.end_lingering();
             self.end_crowds();
             self.end_demands();
@@ -242,7 +246,7 @@ impl Daemon {
     /// Hands in all events and performs what follows, until nothing is left to do.
     fn settle(&mut self) {
         let mut actions = Vec::new();
-        while let Some(event) = self.inbox.pop_front() {
+        while let Some(event) = self.next_event() {
             let gone = match event {
                 Event::Exited(worker, _) | Event::StartFailed(worker, _) => Some(worker),
                 _ => None,
@@ -281,6 +285,14 @@ impl Daemon {
         self.close_foreign();
     }
 
+    /// Takes the next event. Where none waits, a look that is wanted begins: one that cannot begin is an event at once.
+    fn next_event(&mut self) -> Option<Event> {
+        if self.inbox.is_empty() {
+            self.begin_look();
+        }
+        self.inbox.pop_front()
+    }
+
     /// Looks at the sockets where there is an occasion, and nothing else waits to be dealt with.
     fn look_at_sockets(&mut self) {
         if self.inbox.is_empty() && mem::take(&mut self.care.looks_at_sockets) {
@@ -313,6 +325,7 @@ impl Daemon {
             .chain(self.loose_ends.look_for_orphans_at)
             .chain(self.journal.retries_at())
             .chain(self.control.next_deadline())
+            .chain(self.looks.deadline())
             .chain(self.processes.values().filter_map(|process| process.lingers_until))
             .chain(self.processes.values().filter_map(|process| process.tries_again_at))
             .chain(self.next_end_of_demand())

@@ -43,6 +43,8 @@ pub enum Token {
     Client(ClientId),
     /// The child that looks at the workers has written.
     Survey,
+    /// The child that looks whether starting workers serve has written.
+    Look,
     /// The program that is tried has written.
     Trial,
     /// The hook `pre_upgrade` has written.
@@ -95,6 +97,7 @@ impl Token {
             Self::Control => (8, 0),
             Self::Client(ClientId(id)) => (9, id),
             Self::Survey => (10, 0),
+            Self::Look => (22, 0),
             Self::Trial => (11, 0),
             Self::PreUpgrade => (12, 0),
             Self::Stored(number) => (15, number),
@@ -139,6 +142,7 @@ impl Token {
             19 => Self::GuestReport(i32::try_from(id).ok()?),
             20 => Self::Helper(id),
             21 => Self::Paths,
+            22 => Self::Look,
             _ => return None,
         })
     }
@@ -167,6 +171,7 @@ mod tests {
             Token::ControlTcp,
             Token::Client(ClientId(7)),
             Token::Survey,
+            Token::Look,
             Token::Trial,
             Token::PreUpgrade,
             Token::Stored(5),

@@ -204,6 +204,9 @@ pub struct Worker {
     /// Why it drains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// Why it cannot be seen waiting for connections, so that it counts as ready once it has settled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unseen: Option<String>,
     /// When it is killed unless it has ended; of a starting one: when it has failed unless it is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,

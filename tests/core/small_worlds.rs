@@ -216,6 +216,7 @@ impl World {
             Action::Drain(id) | Action::Abort(id) => self.goes_on(id, Process::Finishes),
             Action::Kill(id) => self.goes_on(id, Process::Killed),
             Action::Probe(_)
+            | Action::Look(..)
             | Action::Examine(_)
             | Action::RestoreSockets(_)
             | Action::Forget(_)

@@ -230,7 +230,7 @@ impl Story {
                     None => Event::FileRead(id, self.hook),
                 });
             }
-            Action::RunHook(_) | Action::Probe(_) => {}
+            Action::RunHook(_) | Action::Probe(_) | Action::Look(..) => {}
             Action::Reuse(id, earlier) => {
                 self.reused.push(earlier);
                 self.inbox.push(Event::Prepared(id, self.next.clone(), self.code));

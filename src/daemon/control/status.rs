@@ -109,6 +109,7 @@ impl Daemon {
             restarts: self.history.deaths_in(worker.generation(), worker.slot()),
             says: shortened(worker.status(), SAYS_OF_ALL / self.processes.len().max(1)),
             why,
+            unseen: worker.unseen().map(Into::into),
             deadline_ms: deadline.filter(|at| *at != Mono::NEVER).map(|at| ms(at - now)),
         }
     }

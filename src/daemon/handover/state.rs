@@ -15,6 +15,7 @@ use super::super::control::{Asker, Control, History};
 use super::super::doors::OnDemand;
 use super::super::guests::Guests;
 use super::super::launch::{Common, Heritage};
+use super::super::looks::{Look, Looks, Wanted};
 use super::super::loose_ends::LooseEnds;
 use super::super::node::{Demanded, DemandedState};
 use super::super::outlet::{ERROR, OUTPUT, Outputs};
@@ -77,6 +78,10 @@ pub struct State {
     control: As<Control>,
     history: As<History>,
     leftovers: As<Vec<Leftover>>,
+    #[serde(default)]
+    look: As<Option<Look>>,
+    #[serde(default)]
+    wanted_looks: Vec<Wanted>,
     guests: Guests,
     /// What hooks, probes and connection processes write through us.
     #[serde(default)]
@@ -127,6 +132,7 @@ impl State {
             hooks_end,
             care,
             leftovers,
+            looks,
             on_demand,
             journal: _, // Begun anew by whoever comes, and true until then.
             cgroups: _, // Found again by their names.
@@ -165,6 +171,8 @@ impl State {
             control: control.pack(luggage),
             history: history.pack(luggage),
             leftovers: leftovers.pack(luggage),
+            look: looks.under_way.pack(luggage),
+            wanted_looks: looks.wanted.clone(),
             guests: on_demand.guests.clone(),
             helper_outputs: outputs.helpers().map(|output| output.pack(luggage)).collect(),
             unread: [OUTPUT.waiting(), ERROR.waiting()],
@@ -242,6 +250,7 @@ impl State {
             care: Care::unpack(&self.care, &listeners),
             outputs: Outputs::open()?,
             leftovers: HandOver::unpack(self.leftovers, luggage)?,
+            looks: Looks { under_way: HandOver::unpack(self.look, luggage)?, wanted: self.wanted_looks },
             on_demand: OnDemand::resume(self.guests),
         };
         Ok((daemon, self.askers))

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use liveswap::core::ids::{GenerationId, WorkerId};
 use liveswap::core::notice::Exit;
+use liveswap::core::sight::Sight;
 use liveswap::core::word::Word;
 use liveswap::core::{Event, Scale, Wish};
 
@@ -143,6 +144,7 @@ impl World {
                         | Event::Prepared(..)
                         | Event::PreparationFailed(..)
                         | Event::Probed(..)
+                        | Event::Looked(..)
                 )
             )
         };
@@ -171,8 +173,9 @@ impl World {
 
     fn stray_of_worker(&mut self) -> Option<Event> {
         let id = self.anybody();
-        let event = match self.chance.below(8) {
+        let event = match self.chance.below(9) {
             0 => Event::Said(id, Word::Ready),
+            7 => Event::Looked(id, Sight::Serves),
             1 => Event::Said(id, Word::Stopping),
             2 => Event::Said(id, Word::WatchdogTrigger),
             3 => Event::Exited(id, Exit::Signal(9, "SIGKILL".into())),

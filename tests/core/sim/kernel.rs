@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use liveswap::core::ids::{GenerationId, WorkerId};
 use liveswap::core::notice::Exit;
+use liveswap::core::sight::{Lack, Sight};
 use liveswap::core::spec::{Code, Policy, Readiness};
 use liveswap::core::time::Mono;
 use liveswap::core::word::Word;
@@ -26,6 +27,8 @@ pub struct Process {
     pub feeds_every: Option<Duration>,
     /// Chatters, and does not heed its drain signal in good order.
     is_odd: bool,
+    /// No look tells anything of it.
+    is_hidden: bool,
 }
 
 impl World {
@@ -38,6 +41,7 @@ impl World {
             | Action::CancelPreparation(id) => self.chance.turn_to(Whose::Generation(id.0)),
             Action::Start { worker: id, .. }
             | Action::Probe(id)
+            | Action::Look(id, _)
             | Action::Drain(id)
             | Action::Abort(id)
             | Action::Kill(id)
@@ -58,6 +62,7 @@ impl World {
             Action::CancelPreparation(id) => self.cancel(id),
             Action::Start { worker, generation, .. } => self.start(worker, generation),
             Action::Probe(id) => self.probe(id),
+            Action::Look(id, beside) => self.look(id, beside.is_some()),
             Action::Drain(id) => self.drain(id),
             Action::Abort(id) => {
                 if !self.fails(4) {
@@ -165,7 +170,9 @@ impl World {
         let is_odd = self.fails(3) || release != Release::Good && self.fails(2);
         let boot = self.chance.time(policy.ready_timeout / 3);
         let exec = self.chance.time(SOON);
-        let mut process = Process { fate, boots_at: self.now + boot, feeds_every: None, is_odd, policy };
+        let is_hidden = self.fails(8);
+        let boots_at = self.now + boot;
+        let mut process = Process { fate, boots_at, feeds_every: None, is_odd, is_hidden, policy };
         match fate {
             Fate::NotForked => self.after(exec, Event::StartFailed(id, "fork: EAGAIN".into())),
             Fate::NotExecuted => {
@@ -262,13 +269,30 @@ impl World {
         let Some(process) = self.processes.get(&id) else { return };
         let (passes, pause) = match process.policy.readiness {
             Readiness::Probe(pause) => (process.boots_at <= self.now, pause),
-            Readiness::Notify | Readiness::Settled(_) => unreachable!("nobody probes such a worker"),
+            Readiness::Notify | Readiness::Settled(_) | Readiness::Accepting(_) => {
+                unreachable!("nobody probes such a worker")
+            }
         };
         if process.is_odd && self.fails(6) {
             return;
         }
         let time = self.chance.time(pause);
         self.after(time, Event::Probed(id, passes));
+    }
+
+    /// Looks at the processes of a worker, and at those of the one beside it that it replaces.
+    fn look(&mut self, id: WorkerId, is_beside: bool) {
+        let Some(process) = self.processes.get(&id) else { return };
+        let lack = if is_beside { Lack::Listening("127.0.0.1:80".into()) } else { Lack::Waiting };
+        let sight = match process {
+            Process { is_hidden: true, .. } => Sight::Hidden("it is not dumpable".into()),
+            Process { boots_at, .. } if *boots_at <= self.now => Sight::Serves,
+            Process { .. } => Sight::NotYet(lack),
+        };
+        if process.is_odd && self.fails(6) {
+            return;
+        }
+        self.soon(Event::Looked(id, sight));
     }
 
     fn drain(&mut self, id: WorkerId) {

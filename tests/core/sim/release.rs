@@ -20,9 +20,10 @@ pub fn policy(chance: &mut Chance) -> Policy {
     Policy {
         workers,
         lazy: workers > 0 && chance.one_in(5),
-        readiness: match chance.below(4) {
+        readiness: match chance.below(5) {
             0 | 1 => Readiness::Notify,
             2 => Readiness::Settled(chance.pick(&[millis(10), ready_timeout / 2])),
+            3 => Readiness::Accepting(chance.pick(&[millis(10), ready_timeout / 2])),
             _ => Readiness::Probe(chance.pick(&[ready_timeout / 40, ready_timeout / 5])),
         },
         ready_timeout,

@@ -3,6 +3,7 @@
 //! The checker keeps a model of its own: what it knows, it knows from the events and the actions alone. It shares no
 //! rule with the core beside the data types, so that a wrong rule there is not repeated here.
 
+mod looks;
 mod model;
 mod rules;
 mod silence;
@@ -81,6 +82,11 @@ struct Seen {
     asked_at: Option<Mono>,
     /// Was sent its drain signal, or needs none.
     signalled: bool,
+    /// A look at it is under way, or there was one.
+    looked_at: bool,
+    was_looked_at: bool,
+    /// When a look showed that it serves, or that none shows it.
+    seen_at: Option<Mono>,
 }
 
 #[derive(Clone, Debug)]
@@ -433,6 +439,7 @@ impl Checker {
                     }
                 }
             }
+            Event::Looked(id, sight) => self.take_sight(now, *id, sight),
             Event::TakenOver(gone) => self.take_over(now, gone),
             Event::Said(id, word) => self.take_word(now, *id, word),
             Event::Tick
@@ -607,6 +614,7 @@ impl Checker {
                     "it is not to be probed"
                 );
             }
+            Action::Look(id, beside) => self.check_look(now, *id, *beside)?,
             Action::Drain(id) => {
                 let worker = self.present(*id)?;
                 ensure!(worker.stage == Stage::Draining, "nobody said that it drains");

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use liveswap::core::ids::{GenerationId, RequestId, SlotId, WorkerId};
 use liveswap::core::notice::{DrainReason, Exit, Notice, Outcome, WorkerNotice};
+use liveswap::core::sight::Sight;
 use liveswap::core::spec::{Readiness, Strategy};
 use liveswap::core::time::Mono;
 use liveswap::core::word::Word;
@@ -150,7 +151,7 @@ impl Checker {
             WorkerNotice::Ready => self.check_ready(now, event, id),
             WorkerNotice::Draining(why) => self.check_drain(now, id, *why),
             WorkerNotice::Silent(time) => self.check_silence(now, id, *time),
-            WorkerNotice::NotReady(_) => {
+            WorkerNotice::NotReady(..) => {
                 let worker = self.present(id)?;
                 ensure!(worker.stage == Stage::Starting, "it is not starting");
                 ensure!(worker.deadline.is_some_and(|at| at <= now), "it has time left");
@@ -174,6 +175,10 @@ impl Checker {
                     "it was asked at {:?}",
                     worker.asked_at
                 );
+                Ok(())
+            }
+            WorkerNotice::Unseen(_) => {
+                ensure!(matches!(event, Event::Looked(of, Sight::Hidden(_)) if *of == id), "it was seen");
                 Ok(())
             }
             WorkerNotice::Died(_) => {
@@ -244,6 +249,9 @@ impl Checker {
             outdated: false,
             asked_at: None,
             signalled: false,
+            looked_at: false,
+            was_looked_at: false,
+            seen_at: None,
         };
         self.workers.insert(id, seen);
         Ok(())
@@ -252,11 +260,16 @@ impl Checker {
     pub(super) fn check_ready(&mut self, now: Mono, event: &Event, id: WorkerId) -> Verdict {
         let generation = self.present(id)?.generation;
         let readiness = self.release(generation)?.policy.readiness;
+        let replaces = self.replaces(id);
         let worker = self.present(id)?;
         ensure!(worker.stage == Stage::Starting, "it is not starting");
         let is_so = match readiness {
             Readiness::Notify => *event == Event::Said(id, Word::Ready),
-            Readiness::Settled(time) => worker.executed.is_some_and(|at| at + time <= now),
+            Readiness::Settled(time) => {
+                let was_seen = worker.seen_at == Some(now) || !replaces;
+                was_seen && worker.executed.is_some_and(|at| at + time <= now)
+            }
+            Readiness::Accepting(time) => worker.seen_at.is_some_and(|at| at + time <= now),
             Readiness::Probe(_) => *event == Event::Probed(id, true),
         };
         ensure!(is_so, "it is not");

@@ -21,7 +21,11 @@ impl Checker {
         }
         for worker in self.workers.values_mut() {
             match worker.stage {
-                Stage::Starting => worker.executed = Some(now),
+                Stage::Starting => {
+                    worker.executed = Some(now);
+                    // Whoever looked at it did so for the manager that is no more.
+                    (worker.looked_at, worker.was_looked_at, worker.seen_at) = (false, false, None);
+                }
                 // Whoever could feed it could not be heard.
                 Stage::Ready => worker.deadline = worker.watchdog.map(|interval| now + interval),
                 Stage::Killing => worker.deadline = Some(now + STUCK_AFTER),

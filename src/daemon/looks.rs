@@ -1,0 +1,257 @@
+//! The forked child that looks whether starting workers serve, as the kernel tells (`[ready] when = "accepting"`).
+//!
+//! A look reads files of /proc, which may wait for the process that they are of. The manager never waits: it has a child look. All
+//! workers that are to be looked at in a turn share a child. Those that come to it later share the next one, which begins when the
+//! first has ended, so there is one such child at a time.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::mem;
+use std::time::Duration;
+
+use nix::unistd::{Gid, Pid, Uid};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::release::Credentials;
+use super::run::{Daemon, Role};
+use super::token::Token;
+use crate::core::Event;
+use crate::core::ids::WorkerId;
+use crate::core::sight::{Lack, Sight};
+use crate::core::spec::Protocol;
+use crate::core::time::Mono;
+use crate::sys::file_rights::with_rights_of;
+use crate::sys::fork::{ForkedWork, in_child};
+use crate::sys::handover::{hand_over, plain};
+use crate::sys::process::{descendants, kill_tree};
+use crate::sys::reaper::Exit;
+use crate::sys::wait::{Interest, Poller};
+use crate::sys::waiting::{Sockets, Waits, waits};
+use crate::sys::{own_listeners, usage};
+
+/// How long a look may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The look under way, and who is to be looked at next.
+#[derive(Debug, Default)]
+pub struct Looks {
+    pub(super) under_way: Option<Look>,
+    pub(super) wanted: Vec<Wanted>,
+}
+
+/// A worker that is to be looked at, and the one that it replaces where that one is to be looked at too.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Wanted {
+    worker: WorkerId,
+    beside: Option<WorkerId>,
+}
+
+plain!(Wanted);
+
+/// A look under way.
+#[derive(Debug)]
+pub struct Look {
+    work: ForkedWork,
+    answer: Vec<u8>,
+    wanted: Vec<Wanted>,
+    until: Mono,
+}
+
+hand_over!(Look as LookState {
+    work: ForkedWork,
+    answer: Vec<u8>,
+    wanted: Vec<Wanted>,
+    until: Mono,
+});
+
+/// What the child needs to know of a worker.
+struct Subject {
+    worker: WorkerId,
+    root: Pid,
+    /// The main process of the worker that it replaces.
+    beside: Option<Pid>,
+    /// The sockets that it has inherited.
+    inherited: Sockets,
+    /// Who it is, where that is not who the manager is.
+    user: Option<Credentials>,
+}
+
+impl Looks {
+    pub(super) fn deadline(&self) -> Option<Mono> {
+        self.under_way.as_ref().map(|look| look.until)
+    }
+
+    /// Has the child's answer watched again, by a new set.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_ctl(2)`.
+    pub(super) fn watch(&self, poller: &Poller) -> io::Result<()> {
+        self.under_way.as_ref().map_or(Ok(()), |look| watch(&look.work, poller))
+    }
+}
+
+impl Daemon {
+    /// Has a starting worker looked at, at the end of the turn.
+    pub(super) fn want_look(&mut self, worker: WorkerId, beside: Option<WorkerId>) {
+        let process = self.running(worker);
+        let of = process.and_then(|process| self.generations.get(&process.generation));
+        // The others say themselves that they are ready, or the manager binds for them when they listen.
+        let is_plain = of.is_some_and(|of| of.release.spec.process.protocol == Protocol::Plain);
+        if beside.is_some() && !is_plain {
+            self.inbox.push_back(Event::Looked(worker, Sight::Serves));
+        } else {
+            self.looks.wanted.push(Wanted { worker, beside });
+        }
+    }
+
+    /// Begins a look where one is wanted and none is under way.
+    pub(super) fn begin_look(&mut self) {
+        if self.looks.under_way.is_some() || self.looks.wanted.is_empty() {
+            return;
+        }
+        let wanted = mem::take(&mut self.looks.wanted);
+        // One that has ended is not waited for.
+        let subjects: Vec<_> = wanted.iter().filter_map(|wanted| self.subject(*wanted)).collect();
+        if subjects.is_empty() {
+            return;
+        }
+        let work = in_child(move || {
+            let seen: Vec<_> = subjects.iter().map(|subject| (subject.worker, subject.look())).collect();
+            serde_json::to_vec(&seen).unwrap_or_default()
+        });
+        match work.and_then(|work| watch(&work, &self.poller).map(|()| work)) {
+            Ok(work) => {
+                self.roles.insert(work.pid, Role::Look);
+                let until = self.now() + PATIENCE;
+                self.looks.under_way = Some(Look { work, answer: Vec::new(), wanted, until });
+            }
+            Err(error) => self.cannot_look(&wanted, &error.to_string()),
+        }
+    }
+
+    fn subject(&self, Wanted { worker, beside }: Wanted) -> Option<Subject> {
+        let process = self.running(worker)?;
+        let of = self.generations.get(&process.generation)?;
+        let inherited = Sockets::of(of.sockets.listeners.iter().map(AsRef::as_ref)).unwrap_or_default();
+        Some(Subject {
+            worker,
+            root: process.pid,
+            beside: beside.and_then(|beside| self.running(beside)).map(|process| process.pid),
+            inherited,
+            user: of.release.credentials.clone(),
+        })
+    }
+
+    /// Takes what the child has written by now.
+    pub(super) fn read_look(&mut self) {
+        let Some(look) = &mut self.looks.under_way else { return };
+        if look.work.read(&mut look.answer).unwrap_or(true) {
+            let _ = self.poller.remove(&look.work);
+        }
+    }
+
+    /// Takes the child's end.
+    pub(super) fn look_ended(&mut self, exit: Exit) {
+        self.read_look();
+        // One that took too long was given up.
+        let Some(look) = self.looks.under_way.take() else { return };
+        let seen: Option<Vec<(WorkerId, Sight)>> =
+            serde_json::from_slice(&look.answer).ok().filter(|_| exit == Exit::Code(0));
+        match seen {
+            Some(seen) => {
+                self.inbox.extend(seen.into_iter().map(|(worker, sight)| Event::Looked(worker, sight)));
+            }
+            None => self.cannot_look(&look.wanted, &format!("the process that was to look {exit}")),
+        }
+    }
+
+    /// Gives up a look that has taken too long.
+    pub(super) fn end_late_look(&mut self) {
+        let now = self.now();
+        let Some(look) = self.looks.under_way.take_if(|look| look.until <= now) else { return };
+        let _ = self.poller.remove(&look.work);
+        if self.roles.remove(&look.work.pid).is_some()
+            && let Err(error) = kill_tree(look.work.pid)
+        {
+            warn!("cannot kill process {}: {error}", look.work.pid);
+        }
+        self.cannot_look(&look.wanted, &format!("it took more than {} s to look", PATIENCE.as_secs()));
+    }
+
+    fn cannot_look(&mut self, wanted: &[Wanted], why: &str) {
+        let hidden = |wanted: &Wanted| Event::Looked(wanted.worker, Sight::Hidden(why.to_owned()));
+        self.inbox.extend(wanted.iter().map(hidden));
+    }
+}
+
+fn watch(work: &ForkedWork, poller: &Poller) -> io::Result<()> {
+    poller.add(work, Token::Look.pack(), Interest::Read)
+}
+
+/// A process and all that descend from it.
+fn tree(root: Pid) -> Vec<Pid> {
+    std::iter::once(root).chain(descendants(root)).collect()
+}
+
+/// The sockets that the processes of a tree hold.
+///
+/// # Errors
+///
+/// We may not look into one of them.
+fn held_by(processes: &[Pid]) -> io::Result<BTreeSet<u32>> {
+    let held = processes.iter().map(|pid| usage::sockets(*pid)).collect::<io::Result<Vec<_>>>()?;
+    Ok(held.into_iter().flatten().collect())
+}
+
+impl Subject {
+    /// Looks at the worker. Runs in a child.
+    fn look(&self) -> Sight {
+        match self.beside {
+            None => self.look_for_waiting(),
+            Some(beside) => self.look_beside(beside),
+        }
+    }
+
+    fn look_for_waiting(&self) -> Sight {
+        match self.waits(&tree(self.root)) {
+            Waits::Yes => Sight::Serves,
+            Waits::No => Sight::NotYet(Lack::Waiting),
+            Waits::Hidden(why) => Sight::Hidden(why),
+        }
+    }
+
+    /// Whether a process of a tree waits for connections on a socket of the file.
+    fn waits(&self, processes: &[Pid]) -> Waits {
+        match (waits(processes, &self.inherited), &self.user) {
+            // Root may not look into the processes of others where it was left without CAP_SYS_PTRACE: they themselves may.
+            (Waits::Hidden(_), Some(Credentials { uid, gid, groups })) => {
+                let groups: Vec<_> = groups.iter().copied().map(Gid::from_raw).collect();
+                with_rights_of(Uid::from_raw(*uid), Gid::from_raw(*gid), &groups, || {
+                    waits(processes, &self.inherited)
+                })
+            }
+            (seen, _) => seen,
+        }
+    }
+
+    /// Whether the worker listens, if the one that it replaces listens on an address of its own. A descriptor that it has inherited
+    /// proves nothing, but to wait on one does.
+    fn look_beside(&self, beside: Pid) -> Sight {
+        let own = |held: BTreeSet<u32>| &held - self.inherited.inodes();
+        let Ok(listeners) = own_listeners::all() else { return Sight::Serves };
+        // What may not be looked into asks for nothing.
+        let before = held_by(&tree(beside)).map(own).unwrap_or_default();
+        let Some(address) = before.iter().find_map(|inode| listeners.get(inode)) else {
+            return Sight::Serves;
+        };
+        let processes = tree(self.root);
+        match held_by(&processes).map(own) {
+            Ok(held) if held.iter().any(|inode| listeners.contains_key(inode)) => Sight::Serves,
+            Ok(_) if self.waits(&processes) == Waits::Yes => Sight::Serves,
+            Ok(_) => Sight::NotYet(Lack::Listening(address.clone())),
+            Err(error) => Sight::Hidden(format!("its processes may not be looked into: {error}")),
+        }
+    }
+}
