@@ -125,7 +125,7 @@ fn read(tree: &DeTable<'_>, origin: &Origin, problems: &Problems) -> ServiceSpec
     if service.workers == Some(0) {
         demand::refuse_what_is_of_workers([&ready, &restart, &watchdog], &mut upgrade, problems);
     }
-    let ready = policy::ready(ready, service.protocol, problems);
+    let ready = policy::ready(ready, service.protocol, !sockets.is_empty(), problems);
     let upgrade = policy::upgrade(upgrade, &service, origin, problems);
     let restart = policy::restart(restart, problems);
     let watchdog = policy::watchdog(watchdog, service.protocol, problems);

@@ -2,6 +2,7 @@
 //!
 //! A key that would be ignored, since another one chose differently, is an error: its author expects it to act.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use super::Origin;
@@ -11,6 +12,9 @@ use super::service::{Service, argv};
 use super::values;
 use crate::core::spec::{ControlSpec, Hooks, Protocol, Readiness, Strategy};
 use crate::core::time::Human;
+
+/// How long a worker must be alive where `settle` is not given.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// The most generations that may drain at a time.
 const GENERATIONS_MAX: u32 = 1024;
@@ -46,17 +50,23 @@ enum When {
     Notify,
     Settled,
     Probe,
+    Accepting,
 }
 
 impl When {
-    const WORDS: [(&'static str, Self); 3] =
-        [("notify", Self::Notify), ("settled", Self::Settled), ("probe", Self::Probe)];
+    const WORDS: [(&'static str, Self); 4] = [
+        ("notify", Self::Notify),
+        ("settled", Self::Settled),
+        ("probe", Self::Probe),
+        ("accepting", Self::Accepting),
+    ];
 
     fn word(self) -> &'static str {
         match self {
             Self::Notify => "notify",
             Self::Settled => "settled",
             Self::Probe => "probe",
+            Self::Accepting => "accepting",
         }
     }
 
@@ -68,8 +78,13 @@ impl When {
     }
 }
 
-/// Reads `[ready]`; `protocol` is `None` where it could not be read.
-pub(super) fn ready(mut table: Table<'_>, protocol: Option<Protocol>, problems: &Problems) -> Ready {
+/// Reads `[ready]`; `protocol` is `None` where it could not be read, `has_sockets` says whether the file has a [[socket]].
+pub(super) fn ready(
+    mut table: Table<'_>,
+    protocol: Option<Protocol>,
+    has_sockets: bool,
+    problems: &Problems,
+) -> Ready {
     let when = table.read("when", |value| values::choice(value, &When::WORDS));
     let timeout = table.read("timeout", values::positive_duration);
     let settle = table.read("settle", values::positive_duration);
@@ -84,14 +99,14 @@ pub(super) fn ready(mut table: Table<'_>, protocol: Option<Protocol>, problems: 
         None => protocol.map(When::default_for),
     };
     if let Some(chosen) = chosen {
-        let keys = [
-            (When::Settled, "settle", settle.as_ref().map(|at| &at.key)),
-            (When::Probe, "probe", probe_key.as_ref()),
-            (When::Probe, "interval", interval.as_ref().map(|at| &at.key)),
+        let keys: [(&[When], _, _); 3] = [
+            (&[When::Settled, When::Accepting], "settle", settle.as_ref().map(|at| &at.key)),
+            (&[When::Probe], "probe", probe_key.as_ref()),
+            (&[When::Probe], "interval", interval.as_ref().map(|at| &at.key)),
         ];
-        for (when, key, span) in keys {
-            if let Some(span) = span.filter(|_| when != chosen) {
-                problems.conclude(span.clone(), ignored(key, when, chosen));
+        for (needed, key, span) in keys {
+            if let Some(span) = span.filter(|_| !needed.contains(&chosen)) {
+                problems.conclude(span.clone(), ignored(key, needed, chosen));
             }
         }
         if chosen == When::Probe && probe_key.is_none() {
@@ -103,8 +118,11 @@ pub(super) fn ready(mut table: Table<'_>, protocol: Option<Protocol>, problems: 
     }
     if let (Some(At { value: When::Notify, span, .. }), Some(Protocol::Plain)) = (&when, protocol) {
         let message = "`when = \"notify\"` contradicts `protocol = \"plain\"`";
-        let help = "take \"settled\" or \"probe\", or protocol = \"notify\"";
+        let help = "take \"accepting\", \"settled\" or \"probe\", or protocol = \"notify\"";
         problems.conclude(span.clone(), Flaw::new(message, "a plain worker says nothing").help(help));
+    }
+    if let Some(At { value: When::Accepting, span, .. }) = &when {
+        accepting(span, protocol, has_sockets, problems);
     }
     if let Some(settle) = settle.as_ref().filter(|settle| settle.value >= limit) {
         let message = format!("`settle` must be shorter than `timeout` ({})", Human(limit));
@@ -114,17 +132,37 @@ pub(super) fn ready(mut table: Table<'_>, protocol: Option<Protocol>, problems: 
 
     let readiness = match chosen.unwrap_or(When::Notify) {
         When::Notify => Readiness::Notify,
-        When::Settled => Readiness::Settled(settle.map_or(Duration::from_secs(1), At::value)),
+        When::Settled => Readiness::Settled(settle.map_or(SETTLE, At::value)),
+        When::Accepting => Readiness::Accepting(settle.map_or(SETTLE, At::value)),
         When::Probe => Readiness::Probe(interval.map_or(Duration::from_millis(500), At::value)),
     };
     Ready { readiness, timeout: limit, probe: probe.unwrap_or_default() }
 }
 
 /// A key of `[ready]` that acts only where `when` is `needed`.
-fn ignored(key: &str, needed: When, chosen: When) -> Flaw {
-    let message = format!("`{key}` is ignored unless `when = \"{}\"`", needed.word());
+fn ignored(key: &str, needed: &[When], chosen: When) -> Flaw {
+    let needed: Vec<_> = needed.iter().map(|when| format!("\"{}\"", when.word())).collect();
+    let message = format!("`{key}` is ignored unless `when = {}`", needed.join(" or "));
     Flaw::new(message, format!("here `when` is \"{}\"", chosen.word()))
-        .help(format!("remove it, or set when = \"{}\" in [ready]", needed.word()))
+        .help(format!("remove it, or set when = {} in [ready]", needed[0]))
+}
+
+/// Checks that `when = "accepting"` has something to go by.
+fn accepting(span: &Range<usize>, protocol: Option<Protocol>, has_sockets: bool, problems: &Problems) {
+    let flaw = match protocol {
+        Some(Protocol::Node) => Flaw::new(
+            "`when = \"accepting\"` contradicts `protocol = \"node\"`",
+            "a Node worker says itself that it listens",
+        )
+        .help("remove it"),
+        Some(Protocol::Notify | Protocol::Plain) | None if !has_sockets => Flaw::new(
+            "`when = \"accepting\"` needs a [[socket]]",
+            "no worker could wait for connections on one",
+        )
+        .help("add a [[socket]], or take \"settled\" or \"probe\""),
+        Some(Protocol::Notify | Protocol::Plain) | None => return,
+    };
+    problems.conclude(span.clone(), flaw);
 }
 
 /// What `[upgrade]` says.
