@@ -335,6 +335,12 @@ fn readiness_follows_the_protocol_unless_it_is_chosen() {
     assert_eq!(readiness("protocol = \"plain\"").0, Readiness::Settled(SECOND));
     assert_eq!(readiness("protocol = \"plain\"\n[ready]\nsettle = \"2s\"").0, Readiness::Settled(2 * SECOND));
     assert_eq!(readiness("[ready]\nwhen = \"settled\"").0, Readiness::Settled(SECOND));
+    let accepting = |keys: &str| {
+        let socket = "[[socket]]\nlisten = \"127.0.0.1:80\"\n";
+        readiness(&format!("protocol = \"plain\"\n{socket}[ready]\nwhen = \"accepting\"\n{keys}")).0
+    };
+    assert_eq!(accepting(""), Readiness::Accepting(SECOND));
+    assert_eq!(accepting("settle = \"2s\""), Readiness::Accepting(2 * SECOND));
     let (probe, command) =
         readiness("protocol = \"plain\"\n[ready]\nwhen = \"probe\"\nprobe = [\"true\", \"\"]");
     assert_eq!(probe, Readiness::Probe(Duration::from_millis(500)));

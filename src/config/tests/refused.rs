@@ -171,7 +171,21 @@ fn keys_that_contradict_each_other() {
             "[watchdog]",
         ),
         ("[watchdog]", "missing key `timeout` in [watchdog]", "[watchdog]"),
-        ("[ready]\nsettle = \"1s\"", "`settle` is ignored unless `when = \"settled\"`", "settle"),
+        (
+            "[ready]\nsettle = \"1s\"",
+            "`settle` is ignored unless `when = \"settled\" or \"accepting\"`",
+            "settle",
+        ),
+        (
+            "[ready]\nwhen = \"accepting\"",
+            "`when = \"accepting\"` needs a [[socket]]",
+            "\"accepting\"",
+        ),
+        (
+            "protocol = \"node\"\n[ready]\nwhen = \"accepting\"",
+            "`when = \"accepting\"` contradicts `protocol = \"node\"`",
+            "\"accepting\"",
+        ),
         ("[ready]\nprobe = [\"a\"]", "`probe` is ignored unless `when = \"probe\"`", "probe"),
         (
             "[ready]\nwhen = \"settled\"\ninterval = \"1s\"",
