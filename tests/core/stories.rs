@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use liveswap::core::ids::{GenerationId, RequestId, WorkerId};
 use liveswap::core::notice::{Exit, Outcome};
+use liveswap::core::sight::{Lack, Sight};
 use liveswap::core::spec::{Allowance, Code, Policy, Readiness, Strategy};
 use liveswap::core::view::Health;
 use liveswap::core::word::Word;
@@ -682,6 +683,48 @@ fn a_probe_is_tried_until_it_passes() {
     assert_eq!(story.ready(1), 0);
     story.event(Event::Probed(WorkerId(1), true));
     assert_eq!(story.ready(1), 1);
+}
+
+#[test]
+fn a_worker_that_is_looked_at_is_ready_when_it_has_waited_for_connections_long_enough() {
+    let mut story = Story::with(Policy { readiness: Readiness::Accepting(secs(1)), ..policy(1) });
+    story.after(secs(2)).event(Event::Looked(WorkerId(1), Sight::NotYet(Lack::Waiting)));
+    story.after(secs(5)).event(Event::Looked(WorkerId(1), Sight::Serves));
+    story.after(Duration::from_millis(999));
+    assert_eq!(story.ready(1), 0);
+    story.after(Duration::from_millis(1));
+    assert_eq!(story.ready(1), 1);
+}
+
+#[test]
+fn a_worker_that_never_waits_for_connections_has_failed_in_time() {
+    let mut story = Story::with(Policy { readiness: Readiness::Accepting(secs(1)), ..policy(1) });
+    story.after(secs(2)).event(Event::Looked(WorkerId(1), Sight::NotYet(Lack::Waiting)));
+    story.after(secs(60));
+    story.expect_order(&["worker 1 not waiting for connections on a socket of the file after"]);
+}
+
+#[test]
+fn a_worker_that_cannot_be_seen_is_ready_once_it_has_settled() {
+    let mut story = Story::with(Policy { readiness: Readiness::Accepting(secs(1)), ..policy(1) });
+    story.after(secs(2)).event(Event::Looked(WorkerId(1), Sight::Hidden("not dumpable".into())));
+    story.expect_order(&["worker 1 cannot be seen waiting for connections: not dumpable"]);
+    story.after(secs(1));
+    assert_eq!(story.ready(1), 1);
+}
+
+#[test]
+fn a_settled_worker_must_listen_where_the_one_that_it_replaces_does() {
+    let settled = Policy { readiness: Readiness::Settled(secs(1)), ..policy(1) };
+    let mut story = Story::with(settled);
+    story.after(secs(1));
+    assert_eq!(story.ready(1), 1, "the first one replaces none");
+    story.upgrade();
+    story.after(secs(1));
+    assert_eq!(story.ready(2), 0);
+    story.event(Event::Looked(WorkerId(2), Sight::NotYet(Lack::Listening("127.0.0.1:80".into()))));
+    story.after(secs(1)).event(Event::Looked(WorkerId(2), Sight::Serves));
+    assert_eq!(story.ready(2), 1);
 }
 
 #[test]

@@ -176,11 +176,7 @@ fn keys_that_contradict_each_other() {
             "`settle` is ignored unless `when = \"settled\" or \"accepting\"`",
             "settle",
         ),
-        (
-            "[ready]\nwhen = \"accepting\"",
-            "`when = \"accepting\"` needs a [[socket]]",
-            "\"accepting\"",
-        ),
+        ("[ready]\nwhen = \"accepting\"", "`when = \"accepting\"` needs a [[socket]]", "\"accepting\""),
         (
             "protocol = \"node\"\n[ready]\nwhen = \"accepting\"",
             "`when = \"accepting\"` contradicts `protocol = \"node\"`",
