@@ -37,6 +37,7 @@ pub(super) use self::door::Door;
 use self::door::full;
 pub(super) use self::history::History;
 use self::local::Examinations;
+pub(super) use self::survey::Ports;
 use self::survey::Survey;
 pub use self::tcp::{TcpError, say_where};
 use super::handover::Reexec;

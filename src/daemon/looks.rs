@@ -13,6 +13,7 @@ use nix::unistd::{Gid, Pid, Uid};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use super::control::Ports;
 use super::release::Credentials;
 use super::run::{Daemon, Role};
 use super::token::Token;
@@ -117,8 +118,10 @@ impl Daemon {
         if subjects.is_empty() {
             return;
         }
+        let ports = self.ports();
         let work = in_child(move || {
-            let seen: Vec<_> = subjects.iter().map(|subject| (subject.worker, subject.look())).collect();
+            let seen: Vec<_> =
+                subjects.iter().map(|subject| (subject.worker, subject.look(&ports))).collect();
             serde_json::to_vec(&seen).unwrap_or_default()
         });
         match work.and_then(|work| watch(&work, &self.poller).map(|()| work)) {
@@ -207,19 +210,30 @@ fn held_by(processes: &[Pid]) -> io::Result<BTreeSet<u32>> {
 
 impl Subject {
     /// Looks at the worker. Runs in a child.
-    fn look(&self) -> Sight {
+    fn look(&self, ports: &Ports) -> Sight {
         match self.beside {
-            None => self.look_for_waiting(),
+            None => self.look_for_waiting(ports),
             Some(beside) => self.look_beside(beside),
         }
     }
 
-    fn look_for_waiting(&self) -> Sight {
-        match self.waits(&tree(self.root)) {
+    fn look_for_waiting(&self, ports: &Ports) -> Sight {
+        let processes = tree(self.root);
+        match self.waits(&processes) {
             Waits::Yes => Sight::Serves,
+            // One that has no time to wait, as connections come without a pause, holds one of them.
+            _ if self.has_accepted(&processes, ports) => Sight::Serves,
             Waits::No => Sight::NotYet(Lack::Waiting),
             Waits::Hidden(why) => Sight::Hidden(why),
         }
+    }
+
+    /// Whether a process of a tree holds a connection that has come to a socket of the file.
+    fn has_accepted(&self, processes: &[Pid], ports: &Ports) -> bool {
+        let held = held_by(processes).unwrap_or_default();
+        let mut held = held.difference(self.inherited.inodes()).peekable();
+        held.peek().is_some()
+            && ports.connections().is_some_and(|connections| held.any(|inode| connections.contains(inode)))
     }
 
     /// Whether a process of a tree waits for connections on a socket of the file.

@@ -245,9 +245,9 @@ impl Process {
                 let count = call.arguments[1].min(MOST_DESCRIPTORS);
                 let bytes = self.memory(call.arguments[0], usize::try_from(count).unwrap_or(0) * POLLFD)?;
                 let waits = |entry: &[u8]| {
-                    let [a, b, c, d, e, f, ..] = *entry else { return false };
-                    let events = u32::from(u16::from_ne_bytes([e, f]));
-                    self.watched.contains(&RawFd::from_ne_bytes([a, b, c, d])) && events & IN != 0
+                    let number = entry.first_chunk().copied().map(RawFd::from_ne_bytes);
+                    let events = entry[4..].first_chunk().copied().map_or(0, u16::from_ne_bytes);
+                    number.is_some_and(|number| self.watched.contains(&number)) && u32::from(events) & IN != 0
                 };
                 Ok(bytes.chunks_exact(POLLFD).any(waits))
             }

@@ -96,6 +96,19 @@ fn answers(address: SocketAddr) -> bool {
 }
 
 #[test]
+fn a_worker_that_has_accepted_is_ready_though_it_has_no_time_to_wait() {
+    let starter = Starter::default();
+    let program = build(&starter.path(""));
+    let address = loopback();
+    let mut manager = starter.start(accepting(&program, "busy").listen(address));
+    manager.wait_log(Place::START, ["it waits"]);
+    is_not_ready(&manager, "busy");
+    let _connection = TcpStream::connect(address).expect("a connection");
+    manager.wait_ready();
+    manager.stop();
+}
+
+#[test]
 fn a_release_that_never_accepts_is_rolled_back_and_says_why() {
     let starter = Starter::default();
     let program = build(&starter.path(""));

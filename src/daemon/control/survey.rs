@@ -52,8 +52,8 @@ hand_over!(Survey as SurveyState {
 });
 
 /// Whose connections the kernel can count.
-#[derive(Debug, Default)]
-struct Ports {
+#[derive(Clone, Debug, Default)]
+pub(in super::super) struct Ports {
     tcp: BTreeSet<u16>,
     /// The addresses of UNIX sockets, as the kernel lists them.
     unix: BTreeSet<String>,
@@ -63,7 +63,7 @@ struct Ports {
 
 impl Ports {
     /// Returns the inode numbers of all connections; `None` where there could be none, or none could be counted.
-    fn connections(&self) -> Option<BTreeSet<u32>> {
+    pub(in super::super) fn connections(&self) -> Option<BTreeSet<u32>> {
         let mut all = usage::unix_connections(&self.unix);
         if !self.tcp.is_empty() {
             all.extend(sock_diag::connections(&self.tcp).ok()?);
@@ -148,7 +148,7 @@ impl Daemon {
         self.ports().others
     }
 
-    fn ports(&self) -> Ports {
+    pub(in super::super) fn ports(&self) -> Ports {
         let mut ports = Ports::default();
         for listener in self.sockets.listeners() {
             let spec = &listener.plan().spec;

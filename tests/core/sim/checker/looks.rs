@@ -18,7 +18,7 @@ impl Checker {
         if matches!(sight, Sight::NotYet(_)) {
             return;
         }
-        worker.seen_at = Some(now);
+        worker.serves_since = Some(now);
         let generation = worker.generation;
         let readiness = self.generations.get(&generation).map(|release| release.policy.readiness);
         let worker = self.workers.get_mut(&id);
@@ -45,7 +45,7 @@ impl Checker {
         }
         let worker = self.present(id)?;
         ensure!(worker.stage == Stage::Starting && worker.executed.is_some(), "it is not to be looked at");
-        ensure!(worker.seen_at.is_none(), "it was seen before");
+        ensure!(worker.serves_since.is_none(), "it was seen before");
         ensure!(!std::mem::replace(&mut worker.looked_at, true), "it is being looked at");
         if beside.is_some() && !std::mem::replace(&mut worker.was_looked_at, true) {
             // The first look counts, however late it comes.

@@ -65,6 +65,7 @@ impl Stage {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact that the others do not touch")]
 struct Seen {
     generation: GenerationId,
     slot: SlotId,
@@ -86,7 +87,7 @@ struct Seen {
     looked_at: bool,
     was_looked_at: bool,
     /// When a look showed that it serves, or that none shows it.
-    seen_at: Option<Mono>,
+    serves_since: Option<Mono>,
 }
 
 #[derive(Clone, Debug)]

@@ -251,7 +251,7 @@ impl Checker {
             signalled: false,
             looked_at: false,
             was_looked_at: false,
-            seen_at: None,
+            serves_since: None,
         };
         self.workers.insert(id, seen);
         Ok(())
@@ -266,10 +266,10 @@ impl Checker {
         let is_so = match readiness {
             Readiness::Notify => *event == Event::Said(id, Word::Ready),
             Readiness::Settled(time) => {
-                let was_seen = worker.seen_at == Some(now) || !replaces;
+                let was_seen = worker.serves_since == Some(now) || !replaces;
                 was_seen && worker.executed.is_some_and(|at| at + time <= now)
             }
-            Readiness::Accepting(time) => worker.seen_at.is_some_and(|at| at + time <= now),
+            Readiness::Accepting(time) => worker.serves_since.is_some_and(|at| at + time <= now),
             Readiness::Probe(_) => *event == Event::Probed(id, true),
         };
         ensure!(is_so, "it is not");

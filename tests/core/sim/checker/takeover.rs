@@ -24,7 +24,7 @@ impl Checker {
                 Stage::Starting => {
                     worker.executed = Some(now);
                     // Whoever looked at it did so for the manager that is no more.
-                    (worker.looked_at, worker.was_looked_at, worker.seen_at) = (false, false, None);
+                    (worker.looked_at, worker.was_looked_at, worker.serves_since) = (false, false, None);
                 }
                 // Whoever could feed it could not be heard.
                 Stage::Ready => worker.deadline = worker.watchdog.map(|interval| now + interval),
