@@ -114,6 +114,9 @@ fn check_spec(spec: &ServiceSpec) {
         Readiness::Notify => {}
         Readiness::Settled(settle) => assert!(settle < policy.ready_timeout),
         Readiness::Probe(pause) => assert!(!pause.is_zero() && !spec.probe.is_empty()),
+        Readiness::Accepting(settle) => {
+            assert!(settle < policy.ready_timeout && !spec.sockets.is_empty(), "it could never be ready");
+        }
     }
     if let Some(Strategy::Rolling { max_surge, max_unavailable }) = policy.strategy {
         let of = |allowance: Allowance| allowance.of(policy.workers);

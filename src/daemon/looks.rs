@@ -103,16 +103,16 @@ impl Daemon {
         if beside.is_some() && !is_plain {
             self.inbox.push_back(Event::Looked(worker, Sight::Serves));
         } else {
-            self.looks.wanted.push(Wanted { worker, beside });
+            self.loose_ends.looks.wanted.push(Wanted { worker, beside });
         }
     }
 
     /// Begins a look where one is wanted and none is under way.
     pub(super) fn begin_look(&mut self) {
-        if self.looks.under_way.is_some() || self.looks.wanted.is_empty() {
+        if self.loose_ends.looks.under_way.is_some() || self.loose_ends.looks.wanted.is_empty() {
             return;
         }
-        let wanted = mem::take(&mut self.looks.wanted);
+        let wanted = mem::take(&mut self.loose_ends.looks.wanted);
         // One that has ended is not waited for.
         let subjects: Vec<_> = wanted.iter().filter_map(|wanted| self.subject(*wanted)).collect();
         if subjects.is_empty() {
@@ -128,7 +128,7 @@ impl Daemon {
             Ok(work) => {
                 self.roles.insert(work.pid, Role::Look);
                 let until = self.now() + PATIENCE;
-                self.looks.under_way = Some(Look { work, answer: Vec::new(), wanted, until });
+                self.loose_ends.looks.under_way = Some(Look { work, answer: Vec::new(), wanted, until });
             }
             Err(error) => self.cannot_look(&wanted, &error.to_string()),
         }
@@ -149,7 +149,7 @@ impl Daemon {
 
     /// Takes what the child has written by now.
     pub(super) fn read_look(&mut self) {
-        let Some(look) = &mut self.looks.under_way else { return };
+        let Some(look) = &mut self.loose_ends.looks.under_way else { return };
         if look.work.read(&mut look.answer).unwrap_or(true) {
             let _ = self.poller.remove(&look.work);
         }
@@ -159,7 +159,7 @@ impl Daemon {
     pub(super) fn look_ended(&mut self, exit: Exit) {
         self.read_look();
         // One that took too long was given up.
-        let Some(look) = self.looks.under_way.take() else { return };
+        let Some(look) = self.loose_ends.looks.under_way.take() else { return };
         let seen: Option<Vec<(WorkerId, Sight)>> =
             serde_json::from_slice(&look.answer).ok().filter(|_| exit == Exit::Code(0));
         match seen {
@@ -173,7 +173,7 @@ impl Daemon {
     /// Gives up a look that has taken too long.
     pub(super) fn end_late_look(&mut self) {
         let now = self.now();
-        let Some(look) = self.looks.under_way.take_if(|look| look.until <= now) else { return };
+        let Some(look) = self.loose_ends.looks.under_way.take_if(|look| look.until <= now) else { return };
         let _ = self.poller.remove(&look.work);
         if self.roles.remove(&look.work.pid).is_some()
             && let Err(error) = kill_tree(look.work.pid)

@@ -1,13 +1,18 @@
 //! What a turn leaves to its end, or to the next: what others have sent is closed, and children that are too many are reaped.
 
+use std::io;
+
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
+use super::looks::{Look, Looks, Wanted};
 use super::run::{Daemon, Role};
 use crate::core::ids::GenerationId;
 use crate::core::notice::Outcome;
 use crate::core::time::Mono;
 use crate::sys::foreign::{Closers, ForeignFd};
+use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::stall::LIMIT;
 
 /// What a turn leaves to its end, or to the next.
@@ -17,6 +22,8 @@ pub(super) struct LooseEnds {
     pub(super) barriers: Vec<ForeignFd>,
     /// The children that close what came from outside.
     pub(super) closers: Closers,
+    /// The look at starting workers that is under way, and those that are wanted.
+    pub(super) looks: Looks,
     /// More children have ended than were reaped in the last turn.
     pub(super) reaps_again: bool,
     /// When to look for what has outlived its worker.
@@ -45,6 +52,33 @@ pub(super) enum DefaultControl {
     Told,
     /// It leaves the address free until the next upgrade.
     Yields,
+}
+
+/// What of it another program in our place goes on with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct LooseEndsState {
+    look_for_orphans_at: Option<Mono>,
+    #[serde(default)]
+    look: <Option<Look> as HandOver>::State,
+    #[serde(default)]
+    wanted_looks: Vec<Wanted>,
+}
+
+impl HandOver for LooseEnds {
+    type State = LooseEndsState;
+
+    fn pack(&self, luggage: &mut Luggage) -> LooseEndsState {
+        LooseEndsState {
+            look_for_orphans_at: self.look_for_orphans_at,
+            look: self.looks.under_way.pack(luggage),
+            wanted_looks: self.looks.wanted.clone(),
+        }
+    }
+
+    fn unpack(state: LooseEndsState, luggage: &mut Unpacked) -> io::Result<Self> {
+        let looks = Looks { under_way: HandOver::unpack(state.look, luggage)?, wanted: state.wanted_looks };
+        Ok(Self { look_for_orphans_at: state.look_for_orphans_at, looks, ..Self::default() })
+    }
 }
 
 /// What more is known of a refusal than its reason.

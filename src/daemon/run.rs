@@ -20,7 +20,6 @@ use super::doors::OnDemand;
 use super::handover::{Reexec, Successor};
 use super::head::Recording;
 use super::launch::{Common, Heritage, Place};
-use super::looks::Looks;
 use super::loose_ends::{LooseEnds, tell_stalls};
 use super::node::Demanded;
 use super::outlet::Outputs;
@@ -156,7 +155,6 @@ pub struct Daemon {
     /// When hooks `after` that still run are killed.
     pub(super) hooks_end: BTreeMap<Pid, Mono>,
     pub(super) care: Care,
-    pub(super) looks: Looks,
     pub(super) outputs: Outputs,
     pub(super) on_demand: OnDemand,
     /// Processes of a manager before us whose state could not be used.
@@ -325,7 +323,7 @@ impl Daemon {
             .chain(self.loose_ends.look_for_orphans_at)
             .chain(self.journal.retries_at())
             .chain(self.control.next_deadline())
-            .chain(self.looks.deadline())
+            .chain(self.loose_ends.looks.deadline())
             .chain(self.processes.values().filter_map(|process| process.lingers_until))
             .chain(self.processes.values().filter_map(|process| process.tries_again_at))
             .chain(self.next_end_of_demand())

@@ -12,7 +12,6 @@ use super::doors::OnDemand;
 use super::handover::Successor;
 use super::init::terminal;
 use super::launch::{Common, Heritage};
-use super::looks::Looks;
 use super::loose_ends::LooseEnds;
 use super::outlet::Outputs;
 use super::recovery::{Journal, Leftover};
@@ -131,7 +130,6 @@ impl Daemon {
             ended: false,
             hooks_end: BTreeMap::new(),
             care: Care::default(),
-            looks: Looks::default(),
             outputs: Outputs::open()?,
             on_demand: OnDemand::default(),
             leftovers: Vec::new(),
@@ -147,7 +145,7 @@ impl Daemon {
         reaper::set_subreaper()?;
         self.poller.add(&self.signals, Token::Signals.pack(), Interest::Read)?;
         self.control.watch(&self.poller)?;
-        self.looks.watch(&self.poller)?;
+        self.loose_ends.looks.watch(&self.poller)?;
         self.stored.watch(&self.poller);
         for (worker, process) in &self.processes {
             self.watch(*worker, process)?;

@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod backlog;
+mod blocked_call;
 pub mod bound;
 pub mod cgroup;
 pub mod channel;

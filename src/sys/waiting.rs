@@ -13,7 +13,6 @@
 //! It reads several files for each thread. That takes a millisecond for a small program: it is for a child of the manager.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::c_long;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, RawFd};
@@ -22,6 +21,7 @@ use std::os::unix::fs::FileExt;
 use nix::sys::stat::{fstat, major, minor};
 use nix::unistd::Pid;
 
+use super::blocked_call::{Call, Kind};
 use super::process::living_thread;
 use super::usage::socket_inode;
 
@@ -330,81 +330,6 @@ fn ring_waits(info: &str) -> Option<bool> {
     Some(operations.into_iter().any(|operation| RING_WAITS.contains(&operation)))
 }
 
-/// A system call that a thread is in (proc_pid_syscall(5)).
-struct Call {
-    number: c_long,
-    arguments: [u64; 6],
-}
-
-/// How a call waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// On the descriptor that is its first argument.
-    OnOne,
-    /// On the epoll set that is its first argument.
-    Epoll,
-    Poll,
-    Select,
-    /// It waits for what was asked for before.
-    Unknowable,
-    Other,
-}
-
-impl Call {
-    /// Reads it; `None` of a thread that is in none.
-    fn parse(text: &str) -> Option<Self> {
-        let mut words = text.split_whitespace();
-        let number = words.next()?.parse().ok()?;
-        let mut arguments = [0; 6];
-        for argument in &mut arguments {
-            *argument = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
-        }
-        Some(Self { number, arguments })
-    }
-
-    fn kind(&self) -> Kind {
-        match self.number {
-            libc::SYS_accept
-            | libc::SYS_accept4
-            | libc::SYS_recvfrom
-            | libc::SYS_recvmsg
-            | libc::SYS_recvmmsg
-            | libc::SYS_read
-            | libc::SYS_readv => Kind::OnOne,
-            libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 => Kind::Epoll,
-            // After a stop and a continuation poll(2) goes on as the latter.
-            libc::SYS_ppoll | libc::SYS_restart_syscall => Kind::Poll,
-            libc::SYS_pselect6 => Kind::Select,
-            libc::SYS_io_getevents | IO_PGETEVENTS => Kind::Unknowable,
-            number => by_older_name(number),
-        }
-    }
-
-    fn descriptor(&self) -> Option<RawFd> {
-        // The upper half of the register means nothing.
-        RawFd::try_from(self.arguments[0] & u64::from(u32::MAX)).ok()
-    }
-}
-
-/// `io_pgetevents`, which libc does not name.
-const IO_PGETEVENTS: c_long = if cfg!(target_arch = "x86_64") { 333 } else { 292 };
-
-/// The calls that newer architectures have no more.
-#[cfg(target_arch = "x86_64")]
-fn by_older_name(number: c_long) -> Kind {
-    match number {
-        libc::SYS_epoll_wait => Kind::Epoll,
-        libc::SYS_poll => Kind::Poll,
-        libc::SYS_select => Kind::Select,
-        _ => Kind::Other,
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn by_older_name(_: c_long) -> Kind {
-    Kind::Other
-}
-
 fn has_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
@@ -522,10 +447,6 @@ mod tests {
         let member = Member::parse(line).unwrap();
         assert_eq!((member.number, member.events, member.inode, member.device), (4, 0x19, 0x6e0f, 8));
         assert!(Member::parse("pos:\t0").is_none());
-        assert!(Call::parse("running\n").is_none());
-        assert!(Call::parse("-1 0x7ffc 0x7f00\n").is_none());
-        let call = Call::parse("0 0x3 0x7f8f 0x20000 0x0 0xffffffff 0x0 0x7fff 0x7f8f\n").unwrap();
-        assert_eq!((call.number, call.descriptor()), (0, Some(3)));
         let ring = "SqThread:\t-1\nUserFiles:\t0\nPollList:\n  op=13, task_works=0\nCqOverflowList:\n";
         assert_eq!(ring_waits(ring), Some(true));
         assert_eq!(ring_waits(&ring.replace("op=13", "op=22")), Some(false));

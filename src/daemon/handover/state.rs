@@ -15,7 +15,6 @@ use super::super::control::{Asker, Control, History};
 use super::super::doors::OnDemand;
 use super::super::guests::Guests;
 use super::super::launch::{Common, Heritage};
-use super::super::looks::{Look, Looks, Wanted};
 use super::super::loose_ends::LooseEnds;
 use super::super::node::{Demanded, DemandedState};
 use super::super::outlet::{ERROR, OUTPUT, Outputs};
@@ -72,16 +71,13 @@ pub struct State {
     helpers: Vec<As<Spawned>>,
     found_at_start: Vec<i32>,
     hooks_end: Vec<(i32, Mono)>,
-    look_for_orphans_at: Option<Mono>,
+    #[serde(flatten)]
+    loose_ends: As<LooseEnds>,
     care: CareState,
     upward: As<ServiceManager>,
     control: As<Control>,
     history: As<History>,
     leftovers: As<Vec<Leftover>>,
-    #[serde(default)]
-    look: As<Option<Look>>,
-    #[serde(default)]
-    wanted_looks: Vec<Wanted>,
     guests: Guests,
     /// What hooks, probes and connection processes write through us.
     #[serde(default)]
@@ -132,7 +128,6 @@ impl State {
             hooks_end,
             care,
             leftovers,
-            looks,
             on_demand,
             journal: _, // Begun anew by whoever comes, and true until then.
             cgroups: _, // Found again by their names.
@@ -165,14 +160,12 @@ impl State {
             helpers: helpers.values().map(|helper| helper.pack(luggage)).collect(),
             found_at_start: found_at_start.pack(luggage),
             hooks_end: hooks_end.pack(luggage),
-            look_for_orphans_at: loose_ends.look_for_orphans_at,
+            loose_ends: loose_ends.pack(luggage),
             care: care.pack(place),
             upward: upward.pack(luggage),
             control: control.pack(luggage),
             history: history.pack(luggage),
             leftovers: leftovers.pack(luggage),
-            look: looks.under_way.pack(luggage),
-            wanted_looks: looks.wanted.clone(),
             guests: on_demand.guests.clone(),
             helper_outputs: outputs.helpers().map(|output| output.pack(luggage)).collect(),
             unread: [OUTPUT.waiting(), ERROR.waiting()],
@@ -244,13 +237,12 @@ impl State {
             control,
             history: HandOver::unpack(self.history, luggage)?,
             inbox: VecDeque::from([Event::Tick]),
-            loose_ends: LooseEnds { look_for_orphans_at: self.look_for_orphans_at, ..LooseEnds::default() },
+            loose_ends: HandOver::unpack(self.loose_ends, luggage)?,
             ended: false,
             hooks_end: HandOver::unpack(self.hooks_end, luggage)?,
             care: Care::unpack(&self.care, &listeners),
             outputs: Outputs::open()?,
             leftovers: HandOver::unpack(self.leftovers, luggage)?,
-            looks: Looks { under_way: HandOver::unpack(self.look, luggage)?, wanted: self.wanted_looks },
             on_demand: OnDemand::resume(self.guests),
         };
         Ok((daemon, self.askers))
