@@ -74,6 +74,8 @@ struct Subject {
     beside: Option<Pid>,
     /// The sockets that it has inherited.
     inherited: Sockets,
+    /// All sockets that the manager has bound: another generation may have inherited others.
+    managed: Sockets,
     /// Who it is, where that is not who the manager is.
     user: Option<Credentials>,
 }
@@ -138,11 +140,14 @@ impl Daemon {
         let process = self.running(worker)?;
         let of = self.generations.get(&process.generation)?;
         let inherited = Sockets::of(of.sockets.listeners.iter().map(AsRef::as_ref)).unwrap_or_default();
+        let managed = self.sockets.listeners();
+        let managed = Sockets::of(managed.iter().map(AsRef::as_ref)).unwrap_or_default();
         Some(Subject {
             worker,
             root: process.pid,
             beside: beside.and_then(|beside| self.running(beside)).map(|process| process.pid),
             inherited,
+            managed,
             user: of.release.credentials.clone(),
         })
     }
@@ -253,7 +258,7 @@ impl Subject {
     /// Whether the worker listens, if the one that it replaces listens on an address of its own. A descriptor that it has inherited
     /// proves nothing, but to wait on one does.
     fn look_beside(&self, beside: Pid) -> Sight {
-        let own = |held: BTreeSet<u32>| &held - self.inherited.inodes();
+        let own = |held: BTreeSet<u32>| &held - self.managed.inodes();
         let Ok(listeners) = own_listeners::all() else { return Sight::Serves };
         // What may not be looked into asks for nothing.
         let before = held_by(&tree(beside)).map(own).unwrap_or_default();

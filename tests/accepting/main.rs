@@ -233,6 +233,19 @@ fn a_release_that_takes_a_socket_of_the_file_instead_is_committed() {
 }
 
 #[test]
+fn a_socket_that_the_new_file_no_longer_has_is_no_address_of_the_old_worker_s_own() {
+    let starter = Starter::default();
+    let program = build(&starter.path(""));
+    let service = Service::command([&program, "accept"])
+        .set("service.protocol", "'plain'")
+        .set("ready.settle", "'50ms'");
+    let mut manager = starter.start(service.clone().listen(loopback()));
+    manager.wait_ready();
+    manager.upgrade_committed(service.by([&program, "never"]));
+    manager.stop();
+}
+
+#[test]
 fn under_recreate_the_old_one_has_gone_and_asks_for_nothing() {
     let starter = Starter::default();
     let program = build(&starter.path(""));
