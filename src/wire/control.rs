@@ -174,7 +174,6 @@ impl Request {
             Command::Respawn { now } | Command::Stop { now } if *now => set("now", true.into()),
             Command::Scale(Scale::To(count)) => set("value", (*count).into()),
             Command::Scale(Scale::By(by)) => set("value", format!("{by:+}").into()),
-            Command::Message(message) => set("value", message.value()),
             Command::Upgrade { target: Some(NamedTarget { typed, path }) } => {
                 set("value", typed.as_str().into());
                 if let Some(path) = path {
@@ -182,6 +181,7 @@ impl Request {
                 }
             }
             Command::Upgrade { target: None }
+            | Command::Message(_)
             | Command::Rollback
             | Command::Respawn { .. }
             | Command::Stop { .. }
@@ -201,7 +201,12 @@ impl Request {
         if let Some(token) = &self.token {
             set("token", token.expose().into());
         }
-        Value::Object(fields).to_string()
+        let line = Value::Object(fields).to_string();
+        match (&self.command, line.strip_suffix('}')) {
+            // As it was written: a number may have more digits than a `Value` holds.
+            (Command::Message(message), Some(line)) => format!("{line},\"value\":{}}}", message.json()),
+            _ => line,
+        }
     }
 }
 
