@@ -48,6 +48,23 @@ fn a_program_that_binds_for_itself_is_told_which_descriptor_it_has() {
 }
 
 #[test]
+fn a_program_that_listens_by_itself_and_says_nothing_is_told_what_it_binds() {
+    let address = loopback();
+    let other = format!("{}:8099", address.ip());
+    let bind = format!(
+        "import socket, time; s = socket.create_server(('{}', 8099)); time.sleep(1000)",
+        address.ip()
+    );
+    let service = Service::command(["python3", "-c", &bind]).listen(address);
+    let mut manager = start(&service.set("ready.timeout", "'20s'"));
+    let line = manager.wait_log(Place::START, ["hint: it binds"]);
+    let said =
+        format!("it binds {other} itself, which is no [[socket]] of the file: have it take the socket");
+    assert!(line.contains(&said), "{line}");
+    manager.insist(Signal::SIGTERM);
+}
+
+#[test]
 fn a_program_that_goes_to_the_background_is_told_to_stay() {
     let mut manager = start(&script("sleep 1000 & exit 0").listen(loopback()));
     let line = manager.wait_log(Place::START, ["hint:"]);

@@ -15,7 +15,17 @@ impl Daemon {
     pub(super) fn advice_for(&self, worker: WorkerId, failure: Failure<'_>) -> Option<String> {
         let process = self.processes.get(&worker)?;
         let spec = &self.generations.get(&process.generation)?.release.spec;
-        advice::of_failure(spec, failure, &process.tail.lines(), None)
+        advice::of_failure(spec, failure, &process.tail.lines(), self.history.bound(process.generation))
+    }
+
+    /// Says that a worker that says nothing listens by itself.
+    pub(super) fn tell_bound(&mut self, worker: WorkerId, address: String) {
+        let Some(process) = self.processes.get(&worker) else { return };
+        let (generation, name) = (process.generation, process.name());
+        self.history.set_bound(generation, address);
+        if let Some(advice) = self.advice_for(worker, Failure::NotReady) {
+            warn!("worker {worker} ({name}): hint: {advice}");
+        }
     }
 
     /// Takes note of a worker that failed before it was ready. Returns the generation whose workers need a change that the log is to name.

@@ -307,6 +307,9 @@ impl Daemon {
         }
         self.insist_on_replacement(notice);
         let advised = self.note_failure(notice);
+        if let Notice::Worker(worker, WorkerNotice::Silent(_)) = notice {
+            self.want_bound(*worker);
+        }
         self.history.note(notice, &self.manager, &self.processes, clock_now);
         self.publish(notice, &event);
         let EventLine { generation, worker, slot, pid, outcome, reason, text, .. } = &event;

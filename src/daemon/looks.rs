@@ -41,11 +41,30 @@ pub struct Looks {
     pub(super) wanted: Vec<Wanted>,
 }
 
-/// A worker that is to be looked at, and the one that it replaces where that one is to be looked at too.
+/// A worker that is to be looked at, and what for.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Wanted {
     worker: WorkerId,
-    beside: Option<WorkerId>,
+    question: Question,
+}
+
+/// What a look is to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Question {
+    /// Whether the worker waits for connections.
+    Waits,
+    /// Whether it listens, if the worker that it replaces does.
+    Beside(WorkerId),
+    /// Where it listens by itself, for a hint in the log.
+    Bound,
+}
+
+/// What a look has told.
+#[derive(Debug, Serialize, Deserialize)]
+enum Seen {
+    Sight(Sight),
+    /// The address on which the worker listens by itself, if there is one.
+    Bound(Option<String>),
 }
 
 plain!(Wanted);
@@ -70,6 +89,7 @@ hand_over!(Look as LookState {
 struct Subject {
     worker: WorkerId,
     root: Pid,
+    question: Question,
     /// The main process of the worker that it replaces.
     beside: Option<Pid>,
     /// The sockets that it has inherited.
@@ -105,8 +125,14 @@ impl Daemon {
         if beside.is_some() && !is_plain {
             self.inbox.push_back(Event::Looked(worker, Sight::Serves));
         } else {
-            self.loose_ends.looks.wanted.push(Wanted { worker, beside });
+            let question = beside.map_or(Question::Waits, Question::Beside);
+            self.loose_ends.looks.wanted.push(Wanted { worker, question });
         }
+    }
+
+    /// Has it looked where a worker that says nothing listens by itself.
+    pub(super) fn want_bound(&mut self, worker: WorkerId) {
+        self.loose_ends.looks.wanted.push(Wanted { worker, question: Question::Bound });
     }
 
     /// Begins a look where one is wanted and none is under way.
@@ -136,7 +162,7 @@ impl Daemon {
         }
     }
 
-    fn subject(&self, Wanted { worker, beside }: Wanted) -> Option<Subject> {
+    fn subject(&self, Wanted { worker, question }: Wanted) -> Option<Subject> {
         let process = self.running(worker)?;
         let of = self.generations.get(&process.generation)?;
         let inherited = Sockets::of(of.sockets.listeners.iter().map(AsRef::as_ref)).unwrap_or_default();
@@ -145,7 +171,11 @@ impl Daemon {
         Some(Subject {
             worker,
             root: process.pid,
-            beside: beside.and_then(|beside| self.running(beside)).map(|process| process.pid),
+            question,
+            beside: match question {
+                Question::Beside(beside) => self.running(beside).map(|process| process.pid),
+                Question::Waits | Question::Bound => None,
+            },
             inherited,
             managed,
             user: of.release.credentials.clone(),
@@ -165,11 +195,17 @@ impl Daemon {
         self.read_look();
         // One that took too long was given up.
         let Some(look) = self.loose_ends.looks.under_way.take() else { return };
-        let seen: Option<Vec<(WorkerId, Sight)>> =
+        let seen: Option<Vec<(WorkerId, Seen)>> =
             serde_json::from_slice(&look.answer).ok().filter(|_| exit == Exit::Code(0));
         match seen {
             Some(seen) => {
-                self.inbox.extend(seen.into_iter().map(|(worker, sight)| Event::Looked(worker, sight)));
+                for (worker, seen) in seen {
+                    match seen {
+                        Seen::Sight(sight) => self.inbox.push_back(Event::Looked(worker, sight)),
+                        Seen::Bound(Some(address)) => self.tell_bound(worker, address),
+                        Seen::Bound(None) => {}
+                    }
+                }
             }
             None => self.cannot_look(&look.wanted, &format!("the process that was to look {exit}")),
         }
@@ -190,7 +226,9 @@ impl Daemon {
 
     fn cannot_look(&mut self, wanted: &[Wanted], why: &str) {
         let hidden = |wanted: &Wanted| Event::Looked(wanted.worker, Sight::Hidden(why.to_owned()));
-        self.inbox.extend(wanted.iter().map(hidden));
+        // A hint is not missed.
+        let is_waited_for = |wanted: &&Wanted| wanted.question != Question::Bound;
+        self.inbox.extend(wanted.iter().filter(is_waited_for).map(hidden));
     }
 }
 
@@ -215,11 +253,19 @@ fn held_by(processes: &[Pid]) -> io::Result<BTreeSet<u32>> {
 
 impl Subject {
     /// Looks at the worker. Runs in a child.
-    fn look(&self, ports: &Ports) -> Sight {
-        match self.beside {
-            None => self.look_for_waiting(ports),
-            Some(beside) => self.look_beside(beside),
+    fn look(&self, ports: &Ports) -> Seen {
+        match (self.question, self.beside) {
+            (Question::Bound, _) => Seen::Bound(self.bound()),
+            (Question::Waits | Question::Beside(_), None) => Seen::Sight(self.look_for_waiting(ports)),
+            (Question::Waits | Question::Beside(_), Some(beside)) => Seen::Sight(self.look_beside(beside)),
         }
+    }
+
+    /// Returns the address of a socket on which the worker listens, and which the manager did not bind.
+    fn bound(&self) -> Option<String> {
+        let held = held_by(&tree(self.root)).ok()?;
+        let listeners = own_listeners::all().ok()?;
+        held.difference(self.managed.inodes()).find_map(|inode| listeners.get(inode)).cloned()
     }
 
     fn look_for_waiting(&self, ports: &Ports) -> Sight {

@@ -39,6 +39,9 @@ pub(in super::super) struct Failures {
     count: BTreeMap<GenerationId, (u32, Option<String>)>,
     /// What to change so that the release of the latest upgrade comes up.
     hint: Option<String>,
+    /// Where workers of a generation listen that say nothing.
+    #[serde(default)]
+    bound: BTreeMap<GenerationId, String>,
 }
 
 plain!(Failures);
@@ -88,6 +91,7 @@ impl History {
             Notice::GenerationGone(generation) => {
                 self.deaths.retain(|(of, _), _| of != generation);
                 self.failures().count.remove(generation);
+                self.failures().bound.remove(generation);
             }
             Notice::Worker(id, WorkerNotice::Ready) => drop(self.failures().ready.insert(*id)),
             Notice::Worker(id, WorkerNotice::Died(exit)) => {
@@ -124,6 +128,16 @@ impl History {
     /// What to change so that workers of the generation become ready, as far as it is known.
     pub(in super::super) fn advice(&self, generation: GenerationId) -> Option<&str> {
         self.failures.as_ref()?.count.get(&generation)?.1.as_deref()
+    }
+
+    /// Takes the address on which a worker listens that says nothing.
+    pub(in super::super) fn set_bound(&mut self, generation: GenerationId, address: String) {
+        self.failures().bound.insert(generation, address);
+    }
+
+    /// Where a worker of the generation listens that says nothing.
+    pub(in super::super) fn bound(&self, generation: GenerationId) -> Option<&str> {
+        self.failures.as_ref()?.bound.get(&generation).map(String::as_str)
     }
 
     /// What to change so that the release of the latest upgrade comes up.
