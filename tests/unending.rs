@@ -12,7 +12,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use support::client::{Target, ask};
 use support::log::Verdict;
-use support::manager::{Manager, Place, Starter};
+use support::manager::{Manager, Place, Starter, wait_gone};
 use support::process::Process;
 use support::service::Service;
 use support::{is_root, loopback};
@@ -215,5 +215,7 @@ fn a_worker_that_has_become_another_user_is_named_and_not_waited_for() {
     manager.signal(Signal::SIGTERM);
     manager.wait_log(place, [&format!("left behind: worker 1 (generation 1, slot 0, pid {})", old.pid)]);
     kill(Pid::from_raw(old.pid), Signal::SIGKILL).expect("it is there");
+    // The manager does not wait for it, and may have gone first.
+    wait_gone(old.pid);
     assert_eq!(manager.wait_exit().code(), Some(1));
 }

@@ -165,7 +165,7 @@ impl Reader {
         } else if !is_plain(&name) {
             self.problem("no name of letters, digits, `_`, `.` and `-` before the `=`");
         } else if is_protocol_variable(&name) {
-            self.problem(&format!("{name} is set by liveswap"));
+            self.problem(&format!("{name} is set by liveswap: remove the line"));
         } else if self.value.contains('\0') || name.contains('\0') {
             self.problem("has a NUL character");
         } else {
@@ -248,7 +248,7 @@ mod tests {
             error.to_string(),
             "line 1: neither a comment nor NAME=VALUE; \
              line 2: no name may hold a blank; this is no shell script: remove `export`; \
-             line 3: NOTIFY_SOCKET is set by liveswap"
+             line 3: NOTIFY_SOCKET is set by liveswap: remove the line"
         );
         assert_eq!(problems("A=\0")[0].1, "has a NUL character");
     }

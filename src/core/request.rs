@@ -46,7 +46,10 @@ impl Manager {
             if let Some(earlier) = self.previous {
                 self.begin_upgrade(now, Origin::Earlier(earlier), vec![request], out);
             } else {
-                let why = format!("there is no generation before generation {}", self.current);
+                let why = format!(
+                    "there is no generation before generation {}: a rollback goes back from an upgrade",
+                    self.current
+                );
                 out.push(Action::Answer(request, Outcome::Refused(why)));
             }
             return;

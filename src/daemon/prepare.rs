@@ -255,7 +255,8 @@ impl Daemon {
         let name = &self.generations[&self.manager.current()].release.spec.name;
         if *name != release.spec.name {
             let why = format!(
-                "the service's name cannot change from `{name}` to `{}` while it runs",
+                "the service's name cannot change from `{name}` to `{}` while it runs: give the file its old name back, or stop the \
+                 service and start it anew",
                 release.spec.name
             );
             self.refuse(generation, why);

@@ -334,7 +334,7 @@ fn read_with_lines(source: &Source, color: bool) -> Result<(ServiceSpec, KeyLine
         Source::File(path) => {
             let unread = |error: io::Error| {
                 let next = if error.kind() == io::ErrorKind::NotFound {
-                    "; without a file: liveswap run -l 127.0.0.1:8080 -- ./server"
+                    "; put it there, or start a service without a file: liveswap run -l 127.0.0.1:8080 -- ./server"
                 } else if path.is_dir() {
                     "; name the service file in it"
                 } else {

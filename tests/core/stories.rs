@@ -763,7 +763,7 @@ fn a_rollback_goes_back_to_the_generation_before_as_a_new_one() {
 fn without_a_generation_before_there_is_nothing_to_go_back_to() {
     let mut story = Story::with_workers(1);
     let request = story.ask(Wish::Rollback);
-    let why = "there is no generation before generation 1";
+    let why = "there is no generation before generation 1: a rollback goes back from an upgrade";
     assert_eq!(story.answer(request), Some(&Outcome::Refused(why.into())));
     story.release(2, Behaviour::Exits(1)).upgrade();
     let request = story.ask(Wish::Rollback);
