@@ -247,3 +247,130 @@ fn every_key_that_the_documents_name_is_one() {
     }
     assert!(unknown.is_empty(), "{unknown:#?}");
 }
+
+/// Messages of other programs that the documents quote.
+const OF_OTHERS: [&str; 4] = [
+    "Text file busy",
+    "Resource temporarily unavailable",
+    "Found left-over process 4711 (web-server) in control group while starting unit. Ignoring.",
+    "This usually indicates unclean termination of a previous run",
+];
+
+/// The programs whose command lines the documents quote.
+const PROGRAMS: [&str; 12] = [
+    "cargo",
+    "cd",
+    "chown",
+    "dmesg",
+    "docker",
+    "go",
+    "journalctl",
+    "kill",
+    "liveswap",
+    "mv",
+    "systemctl",
+    "hypercorn",
+];
+
+/// All texts of the program in one line, in lower case, with a NUL in the place of each value that is filled in.
+fn texts_of_the_program() -> String {
+    fn read(folder: &std::path::Path, all: &mut String) {
+        for entry in fs::read_dir(folder).expect("a folder of sources") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                read(&path, all);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                all.push_str(&fs::read_to_string(&path).expect("a source file"));
+            }
+        }
+    }
+    let mut all = String::new();
+    read(&document("src"), &mut all);
+    let mut joined = String::new();
+    let mut pieces = all.split("\\\n");
+    joined.extend(pieces.next());
+    // A line that is continued goes on without its indentation.
+    joined.extend(pieces.map(str::trim_start));
+    let mut filled = String::new();
+    let mut rest = joined.as_str();
+    while let Some((before, opened)) = rest.split_once('{') {
+        filled.push_str(before);
+        match opened.split_once('}') {
+            Some((value, after)) if !value.contains(['"', '\n', '{']) => {
+                filled.push('\0');
+                rest = after;
+            }
+            _ => rest = opened,
+        }
+    }
+    filled.push_str(rest);
+    let words: Vec<_> = filled.split_whitespace().collect();
+    words.join(" ").replace('`', "").to_lowercase()
+}
+
+/// The runs of words of a quote between what differs from case to case, and between its clauses.
+fn fixed_runs(quote: &str) -> Vec<Vec<String>> {
+    let spaced: String = quote
+        .chars()
+        .flat_map(|c| if ":;,.()".contains(c) { vec![' ', c, ' '] } else { vec![c] })
+        .filter(|c| *c != '`')
+        .collect();
+    let varies = |word: &str| {
+        let is_capital = word.chars().all(|c| c.is_ascii_uppercase());
+        is_capital
+            || word.contains(|c: char| c.is_ascii_digit() || "…/@{}<>=_|:;,.()".contains(c))
+            || matches!(word, "ms" | "min" | "s" | "h" | "why")
+    };
+    let mut runs = vec![Vec::new()];
+    for word in spaced.split_whitespace() {
+        if varies(word) {
+            runs.push(Vec::new());
+        } else if let Some(run) = runs.last_mut() {
+            run.push(word.to_lowercase());
+        }
+    }
+    runs.retain(|run| run.len() > 2);
+    runs
+}
+
+/// Whether a run stands in the texts, as a whole or made of parts: a value that is filled in may have words of its own. A part has two words
+/// at least, but for one at either end.
+fn stands_in(texts: &str, run: &[String], is_start: bool) -> bool {
+    if texts.contains(&run.join(" ")) && (run.len() > 1 || !is_start) {
+        return true;
+    }
+    let least = if is_start { 1 } else { 2 };
+    (least..run.len()).any(|at| {
+        let (part, rest) = run.split_at(at);
+        texts.contains(&part.join(" ")) && stands_in(texts, rest, false)
+    })
+}
+
+#[test]
+fn what_the_documents_quote_of_the_log_is_what_the_program_says() {
+    let texts = texts_of_the_program();
+    let (mut wrong, mut held) = (Vec::new(), 0);
+    for file in documents().into_iter().filter(|file| !file.ends_with("CHANGELOG.md") && !is_record(file)) {
+        for quote in spans(&fs::read_to_string(&file).expect("a document")) {
+            let mut words = quote.split(' ');
+            let is_command =
+                words.next().is_some_and(|first| PROGRAMS.contains(&first) || first.starts_with('{'));
+            if is_command || words.any(|word| word.starts_with('-')) || OF_OTHERS.contains(&quote.as_str()) {
+                continue;
+            }
+            for run in fixed_runs(&quote) {
+                held += 1;
+                if !stands_in(&texts, &run, true) {
+                    wrong.push(format!("{}: {quote}: {}", file.display(), run.join(" ")));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(held > 100, "only {held} quotes are checked");
+}
+
+/// Records of decisions tell of what was.
+fn is_record(file: &std::path::Path) -> bool {
+    file.components().any(|part| part.as_os_str() == "adr")
+}
