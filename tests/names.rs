@@ -98,6 +98,21 @@ fn the_status_shows_each_socket_once_with_what_it_carries() {
     manager.stop();
 }
 
+#[test]
+fn a_service_of_single_connections_is_not_said_to_have_no_workers() {
+    let socket = format!("listen = '{}'\naccept = true", loopback());
+    let service =
+        Service::command(["cat"]).unset("upgrade.min_ready").unset("upgrade.strategy").socket(&socket);
+    let manager = Manager::start(service);
+    for command in [["check", "web.toml"], ["status", "web"]] {
+        let ended = run(manager.command(command).current_dir(manager.path("")));
+        ended.assert(0, []);
+        assert!(ended.stdout.contains("a process for each connection"), "{ended:?}");
+        assert!(!ended.stdout.contains("0 of 0") && !ended.stdout.contains("0 workers"), "{ended:?}");
+    }
+    manager.stop();
+}
+
 /// A manager of another user, in a world of its own that root sees.
 fn of_another(world: &Path, starter: Starter) -> Manager {
     let starter = starter.of_a_user().variable("TMPDIR", world.display());
