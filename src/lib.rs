@@ -18,6 +18,10 @@ pub mod config;
 pub mod core;
 pub mod daemon;
 mod path_text;
+#[cfg(test)]
+#[path = "../tests/support/skipped.rs"]
+#[expect(dead_code, reason = "the list is read by the last test program")]
+mod skipped;
 pub mod sys;
 pub mod wire;
 

@@ -395,7 +395,7 @@ mod tests {
     #[test]
     fn the_user_of_a_sender_is_told_and_so_is_its_process() {
         if !Uid::effective().is_root() {
-            eprintln!("SKIPPED: only root can be somebody else");
+            crate::skipped::add("only root can be somebody else");
             return;
         }
         isolated(|| {
@@ -486,7 +486,7 @@ mod tests {
             .stdout(Stdio::null())
             .spawn();
         let Ok(mut helper) = sent else {
-            eprintln!("SKIPPED: no systemd-notify here");
+            crate::skipped::add("no systemd-notify here");
             return;
         };
         // By default it ends with a barrier, so it exits only if that is served.

@@ -338,7 +338,8 @@ mod tests {
             let half_closed = connections(&ports).unwrap();
             assert_eq!(half_closed, BTreeSet::from([inode(&served)]), "somebody still holds it");
             drop(served);
-            assert_eq!(connections(&ports).unwrap(), BTreeSet::new());
+            // A child that another test has just forked has a copy for a moment.
+            eventually(|| connections(&ports).unwrap().is_empty().then_some(()));
         }
     }
 
@@ -403,7 +404,7 @@ mod tests {
             Some(socket)
         });
         let Some(beside) = beside else {
-            eprintln!("SKIPPED: this machine has no IPv6");
+            crate::skipped::add("this machine has no IPv6");
             return;
         };
         let by_ipv6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port());
@@ -412,7 +413,7 @@ mod tests {
         assert_eq!(makers_of_listeners(address).unwrap(), own);
         assert_eq!(makers_of_listeners(by_ipv6).unwrap(), other);
         drop(listener);
-        assert_eq!(makers_of_listeners(address).unwrap(), BTreeSet::new());
+        eventually(|| makers_of_listeners(address).unwrap().is_empty().then_some(()));
         drop(beside);
         // One of both versions has both.
         let Ok(both) = TcpListener::bind("[::]:0") else { return };

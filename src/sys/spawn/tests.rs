@@ -132,7 +132,7 @@ fn failure(launch: &Launch<'_>) -> (Step, i32) {
 fn is_root(test: &str) -> bool {
     let root = geteuid().is_root();
     if !root {
-        eprintln!("SKIPPED: {test} needs root");
+        crate::skipped::add(&format!("{test} needs root"));
     }
     root
 }

@@ -286,7 +286,7 @@ fn a_listener_that_became_a_connection_is_bound_anew_and_closing_it_waits_for_no
 #[test]
 fn keys_of_tcp_are_removed() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: only root can see the keys");
+        crate::skipped::add("only root can see the keys");
         return;
     }
     let mut sockets = sockets();
