@@ -256,8 +256,10 @@ impl Subject {
     fn look(&self, ports: &Ports) -> Seen {
         match (self.question, self.beside) {
             (Question::Bound, _) => Seen::Bound(self.bound()),
-            (Question::Waits | Question::Beside(_), None) => Seen::Sight(self.look_for_waiting(ports)),
-            (Question::Waits | Question::Beside(_), Some(beside)) => Seen::Sight(self.look_beside(beside)),
+            (Question::Waits, _) => Seen::Sight(self.look_for_waiting(ports)),
+            // The worker that it replaces has ended meanwhile.
+            (Question::Beside(_), None) => Seen::Sight(Sight::Serves),
+            (Question::Beside(_), Some(beside)) => Seen::Sight(self.look_beside(beside)),
         }
     }
 
@@ -305,7 +307,10 @@ impl Subject {
     /// proves nothing, but to wait on one does.
     fn look_beside(&self, beside: Pid) -> Sight {
         let own = |held: BTreeSet<u32>| &held - self.managed.inodes();
-        let Ok(listeners) = own_listeners::all() else { return Sight::Serves };
+        let listeners = match own_listeners::all() {
+            Ok(listeners) => listeners,
+            Err(error) => return Sight::Hidden(format!("the kernel does not list sockets: {error}")),
+        };
         // What may not be looked into asks for nothing.
         let before = held_by(&tree(beside)).map(own).unwrap_or_default();
         let Some(address) = before.iter().find_map(|inode| listeners.get(inode)) else {

@@ -1,14 +1,16 @@
-//! All sockets of this machine that listen, with their addresses, as the kernel lists them (sock_diag(7), proc(5)).
+//! All sockets of this network that listen, with their addresses, as the kernel lists them (sock_diag(7)).
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
 
-use super::sock_diag::{ANSWER, PIECE, address, answer, ask, each_message, listening, number, open};
+use super::sock_diag::{
+    ANSWER, PIECE, UNIX_ANSWER, address, answer, ask, attribute, each_message, listening, number, open,
+    unix_listening,
+};
 
-/// `__SO_ACCEPTCON` of net/unix: the flag of a UNIX socket that listens, as /proc/net/unix has it.
-const LISTENS: u32 = 1 << 16;
+/// `UNIX_DIAG_NAME` of linux/unix_diag.h: the attribute with a name.
+const NAME: u16 = 0;
 
 /// Returns the address of each socket that listens, by its inode number: of TCP, and of UNIX sockets, an abstract one with `@`.
 ///
@@ -36,35 +38,45 @@ pub fn all() -> io::Result<BTreeMap<u32, String>> {
             }
         }
     }
-    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    all.extend(table.lines().filter_map(unix_listener));
+    match unix(&mut all) {
+        // The kernel has no such module.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+        asked => asked?,
+    }
     Ok(all)
 }
 
-/// The inode number and the address of a line's socket, if that listens.
-fn unix_listener(line: &str) -> Option<(u32, String)> {
-    let mut rest = line;
-    let mut next = || {
-        let (field, after) = rest.trim_start().split_once(' ')?;
-        rest = after;
-        Some(field)
-    };
-    for _ in ["Num", "RefCount", "Protocol"] {
-        next()?;
+/// Adds the UNIX sockets that listen. /proc/net/unix has names as their makers wrote them, line ends included, so that any user could
+/// write lines of it.
+fn unix(all: &mut BTreeMap<u32, String>) -> io::Result<()> {
+    let netlink = open()?;
+    let mut buffer = vec![0; PIECE];
+    ask(&netlink, &unix_listening())?;
+    loop {
+        let length = answer(&netlink, &mut buffer)?;
+        let is_last = each_message(&buffer[..length], UNIX_ANSWER, |body| {
+            let name = attribute(&body[UNIX_ANSWER..], NAME).unwrap_or_default();
+            all.extend(number(body, 4).map(|inode| (inode, shown(name))));
+        })?;
+        if is_last || length == 0 {
+            return Ok(());
+        }
     }
-    let flags = u32::from_str_radix(next()?, 16).ok()?;
-    for _ in ["Type", "St"] {
-        next()?;
-    }
-    let inode = next()?.parse().ok()?;
-    (flags & LISTENS != 0).then(|| (inode, rest.trim_start().to_owned()))
+}
+
+/// Returns the name of a UNIX socket as text, an abstract one with `@`.
+fn shown(name: &[u8]) -> String {
+    let (sign, name) = name.strip_prefix(b"\0").map_or(("", name), |name| ("@", name));
+    let name = name.strip_suffix(b"\0").filter(|_| sign.is_empty()).unwrap_or(name);
+    format!("{sign}{}", String::from_utf8_lossy(name))
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::fd::AsFd;
-    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener, UnixStream};
 
     use nix::sys::stat::fstat;
 
@@ -92,10 +104,20 @@ mod tests {
     }
 
     #[test]
-    fn a_unix_socket_without_a_name_has_an_empty_one() {
-        let line = "0000000000000000: 00000002 00000000 00010000 0001 01 4711";
-        assert_eq!(unix_listener(&format!("{line} @name")), Some((4711, "@name".into())));
-        assert_eq!(unix_listener(&line.replace("00010000", "00000000")), None);
-        assert_eq!(unix_listener("Num       RefCount Protocol Flags    Type St Inode Path"), None);
+    fn no_name_of_a_socket_hides_another_or_makes_one_up() {
+        let forged = format!("x\n1: 2 0 10000 1 1 4711 forged by nobody {}", std::process::id());
+        let mut hostile = vec![0xff, 0xfe];
+        hostile.extend(forged.bytes());
+        let address = UnixAddress::from_abstract_name(&hostile).unwrap();
+        let hostile = UnixListener::bind_addr(&address).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("own.sock");
+        let unix = UnixListener::bind(&path).unwrap();
+        let all = all().unwrap();
+        assert_eq!(all.get(&inode(&unix)).map(String::as_str), path.to_str());
+        assert!(
+            all[&inode(&hostile)].starts_with('@') && all.values().all(|name| name != "forged by nobody")
+        );
+        assert_eq!(shown(b""), "");
     }
 }

@@ -152,6 +152,22 @@ pub(super) fn listening(family: i32, port: u16) -> [u8; HEADER + REQUEST] {
     request
 }
 
+/// The length of a `struct unix_diag_req` and of a `struct unix_diag_msg` (linux/unix_diag.h).
+const UNIX_REQUEST: usize = 24;
+pub(super) const UNIX_ANSWER: usize = 16;
+
+/// Writes the question for all UNIX sockets that listen, with their names.
+pub(super) fn unix_listening() -> [u8; HEADER + UNIX_REQUEST] {
+    /// `UDIAG_SHOW_NAME`.
+    const NAME: u32 = 1;
+    let mut request = [0; HEADER + UNIX_REQUEST];
+    start(&mut request, REQUEST_DUMP);
+    put(&mut request, HEADER, &[u8::try_from(libc::AF_UNIX).unwrap_or_default()]);
+    put(&mut request, HEADER + 4, &LISTENING.to_ne_bytes());
+    put(&mut request, HEADER + 12, &NAME.to_ne_bytes());
+    request
+}
+
 /// Reads one piece of an answer: the inode number of each socket, and the attributes behind it; returns whether it was the
 /// last.
 pub(super) fn each_socket(piece: &[u8], mut take: impl FnMut(u32, &[u8])) -> io::Result<bool> {

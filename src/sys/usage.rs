@@ -70,8 +70,9 @@ const CONNECTED: &str = "03";
 /// Returns the inode numbers of the UNIX connections that were accepted at one of these addresses, an abstract one with `@`;
 /// none where they cannot be seen (proc(5), `/proc/net/unix`).
 pub fn unix_connections(addresses: &BTreeSet<String>) -> BTreeSet<u32> {
-    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    table.lines().filter_map(|line| accepted(line, addresses)).collect()
+    // A name need not be text, whoever made it.
+    let table = fs::read("/proc/net/unix").unwrap_or_default();
+    String::from_utf8_lossy(&table).lines().filter_map(|line| accepted(line, addresses)).collect()
 }
 
 /// The inode number of a line's socket, if that is such a connection: it has its listener's address, and whoever connected
