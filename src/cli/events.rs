@@ -22,7 +22,7 @@ pub struct EventsArgs {
 
 /// Shows events until the service ends, or nobody reads them.
 pub fn run(args: &EventsArgs) -> ExitCode {
-    let mut connection = match Connection::open_to_read(args.name.as_deref()) {
+    let mut connection = match Connection::open(args.name.as_deref()) {
         Ok(connection) => connection,
         Err(error) => return error.print(),
     };

@@ -39,8 +39,9 @@ impl Wanted {
     /// Takes a service file for the service that it defines, USER/NAME for that user's, and any other word for a name.
     fn parse(word: &str) -> Self {
         let path = Path::new(word);
-        let is_file =
-            (word.contains('/') || path.extension().is_some_and(|end| end == "toml")) && path.is_file();
+        // `alice/web` is the service of a user, whatever lies in this folder.
+        let is_named = word.starts_with(['.', '/']) || path.extension().is_some_and(|end| end == "toml");
+        let is_file = is_named && path.is_file();
         let own = |name: String| Self { user: None, name };
         if is_file {
             return own(name_in(path).unwrap_or_else(|| word.into()));
@@ -107,23 +108,14 @@ pub fn instead_of(name: &str) -> String {
 }
 
 impl Connection {
-    /// Connects to the manager of the service, or to the only one of our own that runs. Other users' services are found by USER/NAME alone.
+    /// Connects to the manager of the service, or to the only one of our own that runs. Other users' services are found by USER/NAME alone: a
+    /// user could answer for a service of root's that has ended or stands still.
     ///
     /// # Errors
     ///
     /// There is none, there are several, or it does not let us in.
     pub fn open(name: Option<&str>) -> Result<Self, ConnectionError> {
         Self::choose(name, Self::look_among(name, Scope::Own))
-    }
-
-    /// As [`Connection::open`], for what changes nothing: root finds the services of other users by their bare names too.
-    ///
-    /// # Errors
-    ///
-    /// As [`Connection::open`] has them.
-    pub fn open_to_read(name: Option<&str>) -> Result<Self, ConnectionError> {
-        let scope = if name.is_some() { Scope::All } else { Scope::Own };
-        Self::choose(name, Self::look_among(name, scope))
     }
 
     fn choose(

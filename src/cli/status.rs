@@ -40,7 +40,7 @@ pub struct StatusArgs {
 /// Shows how a service stands, or each that runs. Status 1 where one is not at full strength, or does not answer.
 pub fn run(args: &StatusArgs) -> ExitCode {
     let (found, refused) = match &args.name {
-        Some(name) => match Connection::open_to_read(Some(name)) {
+        Some(name) => match Connection::open(Some(name)) {
             Ok(connection) => (vec![connection], Vec::new()),
             Err(error) => return error.print(),
         },
@@ -57,6 +57,7 @@ pub fn run(args: &StatusArgs) -> ExitCode {
     if args.watch {
         return watch(args.json, found, &refused);
     }
+    let has_own = args.name.is_some() || !refused.is_empty() || found.iter().any(|one| !one.is_of_another());
     let form = match (args.json, args.check) {
         (true, _) => Form::Json,
         (_, true) => Form::Check,
@@ -76,7 +77,12 @@ pub fn run(args: &StatusArgs) -> ExitCode {
     for error in &refused {
         let _ = error.print();
     }
-    if shown.is_well { Exit::Done.into() } else { Exit::Failed.into() }
+    match shown.is_well {
+        // What others run is shown, and answers for nothing.
+        true if !has_own => Exit::NoManager.into(),
+        true => Exit::Done.into(),
+        false => Exit::Failed.into(),
+    }
 }
 
 /// Shows the services again and again, until they have ended or nobody looks.
@@ -94,7 +100,7 @@ fn watch(json: bool, found: Vec<Connection>, refused: &[ConnectionError]) -> Exi
         let mut left = Vec::new();
         for (service, connection) in all {
             // Another manager may go on with the service, and one that stood still may answer again.
-            match connection.map_or_else(|| Connection::open_to_read(Some(&service)), Ok) {
+            match connection.map_or_else(|| Connection::open(Some(&service)), Ok) {
                 Ok(connection) => connections.push(connection),
                 Err(ConnectionError::NoSuchManager(_)) => {}
                 Err(error) => {

@@ -85,7 +85,8 @@ pub fn of_failure(
             Some("a Node program is ready as soon as it calls `listen()`".into())
         }
         (Failure::Ended(Exit::Status(_)), ..) => Some(format!(
-            "its output says why; to see it by hand: cd {} && {}",
+            "its output says why{}; to see it by hand: cd {} && {}",
+            own_port(spec),
             spec.process.directory.display(),
             spec.process.command.join(" ")
         )),
@@ -147,8 +148,14 @@ pub fn one_word(spec: &ServiceSpec) -> Option<String> {
 }
 
 fn binds_itself(spec: &ServiceSpec, address: Option<&str>) -> String {
+    // An error need not say which address is taken. It most likely is one that liveswap holds.
+    let named = match (address, spec.sockets.first()) {
+        (Some(address), _) => address.to_owned(),
+        (None, Some(socket)) => format!("an address, probably {},", socket.listen),
+        (None, None) => "an address that is taken".into(),
+    };
+    let address = address.or(spec.sockets.first().map(|socket| socket.listen.as_str()));
     let held = spec.sockets.iter().position(|socket| Some(socket.listen.as_str()) == address);
-    let named = address.unwrap_or("an address that is taken");
     let instead = if matches!(program(spec), "node" | "nodejs") && spec.process.protocol != Protocol::Node {
         "write protocol = \"node\" in [service]"
     } else {
@@ -167,6 +174,15 @@ fn binds_itself(spec: &ServiceSpec, address: Option<&str>) -> String {
             )
         }
         None => format!("it binds {named} itself, which is no [[socket]] of the file: {instead}"),
+    }
+}
+
+/// Says that liveswap holds an address that the command names, as its program may bind it.
+fn own_port(spec: &ServiceSpec) -> String {
+    let words = spec.process.command.iter().skip(1);
+    match words.into_iter().find_map(|word| socket_named_in(spec, word)) {
+        Some(listen) => format!(" (liveswap holds {listen}; a program that binds it itself cannot)"),
+        None => String::new(),
     }
 }
 

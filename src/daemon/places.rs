@@ -20,6 +20,9 @@ use crate::sys::way::{self, Trusted, WayError};
 /// The most services that are looked at in one folder. Another user may have filled it.
 const MAX_PLACES: usize = 1024;
 
+/// The most services of another user that root looks at.
+const MAX_OF_A_USER: usize = 32;
+
 /// Where users have the runtime directories of their sessions.
 const SESSIONS: &str = "/run/user";
 
@@ -145,7 +148,8 @@ pub fn places_of_others(users: &BTreeSet<u32>) -> Vec<Place> {
         let bases = [private_folder_of(user), Path::new(SESSIONS).join(user.to_string()).join("liveswap")];
         let bases = bases.into_iter().filter_map(move |base| way::find(&base, Trusted::user(user)).ok());
         let bases = bases.filter(way::Found::is_folder).map(|base| base.path);
-        bases.flat_map(|base| folders(&base)).map(move |place| Place { owner: Some(user), ..place })
+        let all = bases.flat_map(|base| folders(&base)).take(MAX_OF_A_USER);
+        all.map(move |place| Place { owner: Some(user), ..place })
     };
     users.iter().copied().filter(|user| *user != 0).flat_map(of_user).filter(Place::is_there).collect()
 }
@@ -159,8 +163,11 @@ pub fn users_with_places() -> BTreeSet<u32> {
     };
     let sessions = names(Path::new(SESSIONS)).into_iter();
     let private = names(&std::env::temp_dir()).into_iter();
-    let private = private.filter_map(|name| Some(name.strip_prefix(PRIVATE_FOLDER)?.to_owned()));
-    sessions.chain(private).filter_map(|name| name.parse().ok()).take(MAX_PLACES).collect()
+    let private = private.filter_map(|name| name.strip_prefix(PRIVATE_FOLDER)?.parse().ok());
+    // Anybody may make a folder that has another user's number.
+    let private =
+        private.filter(|user| owner_of(&private_folder_of(*user)).is_ok_and(|owner| owner == *user));
+    sessions.filter_map(|name| name.parse().ok()).chain(private).take(MAX_PLACES).collect()
 }
 
 /// Returns our own user.
