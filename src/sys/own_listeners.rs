@@ -5,8 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use super::sock_diag::{
-    ANSWER, PIECE, UNIX_ANSWER, address, answer, ask, attribute, each_message, listening, number, open,
-    unix_listening,
+    ANSWER, UNIX_ANSWER, address, attribute, dump, listening, number, open, unix_listening,
 };
 
 /// `UNIX_DIAG_NAME` of linux/unix_diag.h: the attribute with a name.
@@ -22,23 +21,15 @@ const NAME: u16 = 0;
 pub fn all() -> io::Result<BTreeMap<u32, String>> {
     let mut all = BTreeMap::new();
     let netlink = open()?;
-    let mut buffer = vec![0; PIECE];
     for family in [libc::AF_INET, libc::AF_INET6] {
         // Of every port.
-        ask(&netlink, &listening(family, 0))?;
-        loop {
-            let length = answer(&netlink, &mut buffer)?;
-            let is_last = each_message(&buffer[..length], ANSWER, |body| {
-                let port = u16::from_be_bytes([body[4], body[5]]);
-                let place = address(body[0], &body[8..24]).map(|ip| SocketAddr::new(ip, port).to_string());
-                all.extend(number(body, 68).zip(place));
-            })?;
-            if is_last || length == 0 {
-                break;
-            }
-        }
+        dump(&netlink, &listening(family, 0), ANSWER, |body| {
+            let port = u16::from_be_bytes([body[4], body[5]]);
+            let place = address(body[0], &body[8..24]).map(|ip| SocketAddr::new(ip, port).to_string());
+            all.extend(number(body, 68).zip(place));
+        })?;
     }
-    match unix(&mut all) {
+    match add_unix(&mut all) {
         // The kernel has no such module.
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
         asked => asked?,
@@ -48,20 +39,11 @@ pub fn all() -> io::Result<BTreeMap<u32, String>> {
 
 /// Adds the UNIX sockets that listen. /proc/net/unix has names as their makers wrote them, line ends included, so that any user could
 /// write lines of it.
-fn unix(all: &mut BTreeMap<u32, String>) -> io::Result<()> {
-    let netlink = open()?;
-    let mut buffer = vec![0; PIECE];
-    ask(&netlink, &unix_listening())?;
-    loop {
-        let length = answer(&netlink, &mut buffer)?;
-        let is_last = each_message(&buffer[..length], UNIX_ANSWER, |body| {
-            let name = attribute(&body[UNIX_ANSWER..], NAME).unwrap_or_default();
-            all.extend(number(body, 4).map(|inode| (inode, shown(name))));
-        })?;
-        if is_last || length == 0 {
-            return Ok(());
-        }
-    }
+fn add_unix(all: &mut BTreeMap<u32, String>) -> io::Result<()> {
+    dump(&open()?, &unix_listening(), UNIX_ANSWER, |body| {
+        let name = attribute(&body[UNIX_ANSWER..], NAME).unwrap_or_default();
+        all.extend(number(body, 4).map(|inode| (inode, shown(name))));
+    })
 }
 
 /// Returns the name of a UNIX socket as text, an abstract one with `@`.

@@ -56,8 +56,7 @@ pub fn connections(ports: &BTreeSet<u16>) -> io::Result<BTreeSet<u32>> {
             let mut request = request(REQUEST_DUMP, family);
             put(&mut request, HEADER + 4, &CONNECTED.to_ne_bytes());
             put(&mut request, HEADER + 8, &port.to_be_bytes());
-            ask(&netlink, &request)?;
-            read_dump(&netlink, *port, &mut inodes)?;
+            dump(&netlink, &request, ANSWER, |body| inodes.extend(connection(body, *port)))?;
         }
     }
     Ok(inodes)
@@ -72,23 +71,15 @@ pub fn connections(ports: &BTreeSet<u16>) -> io::Result<BTreeSet<u32>> {
 pub fn makers_of_listeners(address: SocketAddr) -> io::Result<BTreeSet<u32>> {
     let netlink = open()?;
     let mut makers = BTreeSet::new();
-    let mut buffer = vec![0; PIECE];
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut request = request(REQUEST_DUMP, family);
         put(&mut request, HEADER + 4, &LISTENING.to_ne_bytes());
         put(&mut request, HEADER + 8, &address.port().to_be_bytes());
-        ask(&netlink, &request)?;
-        loop {
-            let length = answer(&netlink, &mut buffer)?;
-            let is_last = each_message(&buffer[..length], ANSWER, |body| {
-                let port = u16::from_be_bytes([body[4], body[5]]);
-                let is_there = port == address.port() && accepts(body, address.ip().to_canonical());
-                makers.extend(number(body, 64).filter(|_| is_there));
-            })?;
-            if is_last || length == 0 {
-                break;
-            }
-        }
+        dump(&netlink, &request, ANSWER, |body| {
+            let port = u16::from_be_bytes([body[4], body[5]]);
+            let is_there = port == address.port() && accepts(body, address.ip().to_canonical());
+            makers.extend(number(body, 64).filter(|_| is_there));
+        })?;
     }
     Ok(makers)
 }
@@ -271,24 +262,31 @@ pub(super) fn put(request: &mut [u8], at: usize, bytes: &[u8]) {
     request[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-fn read_dump(netlink: &OwnedFd, port: u16, inodes: &mut BTreeSet<u32>) -> io::Result<()> {
+/// Asks for a list, and takes each of its messages that has at least `least` bytes.
+///
+/// # Errors
+///
+/// Those of the netlink socket.
+pub(super) fn dump(
+    netlink: &OwnedFd,
+    request: &[u8],
+    least: usize,
+    mut take: impl FnMut(&[u8]),
+) -> io::Result<()> {
+    ask(netlink, request)?;
     let mut buffer = vec![0; PIECE];
     loop {
         let length = answer(netlink, &mut buffer)?;
-        if length == 0 || read_piece(&buffer[..length], port, inodes)? {
+        if length == 0 || each_message(&buffer[..length], least, &mut take)? {
             return Ok(());
         }
     }
 }
 
-/// Takes the connections out of one piece; returns whether it was the last.
-fn read_piece(piece: &[u8], port: u16, inodes: &mut BTreeSet<u32>) -> io::Result<bool> {
-    each_message(piece, ANSWER, |body| {
-        // One that no process holds has no inode.
-        let inode = number(body, 68).filter(|inode| *inode != 0);
-        let is_of_port = u16::from_be_bytes([body[4], body[5]]) == port;
-        inodes.extend(inode.filter(|_| is_of_port));
-    })
+/// Returns the inode number of a connection whose local port is this one; `None` if no process holds it, as it has no inode then.
+fn connection(body: &[u8], port: u16) -> Option<u32> {
+    let is_of_port = u16::from_be_bytes([body[4], body[5]]) == port;
+    number(body, 68).filter(|inode| is_of_port && *inode != 0)
 }
 
 /// Reads the messages of one piece, of which each that tells of a socket has at least `least` bytes; returns whether it was
@@ -478,8 +476,11 @@ mod tests {
         for length in [0_u32, 15, 17, 4000] {
             let mut piece = vec![0; 16];
             piece[..4].copy_from_slice(&length.to_ne_bytes());
-            assert!(read_piece(&piece, 1, &mut inodes).is_err(), "{length}");
+            assert!(
+                each_message(&piece, ANSWER, |body| inodes.extend(connection(body, 1))).is_err(),
+                "{length}"
+            );
         }
-        assert!(!read_piece(&[], 1, &mut inodes).unwrap());
+        assert!(!each_message(&[], ANSWER, |body| inodes.extend(connection(body, 1))).unwrap());
     }
 }
