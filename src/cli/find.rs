@@ -18,21 +18,14 @@ use crate::wire::lines::Lines;
 /// The most managers that are asked where one is looked for, each by a descriptor. Most processes may have 1024.
 const MAX_ASKED: usize = 512;
 
-/// Whose services count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scope {
-    /// Our own.
-    Own,
-    /// Those of other users as well, for root.
-    All,
-}
-
 /// A service as it was named on the command line.
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
     /// The user who runs it, if it was named as USER/NAME.
     user: Option<u32>,
     name: String,
+    /// What is said to be missing: the word as it was typed, or the service of a file.
+    shown: String,
 }
 
 impl Wanted {
@@ -42,22 +35,15 @@ impl Wanted {
         // `alice/web` is the service of a user, whatever lies in this folder.
         let is_named = word.starts_with(['.', '/']) || path.extension().is_some_and(|end| end == "toml");
         let is_file = is_named && path.is_file();
-        let own = |name: String| Self { user: None, name };
+        let own = |name: String| Self { user: None, shown: name.clone(), name };
         if is_file {
             return own(name_in(path).unwrap_or_else(|| word.into()));
         }
         match word.split_once('/').map(|(user, name)| (id_of_user(user), name)) {
             Some((Some(user), name)) if user == own_user() => own(name.into()),
-            Some((Some(user), name)) => Self { user: Some(user), name: name.into() },
+            Some((Some(user), name)) => Self { user: Some(user), name: name.into(), shown: word.into() },
             Some((None, _)) | None => own(word.into()),
         }
-    }
-}
-
-impl Wanted {
-    /// What is said to be missing: the service of a file, or the word as it was typed.
-    fn shown(self, word: &str) -> String {
-        if self.user.is_some() { word.to_owned() } else { self.name }
     }
 }
 
@@ -68,18 +54,11 @@ fn name_in(file: &Path) -> Option<String> {
     Some(read_spec(&Source::File(path), false).map_or(stem, |spec| spec.name))
 }
 
-/// Returns the places where the manager may be, our own first.
-fn looked_at(wanted: Option<&Wanted>, scope: Scope) -> Vec<Place> {
-    let name = wanted.map(|wanted| wanted.name.as_str());
-    let is_it = |place: &Place| name.is_none() || place.service.as_deref() == name;
-    if let Some(user) = wanted.and_then(|wanted| wanted.user) {
-        return places_of_others(&BTreeSet::from([user])).into_iter().filter(is_it).collect();
-    }
-    let mut all = places(name);
-    if scope == Scope::All {
-        all.extend(places_of_others(&users_with_places()).into_iter().filter(is_it));
-    }
-    all
+/// Returns the places where the manager of a service may be.
+fn places_of(wanted: &Wanted) -> Vec<Place> {
+    let Some(user) = wanted.user else { return places(Some(&wanted.name)) };
+    let all = places_of_others(&BTreeSet::from([user])).into_iter();
+    all.filter(|place| place.service.as_deref() == Some(&wanted.name)).collect()
 }
 
 /// Returns the names of the services that run, as commands take them. A shell expands what it is given to complete, so a name with other
@@ -115,40 +94,37 @@ impl Connection {
     ///
     /// There is none, there are several, or it does not let us in.
     pub fn open(name: Option<&str>) -> Result<Self, ConnectionError> {
-        Self::choose(name, Self::look_among(name, Scope::Own))
-    }
-
-    fn choose(
-        name: Option<&str>,
-        (mut found, refused): (Vec<Self>, Vec<ConnectionError>),
-    ) -> Result<Self, ConnectionError> {
+        let wanted = name.map(Wanted::parse);
+        let places = wanted.as_ref().map_or_else(|| places(None), places_of);
+        let (mut found, refused) = Self::look_among(places, wanted.as_ref());
         // One that does not answer is there all the same, and may be the one that is meant.
         let silent = |error: &ConnectionError| match error {
             ConnectionError::NotAllowed { service, .. } if error.is_silence() => Some(service.clone()),
             _ => None,
         };
         let silent: Vec<_> = refused.iter().filter_map(silent).filter(|_| !found.is_empty()).collect();
-        let is_clear = name.is_some() || found.len() + silent.len() < 2;
-        match (found.pop(), refused.into_iter().next(), name) {
+        let is_clear = wanted.is_some() || found.len() + silent.len() < 2;
+        match (found.pop(), refused.into_iter().next(), wanted) {
             (Some(only), ..) if is_clear => Ok(only),
             (Some(last), ..) => {
                 let names = found.into_iter().chain([last]).map(|connection| connection.label());
                 Err(ConnectionError::Several(names.chain(silent).collect()))
             }
             (None, Some(refused), _) => Err(refused),
-            (None, None, Some(name)) => Err(ConnectionError::NoSuchManager(Wanted::parse(name).shown(name))),
+            (None, None, Some(wanted)) => Err(ConnectionError::NoSuchManager(wanted.shown)),
             (None, None, None) => Err(ConnectionError::NoManager),
         }
     }
 
     /// Connects to all managers that run, for root those of other users too. Returns as well why there is no speaking with others.
     pub fn look_for_all() -> (Vec<Self>, Vec<ConnectionError>) {
-        Self::look_among(None, Scope::All)
+        let others = places_of_others(&users_with_places());
+        Self::look_among(places(None).into_iter().chain(others), None)
     }
 
     /// Connects to all managers of our own that run.
     pub fn look_for_own() -> (Vec<Self>, Vec<ConnectionError>) {
-        Self::look_among(None, Scope::Own)
+        Self::look_among(places(None), None)
     }
 
     /// Whether it is the service of another user.
@@ -156,12 +132,14 @@ impl Connection {
         self.owner.is_some()
     }
 
-    /// Connects to all managers that run, or to that of the service.
-    fn look_among(name: Option<&str>, scope: Scope) -> (Vec<Self>, Vec<ConnectionError>) {
-        let wanted = name.map(Wanted::parse);
-        let name = wanted.as_ref().map(|wanted| wanted.name.as_str());
+    /// Connects to all managers in these places, or to that of the service.
+    fn look_among(
+        places: impl IntoIterator<Item = Place>,
+        wanted: Option<&Wanted>,
+    ) -> (Vec<Self>, Vec<ConnectionError>) {
+        let name = wanted.map(|wanted| wanted.name.as_str());
         let (mut found, mut refused) = (Vec::new(), Vec::new());
-        for (place, answered) in Self::ping(looked_at(wanted.as_ref(), scope)) {
+        for (place, answered) in Self::ping(places) {
             let answered = answered.and_then(|(connection, reply)| {
                 let pid = connection.pid;
                 Self::welcomed((connection, reply)).map_err(|error| (pid, error))
