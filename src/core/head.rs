@@ -45,15 +45,12 @@ pub enum Why {
     PassedOver,
 }
 
-/// Returns why a manager starts with the release that is recorded as serving instead of the `named` one, the release that the service file
+/// Returns why a manager starts with the `serving` release, as recorded, instead of the `named` one, the release that the service file
 /// names; `None` if it starts with that. `passed_over` tells whether an upgrade chose another one by its name instead.
-pub fn instead<R: PartialEq>(
-    named: &R,
-    serving: Option<&R>,
-    rejected: Option<&R>,
-    passed_over: bool,
-) -> Option<Why> {
-    serving.filter(|serving| *serving != named)?;
+pub fn instead<R: PartialEq>(named: &R, serving: &R, rejected: Option<&R>, passed_over: bool) -> Option<Why> {
+    if serving == named {
+        return None;
+    }
     let why_passed = passed_over.then_some(Why::PassedOver);
     if rejected == Some(named) { Some(Why::RolledBack) } else { why_passed }
 }

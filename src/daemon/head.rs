@@ -87,12 +87,11 @@ pub fn instead(spec: &ServiceSpec, own: &Path, user: u32) -> Result<Option<Inste
     // Earlier versions wrote an end of line behind the target that an upgrade had chosen, and no other file.
     let is_of_before = || Ok::<_, String>(read("")?.is_some_and(|text| text.ends_with(b"\n")));
     let passed_over = file.is_some() && (read(CHOSEN)? == file || is_of_before()?);
-    let serving = recorded(head, user)?;
+    let Some(path) = recorded(head, user)? else { return Ok(None) };
     let rejected = rejected.as_ref().map(|rejected| rejected.path.as_path());
-    let Some(why) = choice::instead(&own, serving.as_deref().as_ref(), rejected.as_ref(), passed_over) else {
+    let Some(why) = choice::instead(&own, &path.as_path(), rejected.as_ref(), passed_over) else {
         return Ok(None);
     };
-    let Some(path) = serving else { return Ok(None) };
     let reason = match why {
         Why::RolledBack => format!("{} was rolled back", own.display()),
         Why::PassedOver => format!("an upgrade chose it by its name instead of {}", own.display()),

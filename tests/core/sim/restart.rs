@@ -123,7 +123,9 @@ impl Disk {
     /// Checks what a manager would start with if the machine were reset now.
     pub fn check_restart(&self) -> Verdict {
         let passed_over = self.chosen == Some(self.named);
-        let why = instead(&self.named, self.serving.as_ref(), self.rejected.as_ref(), passed_over);
+        let serving = self.serving.as_ref();
+        let why =
+            serving.and_then(|serving| instead(&self.named, serving, self.rejected.as_ref(), passed_over));
         let starts = why.map_or(Some(self.named), |_| self.serving);
         let serves = self.history.iter().rev().find(|(_, fate)| *fate == Fate::Serves).map(|(id, _)| *id);
         let failed = self.history.iter().rev().find(|(_, fate)| *fate != Fate::Serves).map(|(id, _)| *id);
