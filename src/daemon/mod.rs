@@ -94,7 +94,7 @@ pub use self::release::{Refusal, Source, read_spec};
 use self::runtime::RuntimeError;
 use self::sockets::SocketError;
 use self::target::Wanted;
-use crate::core::advice as file_advice;
+use crate::core::advice::of_file;
 pub use crate::core::spec::PROTOCOL_VARIABLES;
 use crate::core::spec::ServiceSpec;
 use crate::sys::activation::ActivationError;
@@ -257,7 +257,7 @@ pub fn check(file: &Path, color: bool) -> Result<Checked, Refusal> {
     }
     let heritage = Heritage::take(limits::own(Resource::Nofile).map_err(failed)?);
     let warnings = missing_programs(&release, &heritage).map_err(failed)?;
-    let notes = release.shared_code().into_iter().chain(file_advice::of_file(&release.spec)).collect();
+    let notes = release.shared_code().into_iter().chain(of_file(&release.spec)).collect();
     Ok(Checked { summary: summary(&release.spec), notes, warnings })
 }
 
