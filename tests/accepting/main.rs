@@ -177,18 +177,26 @@ fn a_look_that_is_under_way_survives_a_reexec() {
     manager.stop();
 }
 
+/// A service whose workers are ready once they have lived for a moment, unless more is asked of them.
+fn settled<const N: usize>(command: [&str; N]) -> Service {
+    Service::command(command).set("service.protocol", "'plain'").set("ready.settle", "'50ms'")
+}
+
+/// Starts a service, and waits until its worker listens by itself.
+fn start_listening(starter: Starter, service: &Service, address: SocketAddr) -> Manager {
+    let mut manager = starter.start(service);
+    manager.wait_ready();
+    eventually("the first worker listens", || answers(address).then_some(()));
+    manager
+}
+
 #[test]
 fn a_release_that_cannot_bind_what_the_old_one_binds_is_rolled_back() {
     let starter = Starter::default();
     let program = build(&starter.path(""));
     let address = loopback();
-    let service = Service::command([&program, "binds", &address.to_string()])
-        .set("service.protocol", "'plain'")
-        .set("ready.settle", "'50ms'")
-        .set("ready.timeout", "'2s'");
-    let mut manager = starter.start(&service);
-    manager.wait_ready();
-    eventually("the first worker listens", || answers(address).then_some(()));
+    let service = settled([&program, "binds", &address.to_string()]).set("ready.timeout", "'2s'");
+    let manager = start_listening(starter, &service, address);
     let place = manager.place();
     manager.signal(nix::sys::signal::Signal::SIGHUP);
     let outcome = manager.wait_outcome(place);
@@ -206,12 +214,8 @@ fn a_release_that_shares_the_address_of_the_old_one_is_committed() {
     let starter = Starter::default();
     let program = build(&starter.path(""));
     let address = loopback();
-    let service = Service::command([&program, "shares", &address.to_string()])
-        .set("service.protocol", "'plain'")
-        .set("ready.settle", "'50ms'");
-    let mut manager = starter.start(&service);
-    manager.wait_ready();
-    eventually("the first worker listens", || answers(address).then_some(()));
+    let service = settled([&program, "shares", &address.to_string()]);
+    let manager = start_listening(starter, &service, address);
     manager.upgrade_committed(&service);
     manager.stop();
 }
@@ -221,13 +225,8 @@ fn a_release_that_takes_a_socket_of_the_file_instead_is_committed() {
     let starter = Starter::default();
     let program = build(&starter.path(""));
     let address = loopback();
-    let service = Service::command([&program, "binds", &address.to_string()])
-        .listen(loopback())
-        .set("service.protocol", "'plain'")
-        .set("ready.settle", "'50ms'");
-    let mut manager = starter.start(&service);
-    manager.wait_ready();
-    eventually("the first worker listens", || answers(address).then_some(()));
+    let service = settled([&program, "binds", &address.to_string()]).listen(loopback());
+    let manager = start_listening(starter, &service, address);
     manager.upgrade_committed(service.by([&program, "accept"]));
     manager.stop();
 }
@@ -236,9 +235,7 @@ fn a_release_that_takes_a_socket_of_the_file_instead_is_committed() {
 fn a_socket_that_the_new_file_no_longer_has_is_no_address_of_the_old_worker_s_own() {
     let starter = Starter::default();
     let program = build(&starter.path(""));
-    let service = Service::command([&program, "accept"])
-        .set("service.protocol", "'plain'")
-        .set("ready.settle", "'50ms'");
+    let service = settled([&program, "accept"]);
     let mut manager = starter.start(service.clone().listen(loopback()));
     manager.wait_ready();
     manager.upgrade_committed(service.by([&program, "never"]));
@@ -250,9 +247,7 @@ fn under_recreate_the_old_one_has_gone_and_asks_for_nothing() {
     let starter = Starter::default();
     let program = build(&starter.path(""));
     let address = loopback();
-    let service = Service::command([&program, "binds", &address.to_string()])
-        .set("service.protocol", "'plain'")
-        .set("ready.settle", "'50ms'")
+    let service = settled([&program, "binds", &address.to_string()])
         .unset("upgrade.min_ready")
         .set("upgrade.strategy", "'recreate'");
     let mut manager = starter.start(&service);
