@@ -56,7 +56,7 @@ pub fn of_failure(
         stderr.iter().rev().find(|line| words.iter().any(|word| line.to_lowercase().contains(word)))
     };
     if let Failure::Ended(Exit::NotExecuted(_)) = failure {
-        let instead = "put the program there, and a worker starts by itself, or correct `command`";
+        let instead = "put what is missing there, and a worker starts by itself, or correct `command`";
         return Some(one_word(spec).unwrap_or_else(|| instead.into()));
     }
     if let Some(address) = bound {
