@@ -18,6 +18,9 @@ use crate::core::spec::SocketKind;
 use crate::sys::path_watch::WatchedPath;
 use crate::sys::wait::Interest;
 
+/// How often the control socket is bound anew at once where its path is removed each time before it is watched.
+const BINDS_OF_CONTROL: u32 = 16;
+
 /// How a socket was put right.
 enum Mended {
     /// The same socket is as it was.
@@ -39,8 +42,10 @@ pub struct Care {
     pub(super) beyond_repair: Vec<Weak<Listener>>,
     /// Whether workers of another release than the one that serves have run since the options were looked at.
     pub(super) others_have_run: bool,
-    /// The watch of the control socket's path.
+    /// The watch of the control socket's path, where the kernel gave us one.
     control_path: Option<WatchedPath>,
+    /// Whether the control socket has lost its path and could not be bound anew.
+    control_is_lost: bool,
 }
 
 /// A [`Care`] as plain data.
@@ -61,6 +66,7 @@ impl Care {
             looks_at_sockets: _,
             occasion: _,
             control_path: _,
+            control_is_lost: _,
             others_have_run: _,
             successors,
             beyond_repair,
@@ -107,17 +113,25 @@ impl Daemon {
         }
     }
 
-    /// Has the kernel tell us when the control socket loses its path.
+    /// Has the kernel tell us when the control socket loses its path. Where it has lost it before the watch stood, no event
+    /// will tell.
     pub(super) fn watch_control(&mut self) {
         self.care.control_path = self.sockets.watch_path(self.control.socket.path());
+        self.care.looks_at_sockets |= !self.control.socket.is_in_place();
     }
 
-    /// Binds the control socket anew where somebody has removed its path; those who are there already stay.
+    /// Binds the control socket anew where its path was removed; clients that are connected stay.
     fn mend_control(&mut self) {
-        if self.ended || self.care.control_path.is_none() || self.control.socket.is_in_place() {
-            return;
+        for _ in 0..BINDS_OF_CONTROL {
+            if self.ended || self.care.control_is_lost || self.control.socket.is_in_place() {
+                return;
+            }
+            self.bind_control_anew();
         }
-        // Whoever has connected already waits in the queue of the one of before.
+    }
+
+    fn bind_control_anew(&mut self) {
+        // Clients that connected before the removal wait in the queue of the old socket.
         self.admit(Door::File);
         let path = self.runtime.control();
         let bound = self.runtime.restore().and_then(|()| self.control.bind_anew(&path));
@@ -127,13 +141,13 @@ impl Daemon {
                 let _ = self.poller.add(&self.control.socket, Token::Control.pack(), Interest::Read);
                 warn!("{} was removed or replaced; it is bound anew", path.display());
                 self.watch_control();
-                // Whoever removed it may have removed the state as well.
+                // The state may have been removed together with the socket.
                 self.journal.needs_snapshot();
             }
             Err(error) => {
                 error!("{} was removed or replaced, and cannot be bound anew: {error}", path.display());
                 // Said once.
-                self.care.control_path = None;
+                self.care.control_is_lost = true;
             }
         }
     }
