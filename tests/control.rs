@@ -284,7 +284,7 @@ fn a_control_socket_that_was_removed_is_bound_anew() {
                 drop(UnixListener::bind(&other).expect("another socket"));
                 fs::rename(other, manager.control_path()).expect("a new path");
             }
-            _ => fs::remove_dir_all(manager.path("run")).expect("it is there"),
+            _ => manager.sweep_runtime_directory(),
         }
         manager.wait_log(place, ["control.sock was removed or replaced; it is bound anew"]);
         assert_eq!(manager.ask(r#"{"cmd":"ping"}"#)["value"], "OK", "{how}");

@@ -19,7 +19,7 @@ use support::log::Verdict;
 use support::manager::{Manager, Place, Starter};
 use support::process::descriptors;
 use support::service::Service;
-use support::{PATIENCE, eventually, loopback};
+use support::{PATIENCE, eventually, loopback, sweep};
 
 /// The release that answers at an address.
 fn release_at(target: &Target) -> String {
@@ -168,7 +168,7 @@ fn workers_of_a_socket_that_is_no_more_are_replaced_however_often_it_takes() {
     manager.wait_ready();
     let place = manager.place();
     fs::remove_file(&gate).expect("the gate");
-    fs::remove_dir_all(path.parent().expect("a folder")).expect("the socket's folder");
+    sweep(path.parent().expect("a folder"));
     let first = manager.wait_log_to(place, ["respawn given up"]);
     manager.wait_log_to(first, ["respawn given up"]);
     fs::write(&gate, "").expect("the gate");

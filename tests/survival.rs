@@ -717,9 +717,7 @@ fn workers_that_hide_their_sockets_make_way_for_others() {
 fn a_second_manager_names_the_first_one_though_the_runtime_directory_was_swept() {
     let manager = Manager::start(Service::worker().listen(loopback()).release(1));
     for _ in 0..2 {
-        let place = manager.place();
-        fs::remove_dir_all(manager.path("run")).expect("the runtime directory");
-        manager.wait_log(place, ["control.sock was removed or replaced; it is bound anew"]);
+        manager.sweep_runtime_directory();
         for _ in 0..2 {
             let expected = format!("pid {}", manager.pid());
             manager.cli(["run", "web.toml"]).assert(1, ["is run by another manager", &expected]);

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use super::log::{Log, Transition, Verdict, transition, verdict};
 use super::process::{Process, descriptors, status};
 use super::systemd::{Message, Systemd};
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, eventually, sweep};
 
 /// The variable by which every process that descends from one manager is known, wherever it hides.
 const MARK: &str = "TEST_FAMILY";
@@ -558,6 +558,15 @@ impl Manager {
             }
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Removes the runtime directory as a cleaner does that knows no manager, and waits until the manager can be reached again.
+    pub fn sweep_runtime_directory(&self) {
+        let place = self.place();
+        sweep(&self.path("run"));
+        // It may have been bound anew amid the removal, and once more after it.
+        self.wait_log(place, ["control.sock was removed or replaced; it is bound anew"]);
+        self.wait_until("a control socket", || self.control_path().exists().then_some(()));
     }
 
     pub fn open_descriptors(&self) -> usize {

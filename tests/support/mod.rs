@@ -19,8 +19,10 @@ pub mod stranger;
 pub mod systemd;
 
 use std::env;
+use std::fs;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{self as std_process, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
@@ -46,7 +48,7 @@ pub fn worker_program() -> PathBuf {
     let beside = PathBuf::from(env!("CARGO_BIN_EXE_liveswap"));
     let program = beside.with_file_name("examples").join("worker");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/worker.rs");
-    let changed = |path: &str| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    let changed = |path: &str| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
     let built = program.to_str().and_then(changed);
     assert!(
         built.is_some() && built >= changed(source),
@@ -91,4 +93,17 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
         assert!(started.elapsed() < PATIENCE, "in vain awaited: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Removes a folder in which the manager may put files back meanwhile, until it is gone for a moment.
+///
+/// # Panics
+///
+/// Where it cannot be removed.
+pub fn sweep(folder: &Path) {
+    let remove = || match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => None,
+        swept => Some(swept),
+    };
+    eventually("the folder swept", remove).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
 }
