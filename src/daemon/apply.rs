@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
+use super::host::Job;
 use super::launch::{self, Equipment};
 use super::node::Channel;
 use super::process::{Process, Tail, WorkerOutput};
@@ -15,7 +16,7 @@ use super::sender::Rejected;
 use super::sockets::Listener;
 use super::store::{self, Stored};
 use super::streams::Opened;
-use super::token::Token;
+use super::token::{Token, Watched};
 use crate::core::advice::{self, Failure};
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::notice::{Loudness, Notice, Outcome, WorkerNotice};
@@ -26,7 +27,7 @@ use crate::sys::channel::channel;
 use crate::sys::notify_socket::NotifySocket;
 use crate::sys::output::{WorkerPipe, message_pipe};
 use crate::sys::process;
-use crate::sys::spawn::{Launch, Spawned, spawn};
+use crate::sys::spawn::{Launch, spawn};
 use crate::sys::wait::Interest;
 use crate::wire::control::EventLine;
 
@@ -99,8 +100,7 @@ impl Daemon {
             Action::Exit => {
                 self.ended = true;
                 // The last hooks may tell what they have to, but not for long.
-                let latest = self.now() + HOOK_GRACE;
-                self.hooks_end.values_mut().for_each(|at| *at = latest.min(*at));
+                self.hurry_hooks(HOOK_GRACE);
             }
         }
     }
@@ -133,8 +133,8 @@ impl Daemon {
             rejected: Rejected::default(),
             generation,
             slot,
-            notify,
-            start: Some(spawned),
+            notify: notify.map(Watched::from),
+            start: Some(spawned.into()),
             failure: None,
             failed_probe: None,
             messages: messages.map(|pipe| pipe.ours.into()),
@@ -206,19 +206,19 @@ impl Daemon {
     /// Those of `epoll_ctl(2)`.
     pub(super) fn watch(&self, worker: WorkerId, process: &Process) -> io::Result<()> {
         if let Some(notify) = &process.notify {
-            self.poller.add(notify, Token::Notify(worker).pack(), Interest::Read)?;
+            notify.watch(&self.poller, Token::Notify(worker), Interest::Read)?;
         }
         if let Some(channel) = &process.channel {
-            self.poller.add(channel, Token::Channel(worker).pack(), channel.watched())?;
+            channel.watch(&self.poller, worker)?;
         }
         if let Some(start) = &process.start {
-            self.poller.add(start, Token::Report(worker).pack(), Interest::Read)?;
+            start.watch(&self.poller, Token::Report(worker), Interest::Read)?;
         }
         if let Some(survivor) = &process.survivor {
-            self.poller.add(survivor, Token::Survivor(worker).pack(), Interest::Read)?;
+            survivor.watch(&self.poller, Token::Survivor(worker), Interest::Read)?;
         }
         for output in &process.outputs {
-            self.poller.add(&output.pipe, Token::Output(worker, output.stream).pack(), Interest::Read)?;
+            output.pipe.watch(&self.poller, Token::Output(worker, output.stream), Interest::Read)?;
         }
         Ok(())
     }
@@ -234,19 +234,7 @@ impl Daemon {
         let place = of.place(process.generation, Some(process.slot));
         let pid = ("LIVESWAP_WORKER_PID", process.pid.to_string());
         let launch = launch::helper(place, &of.release.spec.probe, &[pid])?;
-        self.employ(Role::Probe(worker), spawn(launch)?);
-        Ok(())
-    }
-
-    /// Remembers a probe or hook that was started.
-    pub(super) fn employ(&mut self, role: Role, helper: Spawned) {
-        let pid = helper.pid;
-        self.roles.insert(pid, role);
-        self.helpers.insert(pid, helper);
-        // Nobody takes over the process of a connection.
-        if role != Role::Guest {
-            self.note_helper(pid);
-        }
+        self.begin_job(Role::Probe(worker), Job::program(spawn(launch)?), None).map(drop)
     }
 
     pub(super) fn drain(&mut self, worker: WorkerId) {

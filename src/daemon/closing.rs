@@ -16,8 +16,6 @@ impl Daemon {
             return;
         }
         for listener in self.sockets.listeners().iter().filter(|listener| !listener.is_inherited()) {
-            // A worker's copy would keep the registration alive beyond ours.
-            let _ = self.poller.remove(&**listener);
             if self.upward.has_stored(listener) {
                 listener.leave_path();
             }

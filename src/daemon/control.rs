@@ -41,14 +41,14 @@ pub(super) use self::survey::Ports;
 use self::survey::Survey;
 pub use self::tcp::{TcpError, say_where};
 use super::handover::Reexec;
+use super::host::Timer;
 use super::run::Daemon;
-use super::token::{ClientId, Token};
+use super::token::{ClientId, Poller, Watched};
 use crate::core::ids::RequestId;
 use crate::core::time::Mono;
 use crate::sys::control_socket::ControlSocket;
 use crate::sys::control_tcp::ControlTcp;
 use crate::sys::handover::hand_over;
-use crate::sys::wait::Poller;
 use crate::wire::control::{Reply, line};
 use crate::wire::secret::Secret;
 
@@ -58,10 +58,10 @@ const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
 /// The ways in and all who have come.
 #[derive(Debug)]
 pub struct Control {
-    pub(super) socket: ControlSocket,
+    pub(super) socket: Watched<ControlSocket>,
     /// Who may come to it, beside the owner and root.
     group: Option<u32>,
-    tcp: Option<ControlTcp>,
+    tcp: Option<Watched<ControlTcp>>,
     /// What lets anybody speak who comes by TCP; `None` where nothing does.
     pub(super) token: Option<Secret>,
     /// Whether the manager's user and root need no token on a loopback address.
@@ -100,9 +100,9 @@ impl Asker {
 }
 
 hand_over!(Control as ControlState {
-    socket: ControlSocket,
+    socket: Watched<ControlSocket>,
     group: Option<u32>,
-    tcp: Option<ControlTcp>,
+    tcp: Option<Watched<ControlTcp>>,
     token: Option<Secret>,
     local_owner: bool,
     examinations: Examinations,
@@ -124,7 +124,7 @@ impl Control {
     /// Those of bind(2). That it cannot be opened to the group is a warning.
     pub fn bind(path: &Path, group: Option<u32>) -> io::Result<Self> {
         let mut control = Self {
-            socket: ControlSocket::bind(path)?,
+            socket: ControlSocket::bind(path)?.into(),
             group: None,
             tcp: None,
             token: None,
@@ -143,16 +143,16 @@ impl Control {
         Ok(control)
     }
 
-    /// Binds the control socket anew, and returns the one of before.
+    /// Binds the control socket anew, in place of the one that has lost its path.
     ///
     /// # Errors
     ///
     /// Those of bind(2).
-    pub(super) fn bind_anew(&mut self, path: &Path) -> io::Result<ControlSocket> {
-        let before = mem::replace(&mut self.socket, ControlSocket::bind(path)?);
+    pub(super) fn bind_anew(&mut self, path: &Path) -> io::Result<()> {
+        self.socket = ControlSocket::bind(path)?.into();
         let group = self.group.take();
         self.open_to(group);
-        Ok(before)
+        Ok(())
     }
 
     /// Lets a group in from now on, or the owner and root alone.
@@ -168,11 +168,9 @@ impl Control {
         }
     }
 
-    /// Returns when [`Daemon::end_late_clients`] is due; `None` where nobody is there that could be late.
-    pub(super) fn next_deadline(&self) -> Option<Mono> {
-        let clients = self.clients.values().filter_map(Client::deadline);
-        let clients = clients.chain(self.examinations.deadline());
-        clients.chain(self.admits_at).chain(self.survey.as_ref().map(Survey::deadline)).min()
+    /// When clients are accepted again, where that is paused.
+    pub(super) fn admits_at(&self) -> Option<Mono> {
+        self.admits_at
     }
 
     /// Has everything watched again, by a new set.
@@ -185,9 +183,9 @@ impl Control {
             self.watch_doors(poller)?;
         }
         for (id, client) in &self.clients {
-            poller.add(&client.stream, Token::Client(*id).pack(), client.watched())?;
+            client.watch(poller, *id)?;
         }
-        self.survey.as_ref().map_or(Ok(()), |survey| survey.watch(poller))
+        Ok(())
     }
 
     pub(super) fn reply(&mut self, to: Asker, reply: Reply) {
@@ -203,11 +201,10 @@ impl Control {
         self.reply(asker, reply);
     }
 
-    fn turn_away(&self, poller: &Poller) {
-        self.close_doors(poller);
-        for client in self.clients.values() {
-            let _ = poller.remove(&client.stream);
-        }
+    /// Hears nothing more.
+    fn turn_away(&self) {
+        self.close_doors();
+        self.clients.values().for_each(|client| client.stream.unwatch());
     }
 
     /// Answers those who wait for a look at workers that are no more.
@@ -219,13 +216,6 @@ impl Control {
             self.reply(asker, reply);
         }
     }
-
-    fn drop_client(&mut self, id: ClientId, poller: &Poller) {
-        if let Some(mut client) = self.clients.remove(&id) {
-            let _ = poller.remove(&client.stream);
-            client.stream.finish();
-        }
-    }
 }
 
 impl Daemon {
@@ -234,7 +224,7 @@ impl Daemon {
         let now = self.now();
         let Some(client) = self.control.clients.get_mut(&id) else { return };
         if client.has_gone() {
-            self.control.drop_client(id, &self.poller);
+            self.drop_client(id);
             return;
         }
         let was_unproven = client.trust.is_unproven();
@@ -254,44 +244,58 @@ impl Daemon {
         self.accept_for_those_who_do_not_wait();
         // What is said at the end is said when all else has ended: then it is true. Nothing more is heard until then.
         if self.ended {
-            self.control.turn_away(&self.poller);
+            self.control.turn_away();
             return;
         }
         let now = self.now();
         let mut gone = Vec::new();
         for (id, client) in &mut self.control.clients {
             client.flush(now);
-            let watched = client.watch().is_none_or(|interest| {
-                self.poller.modify(&client.stream, Token::Client(*id).pack(), interest).is_ok()
-            });
-            if client.is_over() || !watched {
+            if client.is_over() || client.watch(&self.poller, *id).is_err() {
                 gone.push(*id);
+            } else {
+                self.timers.set(Timer::Client(*id), client.deadline());
             }
         }
         for id in gone {
-            self.control.drop_client(id, &self.poller);
+            self.drop_client(id);
         }
     }
 
-    /// Lets go of those who have kept silent for too long, and looks for newcomers where there was no room before.
-    pub(super) fn end_late_clients(&mut self) {
+    /// Closes the connection of a client, if it is there.
+    fn drop_client(&mut self, id: ClientId) {
+        self.timers.clear(Timer::Client(id));
+        if let Some(mut client) = self.control.clients.remove(&id) {
+            client.stream.unwatch();
+            client.stream.finish();
+        }
+    }
+
+    /// Closes the connection of a client that has been silent, or has not read, for too long.
+    pub(super) fn end_late_client(&mut self, id: ClientId) {
         let now = self.now();
-        let is_due = |at: Option<Mono>| at.is_some_and(|at| at <= now);
-        let late: Vec<_> =
-            self.control.clients.iter().filter(|(_, client)| is_due(client.deadline())).collect();
-        let late: Vec<_> = late.into_iter().map(|(id, client)| (*id, client.why_late())).collect();
-        for (id, why) in late {
+        let Some(client) = self.control.clients.get(&id) else { return };
+        // It may have said something in the turn in which its time was over.
+        if client.deadline().is_some_and(|at| at <= now) {
+            let why = client.why_late();
             self.let_client_go(id, why);
         }
-        if is_due(self.control.admits_at) {
-            self.control.admits_at = None;
-            if self.control.watch_doors(&self.poller).is_err() {
-                self.control.close_doors(&self.poller);
-                self.control.admits_at = Some(now + NO_ROOM_PAUSE);
-            }
+    }
+
+    /// Accepts clients again, where there was no descriptor for one before.
+    pub(super) fn accept_again(&mut self) {
+        self.control.admits_at = None;
+        if self.control.watch_doors(&self.poller).is_err() {
+            self.pause_accepting();
         }
-        self.end_late_survey(now);
-        self.end_late_examination(now);
+    }
+
+    /// Leaves clients that connect in the queue for a moment.
+    fn pause_accepting(&mut self) {
+        self.control.close_doors();
+        let at = self.now() + NO_ROOM_PAUSE;
+        self.control.admits_at = Some(at);
+        self.timers.set(Timer::Accept, at);
     }
 
     /// Ends the manager's part: lets go of all that it held, and then tells those who wait that it is over.

@@ -13,6 +13,7 @@ use nix::unistd::{Pid, getpid};
 use tracing::warn;
 
 use super::guests::Guests;
+use super::host::Timer;
 use super::idleness::Idleness;
 use super::run::Daemon;
 use super::sockets::Listener;
@@ -62,13 +63,6 @@ pub struct Doors {
     named_sharer: Option<Pid>,
 }
 
-impl Doors {
-    /// When [`Daemon::try_doors_again`] is due even if nothing happens.
-    pub(super) fn deadline(&self) -> Option<Mono> {
-        self.again_at
-    }
-}
-
 impl Daemon {
     /// Watches for connections where somebody wants to know of them, and nowhere else.
     pub(super) fn mind_doors(&mut self) {
@@ -93,16 +87,21 @@ impl Daemon {
 
     /// Lets in again who could not be, where that time has come.
     pub(super) fn try_doors_again(&mut self) {
-        let now = self.now();
-        let is_due = self.on_demand.doors.again_at.take_if(|at| *at <= now).is_some();
-        if is_due && !self.has_guests() {
-            // Workers serve by now, and nobody who was accepted here.
+        self.on_demand.doors.again_at = None;
+        if !self.has_guests() {
+            // Workers serve by now, and no connection that was accepted here.
             self.on_demand.doors.waiting = None;
         }
-        // Nobody else may come who would remind us.
-        if is_due && self.on_demand.doors.waiting.is_some() {
+        // No other connection may come that would remind us.
+        if self.on_demand.doors.waiting.is_some() {
             self.knocked(false);
         }
+    }
+
+    fn pause_doors(&mut self, time: Duration) {
+        let at = self.now() + time;
+        self.on_demand.doors.again_at = Some(at);
+        self.timers.set(Timer::Connections, at);
     }
 
     fn wants_connections(&self) -> bool {
@@ -135,7 +134,7 @@ impl Daemon {
         let sharer = self.sharer();
         self.on_demand.doors.is_private = sharer.is_none();
         if let Some(pid) = sharer {
-            self.on_demand.doors.again_at = Some(self.now() + LOOK_AGAIN);
+            self.pause_doors(LOOK_AGAIN);
             if self.on_demand.doors.named_sharer.replace(pid) != Some(pid) {
                 warn!("connections wait, as process {pid}, which a worker left behind, shares the sockets");
             }
@@ -170,20 +169,17 @@ impl Daemon {
             return;
         }
         // Of streams it is known already, for their hang-up; of datagrams not.
-        let token = Token::Doors.pack();
-        if self.poller.modify(&**listener, token, Interest::Arrival).is_err() {
-            let _ = self.poller.add(&**listener, token, Interest::Arrival);
-        }
+        let _ = listener.fd.watch(&self.poller, Token::Doors, Interest::Arrival);
     }
 
     fn shut(&self, listener: &Rc<Listener>) {
         let is_watched =
             listener.plan().spec.kind != SocketKind::Datagram && !self.is_beyond_repair(listener);
-        let _ = if is_watched {
-            self.poller.modify(&**listener, Token::Sockets.pack(), Interest::Hangup)
+        if is_watched {
+            let _ = listener.fd.watch(&self.poller, Token::Sockets, Interest::Hangup);
         } else {
-            self.poller.remove(&**listener)
-        };
+            listener.fd.unwatch();
+        }
     }
 
     /// A connection waits, or a datagram; `hung_up` where a socket was shut down.
@@ -202,7 +198,7 @@ impl Daemon {
                     if !mem::replace(&mut self.on_demand.doors.is_short, true) {
                         warn!("a connection cannot be served: {error}; trying again and again");
                     }
-                    self.on_demand.doors.again_at = Some(self.now() + RETRY);
+                    self.pause_doors(RETRY);
                 }
             }
         }

@@ -13,10 +13,11 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
+use super::host::{Job, Timer};
 use super::launch;
 use super::run::{Daemon, Role};
 use super::sockets::Listener;
-use super::token::Token;
+use super::token::{Token, Watched};
 use crate::core::Event;
 use crate::core::spec::Accept;
 use crate::core::time::Mono;
@@ -59,11 +60,6 @@ impl Guests {
     /// When the last of those is killed that drain.
     pub(super) fn last_end(&self) -> Option<Mono> {
         self.all.values().filter_map(|guest| guest.kill_at).max()
-    }
-
-    /// When the next of them is.
-    pub(super) fn next_end(&self) -> Option<Mono> {
-        self.all.values().filter_map(|guest| guest.kill_at).min()
     }
 
     /// Why nobody else may come, if so.
@@ -158,31 +154,32 @@ impl Daemon {
             spawn(Launch { stdin: ends, stdout: ends.map(Into::into), pinned: of.pinned(), ..launch })?;
         let pid = spawned.pid;
         // Its report is read as soon as there is one: kept until its end, it would cost a descriptor for each.
-        self.poller.add(&spawned, Token::GuestReport(pid.as_raw()).pack(), Interest::Read)?;
-        self.employ(Role::Guest, spawned);
-        Ok(pid)
+        let spawned = Watched::from(spawned);
+        spawned.watch(&self.poller, Token::GuestReport(pid.as_raw()), Interest::Read)?;
+        self.begin_job(Role::Guest, Job::program(spawned), None)
     }
 
     /// Takes the report whether its program runs. A failure is kept for its end, which is sure to follow.
     pub(super) fn take_guest_report(&mut self, pid: Pid) {
-        let Some(guest) = self.helpers.get_mut(&pid) else { return };
+        let Some(guest) = self.jobs.get_mut(&pid).and_then(Job::start) else { return };
         let report = guest.report();
         if matches!(report, Ok(Report::NotYet)) {
             return;
         }
-        let _ = self.poller.remove(&*guest);
         if let Ok(Report::Failed(failure)) = report
             && let Some(of) = self.on_demand.guests.all.get_mut(&pid.as_raw())
         {
             of.failure = Some(failure.to_string());
         }
-        self.helpers.remove(&pid);
+        self.jobs.remove(&pid);
     }
 
     /// Takes the end of one.
     pub(super) fn guest_ended(&mut self, pid: Pid, exit: Exit) {
         self.take_guest_report(pid);
         let gone = self.on_demand.guests.all.remove(&pid.as_raw());
+        self.timers.clear(Timer::Guest(pid.as_raw()));
+        self.jobs.remove(&pid);
         let Some(Guest { door, source, failure, kill_at, .. }) = gone else { return };
         self.on_demand.guests.is_full = false;
         if self.on_demand.guests.all.is_empty() {
@@ -219,20 +216,25 @@ impl Daemon {
         for (pid, guest) in &mut self.on_demand.guests.all {
             // One that has ended is about to be reaped.
             let _ = process::signal(Pid::from_raw(*pid), signal);
-            guest.kill_at.get_or_insert(kill_at);
+            let kill_at = *guest.kill_at.get_or_insert(kill_at);
+            self.timers.set(Timer::Guest(*pid), kill_at);
         }
     }
 
-    /// Kills those whose time is over.
-    pub(super) fn kill_late_guests(&mut self) {
-        let now = self.now();
-        let is_late = |guest: &Guest| guest.kill_at.is_some_and(|at| at <= now);
-        let all = self.on_demand.guests.all.iter_mut();
-        for (pid, guest) in all.filter(|(_, guest)| is_late(guest)) {
+    /// Kills one whose time is over.
+    pub(super) fn kill_late_guest(&mut self, pid: Pid) {
+        let Some(guest) = self.on_demand.guests.all.get_mut(&pid.as_raw()) else { return };
+        // Its end is waited for.
+        if guest.kill_at.take().is_some() {
             warn!("process {pid} for {} has not finished in time; SIGKILL", guest.source);
-            let _ = process::kill_tree(Pid::from_raw(*pid));
-            // Its end is waited for.
-            guest.kill_at = None;
+            let _ = process::kill_tree(pid);
+        }
+    }
+
+    /// Sets the timers of processes that another manager has told to drain.
+    pub(super) fn time_guests(&mut self) {
+        for (pid, guest) in &self.on_demand.guests.all {
+            self.timers.set(Timer::Guest(*pid), guest.kill_at);
         }
     }
 

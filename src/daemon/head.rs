@@ -16,18 +16,17 @@ use serde::{Deserialize, Serialize};
 use tracing::{error, warn};
 
 use super::files::{open_file, read_open};
+use super::host::{Ended, Failure, Job};
 use super::release::Release;
 use super::run::{Daemon, Role};
 use crate::core::head::{self as choice, Rejection, Why};
 use crate::core::ids::{GenerationId, RequestId};
 use crate::core::notice::{Notice, Outcome};
 use crate::core::spec::ServiceSpec;
-use crate::core::time::Mono;
 use crate::sys::folder::Folder;
-use crate::sys::fork::{ForkedWork, in_child};
-use crate::sys::process::{kill_tree, may_make_files_in};
+use crate::sys::fork::in_child;
+use crate::sys::process::may_make_files_in;
 use crate::sys::program_file::FileIdentity;
-use crate::sys::reaper::Exit;
 
 /// How long answers wait for the record of what they are about.
 const RECORD_TAKES: std::time::Duration = std::time::Duration::from_secs(5);
@@ -229,20 +228,11 @@ impl Records {
 /// Records on their way to the disk, which a child takes there, as disks may hang.
 #[derive(Debug)]
 pub(super) struct Recording {
-    work: ForkedWork,
     head: PathBuf,
-    until: Mono,
     /// Whether there is something else to record by now.
     is_due_again: bool,
     /// What is to be said when it is true of the records as well.
     answers: Vec<(RequestId, Outcome)>,
-}
-
-impl Recording {
-    /// When answers wait no more.
-    pub(super) fn deadline(&self) -> Mono {
-        self.until
-    }
 }
 
 impl Release {
@@ -303,11 +293,9 @@ impl Daemon {
             Ok(()) => Vec::new(),
             Err(error) => error.to_string().into_bytes(),
         });
-        match work {
-            Ok(work) => {
-                self.roles.insert(work.pid, Role::Head);
-                let until = self.now() + RECORD_TAKES;
-                let recording = Recording { work, head, until, is_due_again: false, answers: Vec::new() };
+        match work.and_then(|work| self.begin_job(Role::Head, Job::work(work), Some(RECORD_TAKES))) {
+            Ok(_) => {
+                let recording = Recording { head, is_due_again: false, answers: Vec::new() };
                 self.targets.recording = Some(recording);
             }
             Err(error) => error!("head {}: cannot be written: {error}", head.display()),
@@ -325,15 +313,17 @@ impl Daemon {
     }
 
     /// Takes the end of a record.
-    pub(super) fn recorded(&mut self, exit: Exit) {
-        let Some(mut recording) = self.targets.recording.take() else { return };
-        let mut said = Vec::new();
-        let is_read = recording.work.read(&mut said);
-        let why = match (is_read, exit) {
-            (Ok(_), Exit::Code(0)) if said.is_empty() => None,
-            (Ok(_), Exit::Code(0)) => Some(String::from_utf8_lossy(&said).into_owned()),
-            (Err(error), _) => Some(error.to_string()),
-            (Ok(_), exit) => Some(format!("the child that wrote it {exit}")),
+    pub(super) fn recorded(&mut self, ended: Ended) {
+        let Some(recording) = self.targets.recording.take() else { return };
+        let why = match ended.result {
+            Ok(()) if ended.said.is_empty() => None,
+            Ok(()) => Some(String::from_utf8_lossy(&ended.said).into_owned()),
+            Err(Failure::TooLate) => {
+                warn!("head {}: is not written: it takes too long", recording.head.display());
+                // Not again: the disk would not do it either.
+                return self.say_held(recording.answers);
+            }
+            Err(failure) => Some(format!("the child that wrote it {failure}")),
         };
         if let Some(why) = why {
             error!("head {}: cannot be written: {why}", recording.head.display());
@@ -350,20 +340,6 @@ impl Daemon {
             Some(next) => next.answers.extend(recording.answers),
             None => self.say_held(recording.answers),
         }
-    }
-
-    /// Gives up a record that takes too long.
-    pub(super) fn end_late_recording(&mut self) {
-        let now = self.now();
-        let Some(recording) = self.targets.recording.take_if(|recording| recording.until <= now) else {
-            return;
-        };
-        if self.roles.remove(&recording.work.pid).is_some() {
-            warn!("head {}: is not written: it takes too long", recording.head.display());
-            let _ = kill_tree(recording.work.pid);
-        }
-        // Not again: the disk would not do it either.
-        self.say_held(recording.answers);
     }
 
     fn say_held(&mut self, answers: Vec<(RequestId, Outcome)>) {

@@ -22,7 +22,7 @@ const MOST_ROUNDS: usize = 16;
 
 impl Daemon {
     /// Reads all that has been said by now, before anybody is judged for a silence.
-    pub(super) fn hear_all(&mut self, ready: &mut Vec<Ready>) -> io::Result<()> {
+    pub(super) fn hear_all(&mut self, ready: &mut Vec<Ready<Token>>) -> io::Result<()> {
         for _ in 0..MOST_ROUNDS {
             self.poller.wait(Some(Duration::ZERO), ready)?;
             if ready.is_empty() {
@@ -35,9 +35,9 @@ impl Daemon {
 
     /// Turns what is ready into events: what workers say first, exits last. Newcomers come after the clients that are there,
     /// so that nobody is made to go for them whose word has come already.
-    pub(super) fn collect(&mut self, ready: &[Ready]) {
-        let mut tokens: Vec<_> = ready.iter().filter_map(|ready| Token::unpack(ready.token)).collect();
-        let is_hung_up = |ready: &Ready| ready.hangup && ready.token == Token::Doors.pack();
+    pub(super) fn collect(&mut self, ready: &[Ready<Token>]) {
+        let mut tokens: Vec<_> = ready.iter().map(|ready| ready.key).collect();
+        let is_hung_up = |ready: &Ready<Token>| ready.hangup && ready.key == Token::Doors;
         let hung_up = ready.iter().any(is_hung_up);
         let is_door = |token: &Token| matches!(token, Token::Control | Token::ControlTcp);
         let is_end = |token: &Token| matches!(token, Token::Signals | Token::Survivor(_));
@@ -47,7 +47,6 @@ impl Daemon {
                 Token::Notify(worker) => self.hear(worker),
                 Token::Report(worker) => self.take_report(worker),
                 Token::Output(worker, stream) => self.pass_on(worker, stream),
-                Token::Checker(generation) => self.read_check(generation),
                 Token::Sockets => self.mend_sockets(None),
                 Token::Paths => {
                     if self.hear_of_paths() {
@@ -57,13 +56,12 @@ impl Daemon {
                 Token::Doors => self.knocked(hung_up),
                 Token::GuestReport(pid) => self.take_guest_report(Pid::from_raw(pid)),
                 Token::Outlet(_) => {} // Flushed in each turn.
-                Token::Helper(number) => self.outputs.pass_on_helper(number, &self.poller),
+                Token::Manager => {}   // PID 1 alone waits for it.
+                Token::Helper(number) => self.outputs.pass_on_helper(number),
                 Token::Control => self.admit(Door::File),
                 Token::ControlTcp => self.admit(Door::Tcp),
                 Token::Client(client) => self.attend(client),
-                Token::Survey => self.read_survey(),
-                Token::Look => self.read_look(),
-                Token::Trial => self.read_trial(),
+                Token::Job(pid) => self.read_job(Pid::from_raw(pid)),
                 Token::PreUpgrade => self.read_pre_upgrade(),
                 Token::Channel(worker) => self.hear_node(worker),
                 Token::Stored(number) => self.end_stored(number),
@@ -123,8 +121,6 @@ impl Daemon {
             Ok(Report::NotYet) => return,
             report => report,
         };
-        // By hand: a child that is on its way holds a copy, and that would keep the registration.
-        let _ = self.poller.remove(start);
         process.start = None;
         match report {
             Ok(Report::NotYet) => {}
@@ -147,12 +143,7 @@ impl Daemon {
     fn pass_on(&mut self, worker: WorkerId, stream: Stream) {
         let Some(process) = self.processes.get_mut(&worker) else { return };
         if !process.pass_on(stream) {
-            process.outputs.retain(|output| {
-                if output.stream == stream {
-                    let _ = self.poller.remove(&output.pipe);
-                }
-                output.stream != stream
-            });
+            process.outputs.retain(|output| output.stream != stream);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::mem;
 
 use tracing::{info, warn};
 
+use super::host::Job;
 use super::launch::{self, Common, Place};
 use super::prepare::Stage;
 use super::release::Release;
@@ -11,7 +12,6 @@ use super::run::{Daemon, Role};
 use crate::core::Event;
 use crate::core::ids::GenerationId;
 use crate::core::notice::Outcome;
-use crate::sys::process;
 use crate::sys::spawn::spawn;
 
 impl Daemon {
@@ -36,11 +36,11 @@ impl Daemon {
             let place = Place { release, common: &common, generation, slot: None };
             spawn(launch::helper(place, &release.spec.hooks.before, &[])?)
         });
-        match hook {
-            Ok(hook) => {
-                info!("generation {generation}: running the hook `before` (pid {})", hook.pid);
-                self.set_stage(generation, Stage::Hook(hook.pid));
-                self.employ(Role::Before(generation), hook);
+        let begin = |hook| self.begin_job(Role::Before(generation), Job::program(hook), None);
+        match hook.and_then(begin) {
+            Ok(pid) => {
+                info!("generation {generation}: running the hook `before` (pid {pid})");
+                self.set_stage(generation, Stage::Hook(pid));
             }
             Err(error) => {
                 let how = format!("the hook `before` could not be started: {error}");
@@ -74,28 +74,10 @@ impl Daemon {
             let place = Place { release: &of.release, common: &common, generation, slot: None };
             launch::helper(place, &of.release.spec.hooks.after, &[told])
         });
-        let ends_at = self.now() + of.release.spec.hooks.timeout;
-        match launch.and_then(spawn) {
-            Ok(hook) => {
-                self.hooks_end.insert(hook.pid, ends_at);
-                self.employ(Role::After(generation), hook);
-            }
-            Err(error) => warn!("generation {generation}: cannot run the hook `after`: {error}"),
+        let patience = Some(of.release.spec.hooks.timeout);
+        let begin = |hook| self.begin_job(Role::After(generation), Job::program(hook), patience);
+        if let Err(error) = launch.and_then(spawn).and_then(begin) {
+            warn!("generation {generation}: cannot run the hook `after`: {error}");
         }
-    }
-
-    /// Kills the hooks `after` whose time is over.
-    pub(super) fn end_late_hooks(&mut self) {
-        let now = self.now();
-        self.hooks_end.retain(|pid, at| {
-            let late = *at <= now;
-            if late {
-                warn!("the hook `after` (pid {pid}) has not ended in time; SIGKILL");
-                if let Err(error) = process::kill_tree(*pid) {
-                    warn!("cannot kill process {pid}: {error}");
-                }
-            }
-            !late
-        });
     }
 }

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::host::Timer;
 use super::run::Daemon;
 use crate::core::Event;
 use crate::core::time::Mono;
@@ -50,8 +51,7 @@ impl Daemon {
         of.release.spec.idle_timeout.filter(|_| self.manager.is_at_rest())
     }
 
-    /// When [`Daemon::mind_idleness`] is due even if nothing happens.
-    pub(super) fn next_look_at_idleness(&self) -> Option<Mono> {
+    fn next_look_at_idleness(&self) -> Option<Mono> {
         match self.on_demand.idleness {
             Idleness::Unasked | Idleness::Counting(_) => None,
             Idleness::Busy(at) => at,
@@ -61,6 +61,11 @@ impl Daemon {
 
     /// Has it counted where that is due.
     pub(super) fn mind_idleness(&mut self) {
+        self.count_if_due();
+        self.timers.set(Timer::Idleness, self.next_look_at_idleness());
+    }
+
+    fn count_if_due(&mut self) {
         let Some(timeout) = self.idle_timeout() else {
             self.on_demand.idleness = Idleness::Unasked;
             return;

@@ -23,6 +23,7 @@ use self::record::{Next, Record, TRIES, status_of};
 use self::upward::Upward;
 use super::loose_ends::tell_stalls;
 use super::outlet::Outputs;
+use super::token::{Poller, Token, Watched};
 use super::{BUG, ManagerError, system_store};
 use crate::core::time::Mono;
 use crate::core::word::Word;
@@ -37,7 +38,7 @@ use crate::sys::signals::{ControllingTerminal, Signal, Signals};
 use crate::sys::spawn::{Report, Spawned, spawn};
 use crate::sys::stall::StallTimer;
 use crate::sys::strings::CStrings;
-use crate::sys::wait::{Interest, Poller};
+use crate::sys::wait::Interest;
 use crate::wire::notify::{Descriptors, MAX_DATAGRAM, parse};
 
 /// After so long a manager that has said nothing is signalled all the same; and where it has nobody to speak to.
@@ -55,9 +56,6 @@ const FOLDERS: [&str; 3] = ["/run", "/tmp", "/dev/shm"];
 
 /// How many children are reaped before others get their turn.
 const REAPED_A_TURN: usize = 256;
-
-const SIGNALS: u64 = 0;
-const NOTIFY: u64 = 1;
 
 /// Looks after a manager until that has ended for good, and returns its exit status; `None` where this process is not the
 /// first of its namespace, and so is to be the manager itself.
@@ -77,12 +75,12 @@ pub fn run() -> Option<Result<ExitCode, ManagerError>> {
 
 struct Init {
     poller: Poller,
-    signals: Signals,
+    signals: Watched<Signals>,
     terminal: ControllingTerminal,
     outputs: Outputs,
     program: CStrings,
     /// Where the manager speaks to us.
-    notify: Option<NotifySocket>,
+    notify: Option<Watched<NotifySocket>>,
     /// Whom we pass it on to.
     upward: Upward,
     /// What an activator has handed to us, and behind it what managers have stored.
@@ -114,16 +112,16 @@ struct Init {
 
 impl Init {
     fn new(inherited: Vec<Inherited>) -> io::Result<Self> {
-        let signals = Signals::install()?;
+        let signals = Watched::from(Signals::install()?);
         let poller = Poller::new()?;
-        poller.add(&signals, SIGNALS, Interest::Read)?;
+        signals.watch(&poller, Token::Signals, Interest::Read)?;
         // The first are the manager's own, and may be written to where others may not.
         let own =
             ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].into_iter().filter_map(env::var_os).map(PathBuf::from);
         let mut folders = own.chain(FOLDERS.into_iter().map(PathBuf::from));
-        let notify = folders.find_map(|folder| NotifySocket::bind(&folder).ok());
+        let notify = folders.find_map(|folder| NotifySocket::bind(&folder).ok()).map(Watched::from);
         if let Some(notify) = &notify {
-            poller.add(notify, NOTIFY, Interest::Read)?;
+            notify.watch(&poller, Token::Manager, Interest::Read)?;
         } else {
             let folders = FOLDERS.join(", ");
             warn!("no folder takes a socket ({folders}): those of the manager live and die with its workers");
@@ -177,10 +175,10 @@ impl Init {
             self.poller.wait(timeout, &mut ready)?;
             stall.start();
             // Whoever has died was heard before.
-            if ready.iter().any(|ready| ready.token == NOTIFY) {
+            if ready.iter().any(|ready| ready.key == Token::Manager) {
                 self.listen();
             }
-            if ready.iter().any(|ready| ready.token == SIGNALS) {
+            if ready.iter().any(|ready| ready.key == Token::Signals) {
                 self.take_signals();
             }
             if self.reaps_again {

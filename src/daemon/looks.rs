@@ -11,23 +11,19 @@ use std::time::Duration;
 
 use nix::unistd::{Gid, Pid, Uid};
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
 use super::control::Ports;
+use super::host::{Ended, Failure, Job};
 use super::release::Credentials;
 use super::run::{Daemon, Role};
-use super::token::Token;
 use crate::core::Event;
 use crate::core::ids::WorkerId;
 use crate::core::sight::{Lack, Sight};
 use crate::core::spec::Protocol;
-use crate::core::time::Mono;
 use crate::sys::file_rights::with_rights_of;
-use crate::sys::fork::{ForkedWork, in_child};
+use crate::sys::fork::in_child;
 use crate::sys::handover::{hand_over, plain};
-use crate::sys::process::{descendants, kill_tree};
-use crate::sys::reaper::Exit;
-use crate::sys::wait::{Interest, Poller};
+use crate::sys::process::descendants;
 use crate::sys::waiting::{Sockets, Waits, waits};
 use crate::sys::{own_listeners, usage};
 
@@ -72,17 +68,11 @@ plain!(Wanted);
 /// A look under way.
 #[derive(Debug)]
 pub struct Look {
-    work: ForkedWork,
-    answer: Vec<u8>,
     wanted: Vec<Wanted>,
-    until: Mono,
 }
 
 hand_over!(Look as LookState {
-    work: ForkedWork,
-    answer: Vec<u8>,
     wanted: Vec<Wanted>,
-    until: Mono,
 });
 
 /// What the child needs to know of a worker.
@@ -98,21 +88,6 @@ struct Subject {
     managed: Sockets,
     /// Who it is, where that is not who the manager is.
     user: Option<Credentials>,
-}
-
-impl Looks {
-    pub(super) fn deadline(&self) -> Option<Mono> {
-        self.under_way.as_ref().map(|look| look.until)
-    }
-
-    /// Has the child's answer watched again, by a new set.
-    ///
-    /// # Errors
-    ///
-    /// Those of `epoll_ctl(2)`.
-    pub(super) fn watch(&self, poller: &Poller) -> io::Result<()> {
-        self.under_way.as_ref().map_or(Ok(()), |look| watch(&look.work, poller))
-    }
 }
 
 impl Daemon {
@@ -152,12 +127,8 @@ impl Daemon {
                 subjects.iter().map(|subject| (subject.worker, subject.look(&ports))).collect();
             serde_json::to_vec(&seen).unwrap_or_default()
         });
-        match work.and_then(|work| watch(&work, &self.poller).map(|()| work)) {
-            Ok(work) => {
-                self.roles.insert(work.pid, Role::Look);
-                let until = self.now() + PATIENCE;
-                self.loose_ends.looks.under_way = Some(Look { work, answer: Vec::new(), wanted, until });
-            }
+        match work.and_then(|work| self.begin_job(Role::Look, Job::work(work), Some(PATIENCE))) {
+            Ok(_) => self.loose_ends.looks.under_way = Some(Look { wanted }),
             Err(error) => self.cannot_look(&wanted, &error.to_string()),
         }
     }
@@ -182,23 +153,18 @@ impl Daemon {
         })
     }
 
-    /// Takes what the child has written by now.
-    pub(super) fn read_look(&mut self) {
-        let Some(look) = &mut self.loose_ends.looks.under_way else { return };
-        if look.work.read(&mut look.answer).unwrap_or(true) {
-            let _ = self.poller.remove(&look.work);
-        }
-    }
-
     /// Takes the child's end.
-    pub(super) fn look_ended(&mut self, exit: Exit) {
-        self.read_look();
-        // One that took too long was given up.
+    pub(super) fn look_ended(&mut self, ended: Ended) {
         let Some(look) = self.loose_ends.looks.under_way.take() else { return };
-        let seen: Option<Vec<(WorkerId, Seen)>> =
-            serde_json::from_slice(&look.answer).ok().filter(|_| exit == Exit::Code(0));
-        match seen {
-            Some(seen) => {
+        let seen = ended.result.map_err(|failure| match failure {
+            Failure::TooLate => format!("it took more than {} s to look", PATIENCE.as_secs()),
+            failure => format!("the process that was to look {failure}"),
+        });
+        let unreadable = |error: serde_json::Error| error.to_string();
+        match seen
+            .and_then(|()| serde_json::from_slice::<Vec<(WorkerId, Seen)>>(&ended.said).map_err(unreadable))
+        {
+            Ok(seen) => {
                 for (worker, seen) in seen {
                     match seen {
                         Seen::Sight(sight) => self.inbox.push_back(Event::Looked(worker, sight)),
@@ -207,21 +173,8 @@ impl Daemon {
                     }
                 }
             }
-            None => self.cannot_look(&look.wanted, &format!("the process that was to look {exit}")),
+            Err(why) => self.cannot_look(&look.wanted, &why),
         }
-    }
-
-    /// Gives up a look that has taken too long.
-    pub(super) fn end_late_look(&mut self) {
-        let now = self.now();
-        let Some(look) = self.loose_ends.looks.under_way.take_if(|look| look.until <= now) else { return };
-        let _ = self.poller.remove(&look.work);
-        if self.roles.remove(&look.work.pid).is_some()
-            && let Err(error) = kill_tree(look.work.pid)
-        {
-            warn!("cannot kill process {}: {error}", look.work.pid);
-        }
-        self.cannot_look(&look.wanted, &format!("it took more than {} s to look", PATIENCE.as_secs()));
     }
 
     fn cannot_look(&mut self, wanted: &[Wanted], why: &str) {
@@ -230,10 +183,6 @@ impl Daemon {
         let is_waited_for = |wanted: &&Wanted| wanted.question != Question::Bound;
         self.inbox.extend(wanted.iter().filter(is_waited_for).map(hidden));
     }
-}
-
-fn watch(work: &ForkedWork, poller: &Poller) -> io::Result<()> {
-    poller.add(work, Token::Look.pack(), Interest::Read)
 }
 
 /// A process and all that descend from it.

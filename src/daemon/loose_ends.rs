@@ -6,6 +6,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
+use super::host::Timer;
 use super::looks::{Look, Looks, Wanted};
 use super::run::{Daemon, Role};
 use crate::core::ids::GenerationId;
@@ -24,8 +25,6 @@ pub(super) struct LooseEnds {
     pub(super) closers: Closers,
     /// The look at starting workers that is under way, and those that are wanted.
     pub(super) looks: Looks,
-    /// More children have ended than were reaped in the last turn.
-    pub(super) reaps_again: bool,
     /// When to look for what has outlived its worker.
     pub(super) look_for_orphans_at: Option<Mono>,
     /// How often in a row cgroups could not be removed.
@@ -110,6 +109,8 @@ impl Daemon {
             Ok(None) => {}
             Err(error) => debug!("cannot start a closer of descriptors: {error}; trying again"),
         }
+        let left = self.loose_ends.closers.time_left();
+        self.timers.set(Timer::Closers, left.map(|left| self.now() + left));
     }
 }
 

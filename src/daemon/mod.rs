@@ -23,6 +23,7 @@
 //! recovery  going on with what a manager has left that was killed
 //! doors     waiting for connections, for whoever sleeps     idleness   whether anything is to be done
 //! looks    the child that looks whether starting workers serve
+//! host      time and children                               jobs      what follows from a child's end
 //! loose_ends  what a turn leaves to its end                closing  our sockets at a stop for good
 //! rival     another manager, whose lock was removed
 //! guests    a process for each connection
@@ -45,8 +46,10 @@ pub mod handover;
 mod head;
 mod hearing;
 mod hooks;
+mod host;
 mod idleness;
 pub mod init;
+mod jobs;
 mod launch;
 pub mod log;
 mod looks;

@@ -26,9 +26,9 @@ pub(super) use self::channel::Channel;
 use self::channel::Standing;
 use self::demand::Asking;
 pub(super) use self::demand::{Demanded, DemandedState};
+use super::host::Timer;
 use super::release::Release;
 use super::run::Daemon;
-use super::token::Token;
 use crate::core::ids::WorkerId;
 use crate::core::spec::{SocketAddress, SocketKind, SocketSpec};
 use crate::core::word::Word;
@@ -92,10 +92,9 @@ impl Daemon {
         }
         let Some(process) = self.processes.get_mut(&worker) else { return };
         (process.lingers_until, process.tries_again_at) = (None, None);
-        if let Some(channel) = process.channel.take() {
-            // A process that outlives it may hold a copy, and that would keep the registration.
-            let _ = self.poller.remove(&channel);
-        }
+        self.timers.clear(Timer::Lingering(worker));
+        self.timers.clear(Timer::Send(worker));
+        process.channel = None;
     }
 
     fn channel(&mut self, worker: WorkerId) -> Option<&mut Channel> {
@@ -201,27 +200,14 @@ impl Daemon {
         let Some(channel) = &mut process.channel else { return };
         channel.flush();
         if channel.is_closed() {
-            let _ = self.poller.remove(&*channel);
             let time = if channel.standing() == Standing::Left { ENDING } else { EXITING };
             process.channel = None;
-            process.lingers_until = Some(now + time);
+            self.let_linger(worker, time);
             return;
         }
-        if let Some(interest) = channel.watch() {
-            let _ = self.poller.modify(&*channel, Token::Channel(worker).pack(), interest);
-        }
+        let _ = channel.watch(&self.poller, worker);
         process.tries_again_at = channel.is_crowded().then(|| now + CROWDED);
-    }
-
-    /// Tries again to hand over what could not be on its way together with others.
-    pub(super) fn end_crowds(&mut self) {
-        let now = self.now();
-        let is_due = |at: Option<core::time::Mono>| at.is_some_and(|at| at <= now);
-        let due = self.processes.iter().filter(|(_, process)| is_due(process.tries_again_at));
-        let due: Vec<_> = due.map(|(worker, _)| *worker).collect();
-        for worker in due {
-            self.tend_channel(worker);
-        }
+        self.timers.set(Timer::Send(worker), process.tries_again_at);
     }
 
     fn drain_of(&self, worker: WorkerId) -> Drain {
@@ -239,24 +225,29 @@ impl Daemon {
         true
     }
 
-    /// Takes it that those stop by themselves who have closed their channels and still run, and sends the drain signal to
-    /// those that were to stop.
-    pub(super) fn end_lingering(&mut self) {
-        let now = self.now();
-        let is_due = |at: Option<core::time::Mono>| at.is_some_and(|at| at <= now);
-        let due = self.processes.iter_mut().filter(|(_, process)| is_due(process.lingers_until));
-        let due: Vec<_> = due.map(|(worker, process)| (*worker, process.lingers_until.take())).collect();
-        for (worker, _) in due {
-            if self.manager.worker(worker).is_some_and(core::Worker::is_live) {
-                // Whatever it had to serve with is closed.
-                self.inbox.push_back(Event::Said(worker, Word::Stopping));
-                if let Some(process) = self.processes.get_mut(&worker) {
-                    process.lingers_until = Some(now + EXITING);
-                }
-                continue;
-            }
-            info!("worker {worker} has closed its servers and does not end; it is sent its drain signal");
-            self.signal_to_drain(worker);
+    /// Sends the drain signal to a worker that was to stop, has closed its channel and does not end. One that was to serve is taken to
+    /// stop by itself.
+    pub(super) fn end_lingering(&mut self, worker: WorkerId) {
+        let Some(process) = self.processes.get_mut(&worker) else { return };
+        if process.lingers_until.take().is_none() {
+            return;
+        }
+        if self.manager.worker(worker).is_some_and(core::Worker::is_live) {
+            // All that it had to serve with is closed.
+            self.inbox.push_back(Event::Said(worker, Word::Stopping));
+            self.let_linger(worker, EXITING);
+            return;
+        }
+        info!("worker {worker} has closed its servers and does not end; it is sent its drain signal");
+        self.signal_to_drain(worker);
+    }
+
+    /// Gives a worker that has closed its channel time to end by itself.
+    fn let_linger(&mut self, worker: WorkerId, time: Duration) {
+        let until = self.now() + time;
+        if let Some(process) = self.processes.get_mut(&worker) {
+            process.lingers_until = Some(until);
+            self.timers.set(Timer::Lingering(worker), until);
         }
     }
 }

@@ -4,7 +4,7 @@ use tracing::warn;
 
 use super::process::LAST_WORDS;
 use super::run::Daemon;
-use super::token::Token;
+use super::token::{Token, Watched};
 use crate::core::ids::{GenerationId, WorkerId};
 use crate::core::spec::Protocol;
 use crate::sys::notify_socket::NotifySocket;
@@ -14,7 +14,7 @@ use crate::sys::wait::Interest;
 impl Daemon {
     /// Has the kernel tell us when the path of a notify socket is removed.
     pub(super) fn with_watch(&self, mut notify: NotifySocket) -> NotifySocket {
-        if let Some(watch) = self.sockets.path_watch() {
+        if let Some(watch) = self.sockets.watch() {
             notify.watch_path(watch);
         }
         notify
@@ -48,7 +48,7 @@ impl Daemon {
 
     /// Watches the paths of all notify sockets again, after the manager has replaced itself.
     pub(super) fn watch_notify_paths(&mut self) {
-        let Some(watch) = self.sockets.path_watch() else { return };
+        let Some(watch) = self.sockets.watch() else { return };
         for notify in self.processes.values_mut().filter_map(|process| process.notify.as_mut()) {
             notify.watch_path(watch);
         }
@@ -56,7 +56,7 @@ impl Daemon {
 
     /// Binds the notify sockets anew whose paths somebody has removed: their workers would be silent from then on, and be taken for dead.
     pub(super) fn mend_notify_sockets(&mut self) {
-        let is_lost = |notify: &NotifySocket| !notify.is_in_place();
+        let is_lost = |notify: &Watched<NotifySocket>| !notify.is_in_place();
         let lost = self.processes.iter().filter(|(_, process)| process.notify.as_ref().is_some_and(is_lost));
         let lost: Vec<WorkerId> = lost.map(|(worker, _)| *worker).collect();
         if lost.is_empty() {
@@ -71,11 +71,10 @@ impl Daemon {
             };
             let path = path.path().to_owned();
             let Some(bound) = self.speak_again(*worker, &path) else { continue };
-            let bound = self.with_watch(bound);
+            let bound = Watched::from(self.with_watch(bound));
             let Some(process) = self.processes.get_mut(worker) else { continue };
-            let _ = self.poller.add(&bound, Token::Notify(*worker).pack(), Interest::Read);
-            if let Some(before) = process.notify.replace(bound) {
-                let _ = self.poller.remove(&before);
+            let _ = bound.watch(&self.poller, Token::Notify(*worker), Interest::Read);
+            if let Some(mut before) = process.notify.replace(bound) {
                 before.forget_path();
             }
             bound_anew += 1;

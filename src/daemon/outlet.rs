@@ -13,11 +13,11 @@ use tracing::warn;
 
 use super::process::{Tail, WorkerOutput};
 use super::streams::{identifier, journal_behind};
-use super::token::{Stream, Token};
+use super::token::{Poller, Stream, Token, Watched};
 use crate::core::printable::printable_bytes;
 use crate::sys::journal_stream::JournalSocket;
 use crate::sys::output::{Standard, Writer, replace};
-use crate::sys::wait::{Interest, Poller};
+use crate::sys::wait::Interest;
 
 /// The most text of workers that waits, in bytes.
 const LIMIT: usize = 1 << 20;
@@ -211,8 +211,6 @@ impl Write for LogWriter {
 pub struct Outputs {
     output: Way,
     error: Way,
-    /// Which are watched for room.
-    blocked: Vec<Stream>,
     /// What hooks, probes and connection processes write through us, by a number of its own.
     helpers: BTreeMap<u64, WorkerOutput>,
     next_helper: u64,
@@ -221,7 +219,7 @@ pub struct Outputs {
 /// The way to one of our own outputs.
 #[derive(Debug)]
 struct Way {
-    to: Writer,
+    to: Watched<Writer>,
     /// The journal at its end, if it is a stream to one: then there is another way there.
     journal: Option<JournalSocket>,
 }
@@ -229,14 +227,14 @@ struct Way {
 impl Way {
     fn open(to: &(impl AsFd + IsTerminal), outlet: &Outlet) -> io::Result<Self> {
         outlet.lock().is_terminal = to.is_terminal();
-        Ok(Self { to: Writer::to(to)?, journal: journal_behind(to) })
+        Ok(Self { to: Writer::to(to)?.into(), journal: journal_behind(to) })
     }
 
     /// Connects to the journal anew, in the place of the stream that was closed.
     fn connect_again(&mut self, stream: Stream) -> io::Result<()> {
         let journal = self.journal.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let new = journal.connect(&identifier())?;
-        self.to = Writer::to(&new)?;
+        self.to = Writer::to(&new)?.into();
         let which = match stream {
             Stream::Out => Standard::Output,
             Stream::Err => Standard::Error,
@@ -255,7 +253,6 @@ impl Outputs {
         Ok(Self {
             output: Way::open(&stdout(), &OUTPUT)?,
             error: Way::open(&stderr(), &ERROR)?,
-            blocked: Vec::new(),
             helpers: BTreeMap::new(),
             next_helper: 0,
         })
@@ -272,7 +269,6 @@ impl Outputs {
             Stream::Out => &mut self.output,
             Stream::Err => &mut self.error,
         };
-        let watched = self.blocked.contains(&stream);
         let mut flushed = outlet.flush(&way.to);
         if flushed == Flushed::All {
             let lost = outlet.take_lost();
@@ -289,10 +285,7 @@ impl Outputs {
         }
         if flushed == Flushed::Broken {
             // A broken one is ready for ever.
-            if watched {
-                let _ = poller.remove(&way.to);
-                self.blocked.retain(|blocked| *blocked != stream);
-            }
+            way.to.unwatch();
             match way.connect_again(stream) {
                 Ok(()) => {
                     warn!("the stream of {stream} to the journal was closed; it is connected again");
@@ -304,15 +297,11 @@ impl Outputs {
             }
             return;
         }
-        match (flushed == Flushed::All, watched) {
-            (true, true) => {
-                let _ = poller.remove(&way.to);
-                self.blocked.retain(|blocked| *blocked != stream);
-            }
-            (false, false) if poller.add(&way.to, Token::Outlet(stream).pack(), Interest::Write).is_ok() => {
-                self.blocked.push(stream);
-            }
-            (true, false) | (false, true | false) => {}
+        if flushed == Flushed::All {
+            way.to.unwatch();
+        } else {
+            // Where it cannot be watched it is tried again at the next event.
+            let _ = way.to.watch(poller, Token::Outlet(stream), Interest::Write);
         }
     }
 
@@ -320,19 +309,18 @@ impl Outputs {
     pub fn read_helpers(&mut self, outputs: Vec<WorkerOutput>, poller: &Poller) {
         for output in outputs {
             self.next_helper += 1;
-            if poller.add(&output.pipe, Token::Helper(self.next_helper).pack(), Interest::Read).is_ok() {
+            if output.pipe.watch(poller, Token::Helper(self.next_helper), Interest::Read).is_ok() {
                 self.helpers.insert(self.next_helper, output);
             }
         }
     }
 
     /// Passes on what was written to one of them.
-    pub fn pass_on_helper(&mut self, number: u64, poller: &Poller) {
+    pub fn pass_on_helper(&mut self, number: u64) {
         let Some(output) = self.helpers.get_mut(&number) else { return };
         // Their last lines are asked for by nobody.
         if !output.pass_on(&mut Tail::default()) {
             output.finish(&mut Tail::default());
-            let _ = poller.remove(&output.pipe);
             self.helpers.remove(&number);
         }
     }

@@ -13,13 +13,14 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 use tracing::info;
 
+use super::host::Job;
 use super::launch::{self, Common, Place};
 use super::outlet::OUTPUT;
 use super::prepare::Stage;
 use super::release::Release;
 use super::run::{Daemon, Role};
 use super::target::Wanted;
-use super::token::Token;
+use super::token::{Poller, Token, Watched};
 use crate::core::Event;
 use crate::core::ids::GenerationId;
 use crate::core::word::one_line;
@@ -44,14 +45,14 @@ const LAST_READS: usize = 64;
 #[derive(Debug)]
 pub(super) struct PreUpgrade {
     pid: i32,
-    output: File,
+    output: Watched<File>,
     lines: Lines,
     /// What it said last that was not blank.
     last: String,
     is_node: bool,
 }
 
-hand_over!(PreUpgrade as PreUpgradeState { pid: i32, output: File, lines: Lines, last: String, is_node: bool });
+hand_over!(PreUpgrade as PreUpgradeState { pid: i32, output: Watched<File>, lines: Lines, last: String, is_node: bool });
 
 /// What a module called back.
 #[derive(Deserialize)]
@@ -77,7 +78,7 @@ impl PreUpgrade {
         } else {
             Launch { stdout: Some(output_of.into()), ..launch }
         })?;
-        let lines = Lines::new(MAX_LINE);
+        let (lines, output) = (Lines::new(MAX_LINE), output.into());
         Ok((Self { pid: spawned.pid.as_raw(), output, lines, last: String::new(), is_node }, spawned))
     }
 
@@ -85,8 +86,13 @@ impl PreUpgrade {
         Pid::from_raw(self.pid)
     }
 
-    pub(super) fn output(&self) -> &File {
-        &self.output
+    /// Has its output watched.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_ctl(2)`.
+    pub(super) fn watch(&self, poller: &Poller) -> io::Result<()> {
+        self.output.watch(poller, Token::PreUpgrade, Interest::Read)
     }
 
     /// Takes what it has written by now, a bounded piece of it; returns whether more may come.
@@ -161,9 +167,10 @@ impl Daemon {
         match begun {
             Ok((hook, spawned)) => {
                 info!("generation {generation}: running the hook `pre_upgrade` (pid {})", hook.pid);
-                self.employ(Role::Before(generation), spawned);
+                // The job has no output of its own that could fail to be watched.
+                let _ = self.begin_job(Role::Before(generation), Job::program(spawned), None);
                 // Unwatched, it is read when it has ended, or when its time is over.
-                let _ = self.poller.add(hook.output(), Token::PreUpgrade.pack(), Interest::Read);
+                let _ = hook.watch(&self.poller);
                 self.set_stage(generation, Stage::PreUpgrade(hook, release));
             }
             Err(error) => {
@@ -188,10 +195,7 @@ impl Daemon {
             && !hook.read()
         {
             // It may have closed its output long before it ends.
-            let Some(Stage::PreUpgrade(hook, _)) = self.candidate.as_ref().map(|of| &of.stage) else {
-                return;
-            };
-            let _ = self.poller.remove(hook.output());
+            hook.output.unwatch();
         }
     }
 
@@ -202,7 +206,6 @@ impl Daemon {
         (hook, release): (PreUpgrade, &Release),
         (done, how): (bool, &str),
     ) {
-        let _ = self.poller.remove(hook.output());
         match hook.finish(done, how) {
             Ok(named) => {
                 // What was typed is not another target.

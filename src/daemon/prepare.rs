@@ -8,7 +8,8 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
-use super::checker::{Checker, CheckerState, PinnedRelease, PinnedReleaseState};
+use super::checker::{self, PinnedRelease, PinnedReleaseState};
+use super::host::{Ended, Job};
 use super::launch::Common;
 use super::loose_ends::Refused;
 use super::pre_upgrade::{PreUpgrade, PreUpgradeState};
@@ -16,14 +17,12 @@ use super::release::{Refusal, Release, Source, in_words};
 use super::run::{Daemon, Generation, Role};
 use super::sockets::{Owner, Prepared, SocketError, SocketPlan, Sockets};
 use super::target::Wanted;
-use super::token::Token;
+use super::token::Poller;
 use crate::core::Event;
 use crate::core::ids::{GenerationId, RequestId};
 use crate::core::spec::{Policy, SocketSpec};
 use crate::sys::handover::{HandOver, Luggage, Unpacked, hand_over};
 use crate::sys::output::wait_readable;
-use crate::sys::reaper::Exit;
-use crate::sys::wait::{Interest, Poller};
 use crate::sys::{process, reaper};
 
 /// How long new workers must stay ready where nothing is said of it.
@@ -44,7 +43,7 @@ pub(super) struct Candidate {
 #[derive(Debug)]
 pub(super) enum Stage {
     /// The file is being read, to learn whether it has a hook.
-    Reading(Checker),
+    Reading(Pid),
     /// The file was read.
     Read(Box<PinnedRelease>),
     /// The hook `pre_upgrade` runs, for what was read.
@@ -54,7 +53,7 @@ pub(super) enum Stage {
     /// The hooks have run.
     Ran,
     /// The hooks may have changed everything: the file is being read again.
-    ReadingAgain(Checker),
+    ReadingAgain(Pid),
     /// Nothing is under way.
     Idle,
 }
@@ -64,12 +63,12 @@ hand_over!(Candidate as CandidateState { generation: GenerationId, wanted: Wante
 /// A [`Stage`] as plain data.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum StageState {
-    Reading(CheckerState),
+    Reading(i32),
     Read(Box<PinnedReleaseState>),
     PreUpgrade(PreUpgradeState, Box<Release>),
     Hook(i32),
     Ran,
-    ReadingAgain(CheckerState),
+    ReadingAgain(i32),
     Idle,
 }
 
@@ -78,44 +77,46 @@ impl HandOver for Stage {
 
     fn pack(&self, luggage: &mut Luggage) -> StageState {
         match self {
-            Self::Reading(checker) => StageState::Reading(checker.pack(luggage)),
+            Self::Reading(pid) => StageState::Reading(pid.as_raw()),
             Self::Read(pinned) => StageState::Read(Box::new(pinned.pack(luggage))),
             Self::PreUpgrade(hook, release) => StageState::PreUpgrade(hook.pack(luggage), release.clone()),
             Self::Hook(pid) => StageState::Hook(pid.as_raw()),
             Self::Ran => StageState::Ran,
-            Self::ReadingAgain(checker) => StageState::ReadingAgain(checker.pack(luggage)),
+            Self::ReadingAgain(pid) => StageState::ReadingAgain(pid.as_raw()),
             Self::Idle => StageState::Idle,
         }
     }
 
     fn unpack(state: StageState, luggage: &mut Unpacked) -> io::Result<Self> {
         Ok(match state {
-            StageState::Reading(checker) => Self::Reading(Checker::unpack(checker, luggage)?),
+            StageState::Reading(pid) => Self::Reading(Pid::from_raw(pid)),
             StageState::Read(pinned) => Self::Read(Box::new(PinnedRelease::unpack(*pinned, luggage)?)),
             StageState::PreUpgrade(hook, release) => {
                 Self::PreUpgrade(PreUpgrade::unpack(hook, luggage)?, release)
             }
             StageState::Hook(pid) => Self::Hook(Pid::from_raw(pid)),
             StageState::Ran => Self::Ran,
-            StageState::ReadingAgain(checker) => Self::ReadingAgain(Checker::unpack(checker, luggage)?),
+            StageState::ReadingAgain(pid) => Self::ReadingAgain(Pid::from_raw(pid)),
             StageState::Idle => Self::Idle,
         })
     }
 }
 
 impl Candidate {
-    /// Has the checker watched, where one is under way.
+    /// Has the output of the hook `pre_upgrade` watched, where that is under way.
     ///
     /// # Errors
     ///
     /// Those of `epoll_ctl(2)`.
     pub(super) fn watch(&self, poller: &Poller) -> io::Result<()> {
         match &self.stage {
-            Stage::Reading(checker) | Stage::ReadingAgain(checker) => {
-                poller.add(checker, Token::Checker(self.generation).pack(), Interest::Read)
-            }
-            Stage::PreUpgrade(hook, _) => poller.add(hook.output(), Token::PreUpgrade.pack(), Interest::Read),
-            Stage::Read(_) | Stage::Hook(_) | Stage::Ran | Stage::Idle => Ok(()),
+            Stage::PreUpgrade(hook, _) => hook.watch(poller),
+            Stage::Reading(_)
+            | Stage::ReadingAgain(_)
+            | Stage::Read(_)
+            | Stage::Hook(_)
+            | Stage::Ran
+            | Stage::Idle => Ok(()),
         }
     }
 }
@@ -131,16 +132,11 @@ impl Daemon {
 
     /// Reads the service file: for the first time, with hooks `yet_to_run`, or again.
     fn check(&mut self, generation: GenerationId, wanted: Wanted, yet_to_run: bool) {
-        let begun = Checker::start(&self.source, &wanted, yet_to_run, false).and_then(|checker| {
-            let pid = checker.pid();
-            let stage = if yet_to_run { Stage::Reading(checker) } else { Stage::ReadingAgain(checker) };
-            let candidate = Candidate { generation, wanted, stage };
-            candidate.watch(&self.poller).map(|()| (pid, candidate))
-        });
-        match begun {
-            Ok((pid, candidate)) => {
-                self.roles.insert(pid, Role::Checker(generation));
-                self.candidate = Some(candidate);
+        let work = checker::start(&self.source, &wanted, yet_to_run, false);
+        match work.and_then(|work| self.begin_job(Role::Checker(generation), Job::work(work), None)) {
+            Ok(pid) => {
+                let stage = if yet_to_run { Stage::Reading(pid) } else { Stage::ReadingAgain(pid) };
+                self.candidate = Some(Candidate { generation, wanted, stage });
             }
             Err(error) => {
                 self.refuse(generation, format!("cannot start the check of the service file: {error}"));
@@ -148,30 +144,18 @@ impl Daemon {
         }
     }
 
-    /// Takes what the checker has written by now, so that it never waits for us.
-    pub(super) fn read_check(&mut self, generation: GenerationId) {
-        let Some(candidate) = self.candidate_of(generation) else { return };
-        let (Stage::Reading(checker) | Stage::ReadingAgain(checker)) = &mut candidate.stage else { return };
-        if checker.read().unwrap_or(true)
-            && let Some(Candidate { stage: Stage::Reading(checker) | Stage::ReadingAgain(checker), .. }) =
-                &self.candidate
-        {
-            let _ = self.poller.remove(checker);
-        }
-    }
-
     /// Takes the end of a check.
-    pub(super) fn checked(&mut self, generation: GenerationId, exit: Exit) {
+    pub(super) fn checked(&mut self, generation: GenerationId, ended: Ended) {
         let Some(candidate) = self.candidate_of(generation) else { return };
-        let (checker, again) = match mem::replace(&mut candidate.stage, Stage::Idle) {
-            Stage::Reading(checker) => (checker, false),
-            Stage::ReadingAgain(checker) => (checker, true),
+        let again = match mem::replace(&mut candidate.stage, Stage::Idle) {
+            Stage::Reading(_) => false,
+            Stage::ReadingAgain(_) => true,
             other @ (Stage::Read(_) | Stage::PreUpgrade(..) | Stage::Hook(_) | Stage::Ran | Stage::Idle) => {
                 candidate.stage = other;
                 return;
             }
         };
-        match checker.finish(exit) {
+        match checker::result(ended) {
             Ok(pinned) if again => self.bind(generation, pinned),
             Ok(pinned) => {
                 let hooks = &pinned.release.spec.hooks;
@@ -313,23 +297,11 @@ impl Daemon {
             return;
         };
         let pid = match candidate.stage {
-            Stage::Reading(checker) | Stage::ReadingAgain(checker) => {
-                let _ = self.poller.remove(&checker);
-                checker.pid()
-            }
-            Stage::PreUpgrade(hook, _) => {
-                let _ = self.poller.remove(hook.output());
-                hook.pid()
-            }
-            Stage::Hook(pid) => pid,
+            Stage::Reading(pid) | Stage::ReadingAgain(pid) | Stage::Hook(pid) => pid,
+            Stage::PreUpgrade(hook, _) => hook.pid(),
             Stage::Read(_) | Stage::Ran | Stage::Idle => return,
         };
-        // It may have ended by itself and not be reaped yet: its number is still its own.
-        if self.roles.contains_key(&pid)
-            && let Err(error) = process::kill_tree(pid)
-        {
-            error!("generation {generation}: cannot kill process {pid}: {error}");
-        }
+        self.give_up_job(pid);
     }
 
     /// Gives the sockets that `generation` holds the options that it wants.
@@ -374,17 +346,14 @@ pub(super) fn plans(release: &Release) -> Vec<SocketPlan> {
 pub(super) fn first_release(source: &Source, color: bool) -> Result<PinnedRelease, Refusal> {
     let failed = |error: io::Error| Refusal::new(&format!("cannot check the service file: {error}"));
     let wanted = if matches!(source, Source::File(_)) { Wanted::First } else { Wanted::Typed };
-    let mut checker = Checker::start(source, &wanted, false, color).map_err(failed)?;
-    let exit = loop {
-        match wait_readable(&checker, FIRST_CHECK) {
-            Ok(true) if checker.read().map_err(failed)? => break reaper::wait_until_ended(checker.pid()),
-            Ok(true) => {}
-            Ok(false) => {
-                let _ = process::kill_tree(checker.pid());
-                return Err(failed(io::ErrorKind::TimedOut.into()));
-            }
-            Err(error) => return Err(failed(error)),
+    let mut work = checker::start(source, &wanted, false, color).map_err(failed)?;
+    let mut said = Vec::new();
+    while !work.read(&mut said).map_err(failed)? {
+        if !wait_readable(&work, FIRST_CHECK).map_err(failed)? {
+            let _ = process::kill_tree(work.pid);
+            return Err(failed(io::ErrorKind::TimedOut.into()));
         }
-    };
-    checker.finish(exit.map_err(failed)?)
+    }
+    let exit = reaper::wait_until_ended(work.pid).map_err(failed)?;
+    checker::result(Ended { said, file: work.file.take(), ..Ended::by(exit) })
 }

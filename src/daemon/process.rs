@@ -13,7 +13,7 @@ use super::node::Channel;
 use super::outlet::{ERROR, OUTPUT};
 use super::sender::{AnnouncedPid, Rejected, Voucher};
 use super::store::StoreWish;
-use super::token::Stream;
+use super::token::{Stream, Watched};
 use crate::core::ids::{GenerationId, SlotId};
 use crate::core::time::Mono;
 use crate::core::word::{Word, one_line};
@@ -54,7 +54,7 @@ pub struct Process {
     /// When it was started, in clock ticks since the boot.
     pub started: Option<u64>,
     /// Where it outlived the manager that had started it: what we hold it by.
-    pub survivor: Option<Pidfd>,
+    pub survivor: Option<Watched<Pidfd>>,
     /// The process group that it was started in.
     pub group: Pid,
     /// The process that the worker named as its main one (`MAINPID=`): it is signalled, and the worker goes on as it
@@ -67,9 +67,9 @@ pub struct Process {
     /// Its place.
     pub slot: SlotId,
     /// Where it speaks; none under `protocol = "plain"`.
-    pub notify: Option<NotifySocket>,
+    pub notify: Option<Watched<NotifySocket>>,
     /// How it becomes its program; none once that is known.
-    pub start: Option<Spawned>,
+    pub start: Option<Watched<Spawned>>,
     /// Why its program could not be executed.
     pub failure: Option<String>,
     /// Where it is sent messages, under `messages = true`; writing never blocks.
@@ -93,14 +93,14 @@ pub struct Process {
 hand_over!(Process as ProcessState {
     pid: Pid,
     started: Option<u64>,
-    survivor: Option<Pidfd>,
+    survivor: Option<Watched<Pidfd>>,
     group: Pid,
     announced_main_pid: Option<AnnouncedPid>,
     rejected: Rejected,
     generation: GenerationId,
     slot: SlotId,
-    notify: Option<NotifySocket>,
-    start: Option<Spawned>,
+    notify: Option<Watched<NotifySocket>>,
+    start: Option<Watched<Spawned>>,
     failure: Option<String>,
     failed_probe: Option<String>,
     messages: Option<OwnedFd>,
@@ -206,12 +206,12 @@ pub struct WorkerOutput {
     /// Which.
     pub stream: Stream,
     /// Where we read it.
-    pub pipe: Source,
+    pub pipe: Watched<Source>,
     lines: Lines,
     prefix: String,
 }
 
-hand_over!(WorkerOutput as WorkerOutputState { stream: Stream, pipe: Source, lines: Lines, prefix: String });
+hand_over!(WorkerOutput as WorkerOutputState { stream: Stream, pipe: Watched<Source>, lines: Lines, prefix: String });
 
 /// The last lines of an output, for whoever asks why its worker failed.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -312,7 +312,7 @@ impl Process {
 impl WorkerOutput {
     /// Takes our end of a pipe.
     pub fn new(stream: Stream, pipe: Source, prefix: String) -> Self {
-        Self { stream, pipe, lines: Lines::new(MAX_LINE), prefix }
+        Self { stream, pipe: pipe.into(), lines: Lines::new(MAX_LINE), prefix }
     }
 
     /// Passes on what was written by now, a bounded piece of it; returns `false` once nothing more can come.

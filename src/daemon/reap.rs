@@ -7,17 +7,17 @@ use nix::errno::Errno;
 use nix::unistd::{Pid, getpgid};
 use tracing::{error, info, warn};
 
+use super::host::{Ended, Timer};
 use super::launch::{SERVICE_VARIABLE, WORKER_VARIABLE};
 use super::process::LAST_WORDS;
 use super::recovery::{Claim, kill_family, kill_rest_of_group};
 use super::run::{Daemon, Role};
 use super::sender::AnnouncedPid;
-use super::token::Token;
+use super::token::{Token, Watched};
 use crate::core::Event;
 use crate::core::ids::WorkerId;
 use crate::core::notice::Exit;
 use crate::sys::process::{self, Environment};
-use crate::sys::spawn::{Report, Spawned};
 use crate::sys::wait::Interest;
 use crate::sys::{reaper, rest};
 
@@ -46,7 +46,7 @@ impl Daemon {
                         continue;
                     }
                     let role = self.roles.remove(&pid);
-                    self.hooks_end.remove(&pid);
+                    self.timers.clear(Timer::Job(pid.as_raw()));
                     let goes_on = match role {
                         Some(Role::Worker(worker)) => self.kill_rest(worker, pid),
                         // What a hook has started in the background lives on.
@@ -81,10 +81,15 @@ impl Daemon {
                         self.guest_ended(pid, exit);
                         continue;
                     }
-                    let helper = self.helpers.remove(&pid);
-                    if let Some(role) = role.filter(|_| !goes_on) {
-                        let failure = helper.and_then(|mut helper| start_failure(&mut helper));
-                        self.child_ended(role, exit, failure);
+                    match role {
+                        _ if goes_on => {}
+                        Some(Role::Worker(worker)) => self.worker_ended(worker, exit),
+                        Some(role) => {
+                            let job = self.jobs.remove(&pid);
+                            let ended = job.map_or_else(|| Ended::by(exit), |job| job.finish(exit));
+                            self.job_ended(role, ended);
+                        }
+                        None => {}
                     }
                 }
                 Ok(None) => return,
@@ -94,12 +99,19 @@ impl Daemon {
                 }
             }
         }
-        self.loose_ends.reaps_again = true;
+        self.timers.set(Timer::Reap, self.now());
     }
 
     /// Has [`Daemon::kill_orphans`] called in a moment, when what goes on now is over.
     pub(super) fn tidy_up_soon(&mut self) {
-        self.loose_ends.look_for_orphans_at.get_or_insert(self.now() + ORPHANS_SETTLE);
+        let at = *self.loose_ends.look_for_orphans_at.get_or_insert(self.now() + ORPHANS_SETTLE);
+        self.timers.set(Timer::Orphans, at);
+    }
+
+    fn look_for_orphans_in(&mut self, time: Duration) {
+        let at = self.now() + time;
+        self.loose_ends.look_for_orphans_at = Some(at);
+        self.timers.set(Timer::Orphans, at);
     }
 
     /// Kills what daemonised out of its worker's process group and has outlived the worker. It was left to us as a
@@ -109,14 +121,11 @@ impl Daemon {
     /// Once for all that ended in the same moment: it takes a look at every child. Then it is quiet, so what memory that
     /// moment took is given back.
     pub(super) fn kill_orphans(&mut self) {
-        if self.loose_ends.look_for_orphans_at.is_none_or(|at| at > self.now()) {
-            return;
-        }
         let children = match process::own_children() {
             Ok(children) => children,
             Err(error) => {
                 warn!("cannot look for what has outlived its worker: {error}; looking again in a second");
-                self.loose_ends.look_for_orphans_at = Some(self.now() + ORPHANS_RETRY);
+                self.look_for_orphans_in(ORPHANS_RETRY);
                 return;
             }
         };
@@ -146,7 +155,7 @@ impl Daemon {
             self.loose_ends.tidied = 0;
         } else if self.loose_ends.tidied < TIDIES {
             self.loose_ends.tidied += 1;
-            self.loose_ends.look_for_orphans_at = Some(self.now() + ORPHANS_RETRY);
+            self.look_for_orphans_in(ORPHANS_RETRY);
         }
     }
 
@@ -194,7 +203,6 @@ impl Daemon {
     pub(super) fn survivor_ended(&mut self, worker: WorkerId) {
         let Some(process) = self.processes.get_mut(&worker) else { return };
         let Some(survivor) = process.survivor.take_if(|survivor| survivor.has_ended()) else { return };
-        let _ = self.poller.remove(&survivor);
         let ended = survivor.pid();
         self.listen(worker, LAST_WORDS);
         self.roles.remove(&ended);
@@ -228,40 +236,12 @@ impl Daemon {
             return false;
         }
         info!("worker {worker} ({}) goes on as pid {main}", process.name());
-        let watched = self.poller.add(&held, Token::Survivor(worker).pack(), Interest::Read);
+        let held = Watched::from(held);
+        let watched = held.watch(&self.poller, Token::Survivor(worker), Interest::Read);
         (process.pid, process.started, process.survivor) = (main, started, Some(held));
         self.roles.insert(main, Role::Worker(worker));
         self.note_process(worker);
         watched.is_ok()
-    }
-
-    /// Tells what the end of a child means; `failure` says why its program could not be executed.
-    fn child_ended(&mut self, role: Role, exit: reaper::Exit, failure: Option<String>) {
-        let done = exit == reaper::Exit::Code(0);
-        let how = failure.unwrap_or_else(|| exit.to_string());
-        match role {
-            Role::Worker(worker) => self.worker_ended(worker, exit),
-            Role::Checker(generation) => self.checked(generation, exit),
-            Role::Before(generation) => self.before_ended(generation, done, &how),
-            Role::Head => self.recorded(exit),
-            // It has an end of its own.
-            Role::Guest | Role::Closer => {}
-            // One that fails says so itself.
-            Role::Watcher if done => {}
-            Role::Watcher => warn!("files are no longer watched: their watcher {how}"),
-            Role::After(generation) if done => info!("generation {generation}: the hook `after` is done"),
-            Role::After(generation) => warn!("generation {generation}: the hook `after` {how}"),
-            Role::Probe(worker) => {
-                if !done && let Some(process) = self.processes.get_mut(&worker) {
-                    process.note_failed_probe(how);
-                }
-                self.inbox.push_back(Event::Probed(worker, done));
-            }
-            Role::Survey => self.surveyed(exit),
-            Role::Look => self.look_ended(exit),
-            Role::Trial => self.tried(done, &how),
-            Role::Examination => self.examined(exit),
-        }
     }
 
     fn worker_ended(&mut self, worker: WorkerId, exit: reaper::Exit) {
@@ -290,13 +270,7 @@ impl Daemon {
         self.listen(worker, LAST_WORDS);
         self.hear_to_the_end(worker);
         let Some(process) = self.processes.get_mut(&worker) else { return };
-        // A copy in a process that is about to be executed would keep a registration alive.
-        if let Some(notify) = process.notify.take() {
-            let _ = self.poller.remove(&notify);
-        }
-        for output in &process.outputs {
-            let _ = self.poller.remove(&output.pipe);
-        }
+        process.notify = None;
         process.finish_outputs();
         let probes = self.roles.iter().filter(|(_, role)| **role == Role::Probe(worker));
         for (pid, _) in probes {
@@ -314,14 +288,6 @@ fn kill_group(leader: Pid) {
             warn!("cannot kill what is left of process group {leader}: {error}");
         }
         Ok(()) | Err(_) => {}
-    }
-}
-
-/// Returns why a helper's program could not be executed, if that is how it ended.
-fn start_failure(helper: &mut Spawned) -> Option<String> {
-    match helper.report() {
-        Ok(Report::Failed(failure)) => Some(format!("could not be started: {failure}")),
-        Ok(Report::NotYet | Report::Executed) | Err(_) => None,
     }
 }
 

@@ -105,11 +105,13 @@ impl Daemon {
         let streams = self.sockets.listeners().into_iter();
         let streams = streams.filter(|listener| listener.plan().spec.kind != SocketKind::Datagram);
         // Nor those that nothing repairs: they would wake us for ever.
-        for listener in streams.filter(|listener| !self.is_beyond_repair(listener)) {
-            let _ = self.poller.add(&*listener, Token::Sockets.pack(), Interest::Hangup);
+        let streams =
+            streams.filter(|listener| !self.is_beyond_repair(listener) && !listener.fd.is_watched());
+        for listener in streams {
+            let _ = listener.fd.watch(&self.poller, Token::Sockets, Interest::Hangup);
         }
         if let Some(watch) = self.sockets.watch() {
-            let _ = self.poller.add(watch, Token::Paths.pack(), Interest::Read);
+            let _ = watch.watch(&self.poller, Token::Paths, Interest::Read);
         }
     }
 
@@ -136,9 +138,8 @@ impl Daemon {
         let path = self.runtime.control();
         let bound = self.runtime.restore().and_then(|()| self.control.bind_anew(&path));
         match bound {
-            Ok(before) => {
-                let _ = self.poller.remove(&before);
-                let _ = self.poller.add(&self.control.socket, Token::Control.pack(), Interest::Read);
+            Ok(()) => {
+                let _ = self.control.socket.watch(&self.poller, Token::Control, Interest::Read);
                 warn!("{} was removed or replaced; it is bound anew", path.display());
                 self.watch_control();
                 // The state may have been removed together with the socket.
@@ -158,10 +159,6 @@ impl Daemon {
         self.journal.needs_snapshot();
         let has_served = self.manager.previous() == Some(generation);
         self.forget_demands(generation, has_served);
-        for listener in of.sockets.listeners.iter().filter(|listener| Rc::strong_count(listener) == 1) {
-            // A worker's copy would keep the registration alive beyond ours.
-            let _ = self.poller.remove(&**listener);
-        }
         self.note_rejected_end(generation);
         if self.manager.previous() == Some(generation) {
             self.kept = Some((generation, PinnedRelease { release: of.release, program: of.program }));
@@ -197,7 +194,7 @@ impl Daemon {
                 Err(why) => {
                     error!("socket `{name}` ({listen}): {hurt}{whom}; cannot be repaired: {why}");
                     // It would be reported again and again.
-                    let _ = self.poller.remove(&*listener);
+                    listener.fd.unwatch();
                     self.care.beyond_repair.retain(|known| known.strong_count() > 0);
                     self.care.beyond_repair.push(Rc::downgrade(&listener));
                 }
@@ -254,7 +251,7 @@ impl Daemon {
             demanded.listener = Rc::clone(new);
         }
         self.journal.needs_snapshot();
-        let _ = self.poller.remove(&**dead);
+        dead.fd.unwatch();
         self.watch_sockets();
         self.care.successors.retain(|known| known.strong_count() > 0);
         self.care.successors.push(Rc::downgrade(new));

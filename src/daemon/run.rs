@@ -17,8 +17,8 @@ use super::cgroups::Cgroups;
 use super::checker::PinnedRelease;
 use super::control::{Control, History};
 use super::doors::OnDemand;
-use super::handover::{Reexec, Successor};
-use super::head::Recording;
+use super::handover::Successor;
+use super::host::{Jobs, Timer, Timers};
 use super::launch::{Common, Heritage, Place};
 use super::loose_ends::{LooseEnds, tell_stalls};
 use super::node::Demanded;
@@ -33,6 +33,7 @@ use super::sockets::{Prepared, Sockets};
 use super::store::Store;
 use super::strangers;
 use super::target::Targets;
+use super::token::{Poller, Watched};
 use super::upward::ServiceManager;
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::time::Mono;
@@ -41,9 +42,7 @@ use crate::sys::clock::monotonic_micros;
 use crate::sys::control_tcp::ControlTcp;
 use crate::sys::process;
 use crate::sys::signals::{ControllingTerminal, Signals};
-use crate::sys::spawn::Spawned;
 use crate::sys::stall::StallTimer;
-use crate::sys::wait::Poller;
 
 /// Who is woken so much later than it wanted to be has overslept: the machine was asleep, or the manager was stopped.
 const OVERSLEPT: Duration = Duration::from_secs(1);
@@ -117,7 +116,7 @@ impl Origin {
 pub struct Daemon {
     pub(super) manager: Manager,
     pub(super) poller: Poller,
-    pub(super) signals: Signals,
+    pub(super) signals: Watched<Signals>,
     pub(super) terminal: ControllingTerminal,
     pub(super) origin: Origin,
     pub(super) source: Source,
@@ -141,8 +140,8 @@ pub struct Daemon {
     pub(super) processes: BTreeMap<WorkerId, Process>,
     /// Our children by pid; a child that is not in here is a stranger.
     pub(super) roles: BTreeMap<Pid, Role>,
-    /// Those of them that are probes and hooks.
-    pub(super) helpers: BTreeMap<Pid, Spawned>,
+    /// Those of them that do one thing.
+    pub(super) jobs: Jobs,
     /// Children that have nothing to do with any worker: those that whoever executed us left, and the watcher of files.
     pub(super) found_at_start: Vec<Pid>,
     pub(super) upward: ServiceManager,
@@ -152,8 +151,8 @@ pub struct Daemon {
     pub(super) inbox: VecDeque<Event>,
     pub(super) loose_ends: LooseEnds,
     pub(super) ended: bool,
-    /// When hooks `after` that still run are killed.
-    pub(super) hooks_end: BTreeMap<Pid, Mono>,
+    /// When something is due.
+    pub(super) timers: Timers,
     pub(super) care: Care,
     pub(super) outputs: Outputs,
     pub(super) on_demand: OnDemand,
@@ -174,7 +173,7 @@ impl Daemon {
         loop {
             self.settle();
             if self.ended
-                && self.hooks_end.is_empty()
+                && !self.has_job(|role| matches!(role, Role::After(_)))
                 && self.targets.recording.is_none()
                 && self.leftovers.is_empty()
             {
@@ -184,7 +183,8 @@ impl Daemon {
                 continue;
             }
             let tick_at = self.manager.next_deadline();
-            let timeout = self.time_to_wait(tick_at);
+            let wake_at = self.timers.next().into_iter().chain(tick_at).min();
+            let timeout = wake_at.map(|at| at - self.now());
             // Last, or a line that was logged since would wait for the next event.
             self.outputs.flush(&self.poller);
             if tell_stalls(stall.stop()) {
@@ -202,21 +202,9 @@ impl Daemon {
             if late > OVERSLEPT {
                 self.inbox.push_front(Event::Overslept);
             }
-            if mem::take(&mut self.loose_ends.reaps_again) {
-                self.reap_all();
+            for timer in self.timers.take_due(now) {
+                self.due(timer);
             }
-            self.end_late_hooks();
-            self.end_late_clients();
-            self.end_late_trial();
-            self.end_late_recording();
-            self.end_late_look();
-            self.end_lingering();
-            self.end_crowds();
-            self.end_demands();
-            self.kill_orphans();
-            self.kill_late_leftovers();
-            self.kill_late_guests();
-            self.try_doors_again();
             if is_due {
                 self.inbox.push_back(Event::Tick);
             }
@@ -276,6 +264,7 @@ impl Daemon {
         self.mind_doors();
         let busy_until = self.manager.busy_until().max(self.on_demand.guests.last_end());
         self.upward.sync(&self.manager, &self.dead_sockets(), busy_until, self.now());
+        self.timers.set(Timer::Upstream, self.upward.next_deadline());
         self.serve_clients();
         self.outputs.read_helpers(self.heritage.streams().take_helpers(), &self.poller);
         self.close_turn();
@@ -315,28 +304,21 @@ impl Daemon {
         if left.is_empty() { Ok(()) } else { Err(ManagerError::Left(left)) }
     }
 
-    fn time_to_wait(&self, tick_at: Option<Mono>) -> Option<Duration> {
-        let deadlines = self.loose_ends.reaps_again.then(|| self.now()).into_iter().chain(tick_at);
-        let deadlines = deadlines.chain(self.upward.next_deadline());
-        deadlines
-            .chain(self.hooks_end.values().copied())
-            .chain(self.loose_ends.look_for_orphans_at)
-            .chain(self.journal.retries_at())
-            .chain(self.control.next_deadline())
-            .chain(self.loose_ends.looks.deadline())
-            .chain(self.processes.values().filter_map(|process| process.lingers_until))
-            .chain(self.processes.values().filter_map(|process| process.tries_again_at))
-            .chain(self.next_end_of_demand())
-            .chain(self.next_end_of_leftover())
-            .chain(self.on_demand.doors.deadline())
-            .chain(self.next_look_at_idleness())
-            .chain(self.on_demand.guests.next_end())
-            .chain(self.targets.recording.as_ref().map(Recording::deadline))
-            .chain(self.successor.wish.as_ref().and_then(Reexec::deadline))
-            .min()
-            .map(|deadline| deadline - self.now())
-            .into_iter()
-            .chain(self.loose_ends.closers.time_left())
-            .min()
+    /// Does what is due. Of some it is enough that the turn goes on: what they are about is done at the end of each.
+    fn due(&mut self, timer: Timer) {
+        match timer {
+            Timer::Reap => self.reap_all(),
+            Timer::Job(pid) => self.job_is_late(Pid::from_raw(pid)),
+            Timer::Orphans => self.kill_orphans(),
+            Timer::Client(client) => self.end_late_client(client),
+            Timer::Accept => self.accept_again(),
+            Timer::Lingering(worker) => self.end_lingering(worker),
+            Timer::Send(worker) => self.tend_channel(worker),
+            Timer::Demands => self.end_demands(),
+            Timer::Leftover(pid) => self.kill_late_leftover(Pid::from_raw(pid)),
+            Timer::Guest(pid) => self.kill_late_guest(Pid::from_raw(pid)),
+            Timer::Connections => self.try_doors_again(),
+            Timer::State | Timer::Idleness | Timer::Upstream | Timer::Closers => {}
+        }
     }
 }

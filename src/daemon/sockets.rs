@@ -31,12 +31,12 @@ mod tests;
 mod upkeep;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::rc::{Rc, Weak};
 
 use nix::errno::Errno;
 
+use super::token::Watched;
 use crate::core::spec::SocketSpec;
 use crate::sys::activation::Inherited;
 use crate::sys::path_watch::{PathWatch, WatchedPath};
@@ -58,7 +58,7 @@ pub struct Sockets {
     inherited: Vec<Rc<Listener>>,
     /// Inherited descriptors that no file can ask for, and what they are.
     strangers: Vec<(Inherited, String)>,
-    watch: io::Result<PathWatch>,
+    watch: io::Result<Watched<PathWatch>>,
 }
 
 /// The sockets of one generation.
@@ -96,7 +96,7 @@ impl Sockets {
                 Err(stranger) => strangers.push(stranger),
             }
         }
-        Self { live: Vec::new(), inherited: adopted, strangers, watch: PathWatch::new() }
+        Self { live: Vec::new(), inherited: adopted, strangers, watch: PathWatch::new().map(Watched::from) }
     }
 
     /// Binds, adopts and changes what it takes to have exactly these sockets, or changes nothing.
@@ -166,7 +166,12 @@ impl Sockets {
     /// Goes on with sockets that came over execve(2), or outlived a manager; their paths are yet to be guarded.
     pub fn resume(listeners: &[Rc<Listener>]) -> Self {
         let live = listeners.iter().map(Rc::downgrade).collect();
-        Self { live, inherited: Vec::new(), strangers: Vec::new(), watch: PathWatch::new() }
+        Self {
+            live,
+            inherited: Vec::new(),
+            strangers: Vec::new(),
+            watch: PathWatch::new().map(Watched::from),
+        }
     }
 
     /// Guards the paths of all sockets; returns what is not possible, in words.
@@ -221,18 +226,13 @@ impl Sockets {
 
     /// Returns the descriptor that is readable when something happened to the path of a UNIX socket; `None` where the
     /// kernel gave us none.
-    pub fn watch(&self) -> Option<BorrowedFd<'_>> {
-        self.watch.as_ref().ok().map(AsFd::as_fd)
+    pub fn watch(&self) -> Option<&Watched<PathWatch>> {
+        self.watch.as_ref().ok()
     }
 
     /// Watches another path together with those of the sockets; `None` where that is not possible.
     pub fn watch_path(&self, path: &Path) -> Option<WatchedPath> {
-        self.watch.as_ref().ok()?.watch(path).ok()
-    }
-
-    /// Returns the watch of all paths, where the kernel gave us one.
-    pub fn path_watch(&self) -> Option<&PathWatch> {
-        self.watch.as_ref().ok()
+        self.watch.as_ref().ok()?.watch_path(path).ok()
     }
 
     /// Reads the events of [`Self::watch`] away, so that it is readable no more; returns whether there were any.
@@ -240,7 +240,7 @@ impl Sockets {
     /// # Errors
     /// Those of read(2).
     pub fn drain_watch(&self) -> io::Result<bool> {
-        self.watch.as_ref().map_or(Ok(false), PathWatch::drain)
+        self.watch.as_ref().map_or(Ok(false), |watch| watch.drain())
     }
 
     /// Finds the wanted sockets that exist, and refuses what they cannot become; a warning says what an inherited one

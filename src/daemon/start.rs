@@ -10,6 +10,7 @@ use super::cgroups::Cgroups;
 use super::control::{Control, History};
 use super::doors::OnDemand;
 use super::handover::Successor;
+use super::host::{Timer, Timers};
 use super::init::terminal;
 use super::launch::{Common, Heritage};
 use super::loose_ends::LooseEnds;
@@ -101,7 +102,7 @@ impl Daemon {
         cgroups.tell();
         Ok(Self {
             poller: Poller::new()?,
-            signals: Signals::install()?,
+            signals: Signals::install()?.into(),
             terminal: terminal(),
             origin: Origin::here()?,
             source,
@@ -120,7 +121,7 @@ impl Daemon {
             candidate: None,
             processes: BTreeMap::new(),
             roles: BTreeMap::new(),
-            helpers: BTreeMap::new(),
+            jobs: BTreeMap::new(),
             found_at_start: process::own_children()?,
             upward,
             control,
@@ -128,7 +129,7 @@ impl Daemon {
             inbox: VecDeque::new(),
             loose_ends: LooseEnds::default(),
             ended: false,
-            hooks_end: BTreeMap::new(),
+            timers: Timers::default(),
             care: Care::default(),
             outputs: Outputs::open()?,
             on_demand: OnDemand::default(),
@@ -143,13 +144,19 @@ impl Daemon {
     /// Those of epoll(7).
     pub(super) fn watch_all(&mut self) -> io::Result<()> {
         reaper::set_subreaper()?;
-        self.poller.add(&self.signals, Token::Signals.pack(), Interest::Read)?;
+        self.signals.watch(&self.poller, Token::Signals, Interest::Read)?;
         self.control.watch(&self.poller)?;
-        self.loose_ends.looks.watch(&self.poller)?;
+        self.watch_jobs()?;
         self.stored.watch(&self.poller);
         for (worker, process) in &self.processes {
             self.watch(*worker, process)?;
+            self.timers.set(Timer::Lingering(*worker), process.lingers_until);
+            self.timers.set(Timer::Send(*worker), process.tries_again_at);
         }
+        self.end_demands();
+        self.time_guests();
+        self.timers.set(Timer::Orphans, self.loose_ends.look_for_orphans_at);
+        self.timers.set(Timer::Accept, self.control.admits_at());
         self.candidate.as_ref().map_or(Ok(()), |candidate| candidate.watch(&self.poller))?;
         self.watch_leftovers();
         // What was done to a path meanwhile is mended before it is watched: the watch is of what stands there.

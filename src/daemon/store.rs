@@ -9,12 +9,12 @@ use std::os::fd::AsFd;
 use tracing::{debug, warn};
 
 use super::run::Daemon;
-use super::token::Token;
+use super::token::{Poller, Token, Watched};
 use crate::core::ids::{SlotId, WorkerId};
 use crate::sys::foreign::ForeignFd;
 use crate::sys::handover::hand_over;
 use crate::sys::held;
-use crate::sys::wait::{Interest, Poller};
+use crate::sys::wait::Interest;
 
 /// The descriptors in store, by slot.
 #[derive(Debug, Default)]
@@ -32,12 +32,12 @@ pub struct Stored {
     /// By which an event names it.
     number: u64,
     pub(super) name: String,
-    pub(super) fd: ForeignFd,
+    pub(super) fd: Watched<ForeignFd>,
     /// It goes with the hang-up of what is at its other end.
     polled: bool,
 }
 
-hand_over!(Stored as StoredState { number: u64, name: String, fd: ForeignFd, polled: bool });
+hand_over!(Stored as StoredState { number: u64, name: String, fd: Watched<ForeignFd>, polled: bool });
 
 /// What a worker wants of the store.
 #[derive(Debug)]
@@ -66,12 +66,10 @@ impl Store {
         self.slots.values().flatten().for_each(|stored| stored.watch(poller));
     }
 
-    /// Lets go of those that this is true of; a worker's copy would keep their registrations alive.
-    fn remove(&mut self, poller: &Poller, slot: Option<SlotId>, is_it: impl Fn(&Stored) -> bool) {
+    /// Removes those that this is true of.
+    fn remove(&mut self, slot: Option<SlotId>, is_it: impl Fn(&Stored) -> bool) {
         for (_, stored) in self.slots.iter_mut().filter(|(of, _)| slot.is_none_or(|slot| slot == **of)) {
-            for gone in stored.extract_if(.., |stored| is_it(stored)) {
-                let _ = poller.remove(&gone.fd);
-            }
+            stored.retain(|stored| !is_it(stored));
         }
         self.slots.retain(|_, stored| !stored.is_empty());
     }
@@ -81,7 +79,7 @@ impl Stored {
     fn watch(&self, poller: &Poller) {
         // Files and memory have no other end, and stay.
         if self.polled && held::may_be_watched(&self.fd) {
-            let _ = poller.add(&self.fd, Token::Stored(self.number).pack(), Interest::Nothing);
+            let _ = self.fd.watch(poller, Token::Stored(self.number), Interest::Nothing);
         }
     }
 }
@@ -93,7 +91,7 @@ impl Daemon {
         let (slot, name_of_worker) = (process.slot, process.name());
         let (name, polled, descriptors) = match wish {
             StoreWish::Forget(name) => {
-                return self.stored.remove(&self.poller, Some(slot), |stored| stored.name == name);
+                return self.stored.remove(Some(slot), |stored| stored.name == name);
             }
             StoreWish::Keep { name, polled, descriptors } => (name, polled, descriptors),
         };
@@ -107,7 +105,7 @@ impl Daemon {
                 return;
             }
             self.stored.last += 1;
-            let stored = Stored { number: self.stored.last, name: name.clone(), fd, polled };
+            let stored = Stored { number: self.stored.last, name: name.clone(), fd: fd.into(), polled };
             stored.watch(&self.poller);
             self.stored.slots.entry(slot).or_default().push(stored);
             debug!("worker {worker} ({name_of_worker}): `{name}` is in store");
@@ -116,7 +114,7 @@ impl Daemon {
 
     /// Lets go of what has hung up.
     pub(super) fn end_stored(&mut self, number: u64) {
-        self.stored.remove(&self.poller, None, |stored| stored.number == number);
+        self.stored.remove(None, |stored| stored.number == number);
     }
 
     /// Lets go of what is kept for a slot that the service no longer has.
@@ -124,7 +122,7 @@ impl Daemon {
         let is_left = self.manager.workers().any(|(_, worker)| worker.slot() == slot && worker.is_live());
         let strength = self.manager.strength(self.manager.current()).unwrap_or_default();
         if !is_left && slot.0 >= strength {
-            self.stored.remove(&self.poller, Some(slot), |_| true);
+            self.stored.remove(Some(slot), |_| true);
             self.tidy_demands(slot);
         }
     }

@@ -202,7 +202,6 @@ pub(super) mod tests {
 
     use super::super::process as processes;
     use super::super::reaper;
-    use super::super::wait::{Interest, Poller};
     use super::*;
 
     /// After it a child that hangs is killed, so that the test fails instead of hanging too.
@@ -250,11 +249,9 @@ pub(super) mod tests {
 
     fn finish(work: io::Result<ForkedWork>) -> (Vec<u8>, Exit) {
         let mut work = work.unwrap();
-        let mut poller = Poller::new().unwrap();
-        poller.add(&work, 0, Interest::Read).unwrap();
-        let (mut ready, mut result) = (Vec::new(), Vec::new());
+        let mut result = Vec::new();
         while !work.read(&mut result).unwrap() {
-            poller.wait(None, &mut ready).unwrap();
+            assert!(wait_readable(&work, PATIENCE).unwrap(), "the child says nothing");
         }
         (result, wait_for_exit(work.pid))
     }

@@ -141,11 +141,11 @@ impl NotifySocket {
     pub fn watch_path(&mut self, watch: &PathWatch) {
         // First: a file has one watch, which the end of the one of before would end.
         self.watched = None;
-        self.watched = watch.watch(&self.path).ok();
+        self.watched = watch.watch_path(&self.path).ok();
     }
 
-    /// Closes it without removing the path, which is another socket's by now.
-    pub fn forget_path(mut self) {
+    /// Leaves the path in place at the end, as it is another socket's by now.
+    pub fn forget_path(&mut self) {
         self.path.clear();
     }
 

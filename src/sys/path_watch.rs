@@ -45,7 +45,7 @@ impl PathWatch {
     ///
     /// # Errors
     /// Those of `inotify_add_watch(2)`: EACCES where we may not read the file, ENOSPC at `fs.inotify.max_user_watches`.
-    pub fn watch(&self, path: &Path) -> io::Result<WatchedPath> {
+    pub fn watch_path(&self, path: &Path) -> io::Result<WatchedPath> {
         let events = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_DELETE_SELF;
         let events = events | AddWatchFlags::IN_DONT_FOLLOW;
         let descriptor = self.inotify.add_watch(path, events).map_err(|error| match error {
@@ -119,7 +119,7 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         std::fs::hard_link(&path, &spare).unwrap();
         let watch = PathWatch::new().unwrap();
-        let watched = watch.watch(&path).unwrap();
+        let watched = watch.watch_path(&path).unwrap();
         assert!(!watch.drain().unwrap());
 
         let client = UnixStream::connect(&path).unwrap();
@@ -138,7 +138,7 @@ mod tests {
 
         drop(watched);
         watch.drain().unwrap();
-        let watched = watch.watch(&path).unwrap();
+        let watched = watch.watch_path(&path).unwrap();
         drop(watched);
         assert!(!watch.drain().unwrap(), "the end of a watch says nothing of the path");
     }

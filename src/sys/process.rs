@@ -373,11 +373,11 @@ mod tests {
     use std::io::{BufRead, BufReader, PipeReader, Read};
     use std::os::unix::process::CommandExt;
     use std::process::{Child, Command};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
-    use super::super::wait::{Interest, Poller};
+    use super::super::output::wait_readable;
     use super::*;
 
     /// Starts a shell in a group of its own, and returns it with its output once it has written a line.
@@ -392,14 +392,8 @@ mod tests {
 
     /// Waits until nobody holds the output any more, that is, until the whole tree is dead.
     fn wait_for_silence(mut output: BufReader<PipeReader>) {
-        let mut poller = Poller::new().unwrap();
-        poller.add(output.get_ref(), 0, Interest::Read).unwrap();
-        let (mut ready, end) = (Vec::new(), Instant::now() + Duration::from_secs(60));
-        // A signal meant for another test ends a wait early.
-        while ready.is_empty() {
-            assert!(Instant::now() < end, "some process still lives");
-            poller.wait(Some(Duration::from_secs(60)), &mut ready).unwrap();
-        }
+        let is_closed = wait_readable(output.get_ref(), Duration::from_secs(60));
+        assert!(is_closed.unwrap(), "some process still lives");
         assert_eq!(output.read_to_end(&mut Vec::new()).unwrap(), 0);
     }
 

@@ -250,14 +250,15 @@ mod tests {
     use std::fs::{self, File};
     use std::io::Write;
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    use std::time::Duration;
 
     use nix::unistd::{getpgid, getpid, getppid, setpgid, setsid};
 
     use super::super::fork::fork_into;
     use super::super::fork::tests::{pristine, wait_for_exit};
+    use super::super::output::wait_readable;
     use super::super::raw::{block_signals, default_signals};
     use super::super::reaper::Exit;
-    use super::super::wait::{Interest, Poller};
     use super::*;
 
     fn send(signal: Signal) {
@@ -266,12 +267,7 @@ mod tests {
 
     /// Waits until the descriptor says that there is something, as the manager does.
     fn take(signals: &mut Signals) -> Vec<Received> {
-        let mut poller = Poller::new().unwrap();
-        poller.add(&*signals, 0, Interest::Read).unwrap();
-        let mut ready = Vec::new();
-        while ready.is_empty() {
-            poller.wait(None, &mut ready).unwrap();
-        }
+        assert!(wait_readable(&*signals, Duration::from_secs(60)).unwrap(), "no signal has come");
         signals.take().unwrap()
     }
 

@@ -1,11 +1,12 @@
 //! One connection: lines in, lines out, nothing waited for.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::super::token::{ClientId, Poller, Token, Watched};
 use crate::core::time::Mono;
 use crate::sys::foreign::are_too_many;
 use crate::sys::handover::hand_over;
@@ -34,7 +35,7 @@ const MAX_EVENTS: usize = 256 * 1024;
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
-    pub(super) stream: StreamSocket,
+    pub(super) stream: Watched<StreamSocket>,
     lines: Lines,
     output: VecDeque<u8>,
     /// How many of its requests are not answered.
@@ -47,11 +48,10 @@ pub struct Client {
     room: usize,
     standing: Standing,
     pub(super) trust: Trust,
-    watched: Interest,
 }
 
 hand_over!(Client as ClientState {
-    stream: StreamSocket,
+    stream: Watched<StreamSocket>,
     lines: Lines,
     output: VecDeque<u8>,
     asked: usize,
@@ -60,7 +60,6 @@ hand_over!(Client as ClientState {
     room: usize,
     standing: Standing,
     trust: Trust,
-    watched: Interest,
 });
 
 /// How far the conversation has got.
@@ -101,7 +100,7 @@ impl Client {
     pub(super) fn new(stream: StreamSocket, trust: Trust, now: Mono) -> Self {
         let limit = if trust.is_unproven() { MAX_FIRST_LINE } else { MAX_LINE };
         Self {
-            stream,
+            stream: stream.into(),
             lines: Lines::new(limit),
             output: VecDeque::new(),
             asked: 0,
@@ -110,7 +109,6 @@ impl Client {
             room: MAX_EVENTS,
             standing: Standing::Open,
             trust,
-            watched: if trust == Trust::Examined { Interest::Nothing } else { Interest::Read },
         }
     }
 
@@ -126,14 +124,14 @@ impl Client {
     /// Whether the other end was closed: there is nobody to be answered. Asked when there was an event, and nothing
     /// but that was waited for.
     pub(super) fn has_gone(&self) -> bool {
-        self.standing == Standing::Lost || self.watched == Interest::Nothing
+        self.standing == Standing::Lost || self.awaited() == Interest::Nothing
     }
 
     /// Takes what it has written by now, a bounded piece of it, and returns the requests in it. `token` is what it must show
     /// where it must show one.
     pub(super) fn listen(&mut self, now: Mono, token: Option<&Secret>) -> Vec<Result<Request, BadRequest>> {
         let mut requests = Vec::new();
-        if self.watched != Interest::Read || self.standing != Standing::Open || are_too_many() {
+        if self.awaited() != Interest::Read || self.standing != Standing::Open || are_too_many() {
             return requests;
         }
         let mut buffer = [0; READ_SIZE];
@@ -239,23 +237,24 @@ impl Client {
         self.output.shrink_to(4096);
     }
 
-    /// Returns what it is to be watched for from now on, where that has changed. Who does not read is not heard.
-    pub(super) fn watch(&mut self) -> Option<Interest> {
-        let wanted = if !self.output.is_empty() {
+    /// Has it watched for what is to come.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_ctl(2)`.
+    pub(super) fn watch(&self, poller: &Poller, id: ClientId) -> io::Result<()> {
+        self.stream.watch(poller, Token::Client(id), self.awaited())
+    }
+
+    /// What is to come next. A client that does not read is not heard.
+    fn awaited(&self) -> Interest {
+        if !self.output.is_empty() {
             Interest::Write
         } else if self.standing == Standing::Silent || self.trust == Trust::Examined {
             Interest::Nothing
         } else {
             Interest::Read
-        };
-        let has_changed = wanted != self.watched;
-        self.watched = wanted;
-        has_changed.then_some(wanted)
-    }
-
-    /// What it is watched for now.
-    pub(super) fn watched(&self) -> Interest {
-        self.watched
+        }
     }
 
     /// Whether nobody has any more use for it.
@@ -373,9 +372,9 @@ mod tests {
         client.say(&vec![b'x'; 4 << 20]);
         client.say(b"\n");
         client.flush(Mono(1));
-        assert_eq!(client.watch(), Some(Interest::Write));
+        assert_eq!(client.awaited(), Interest::Write);
         assert!(client.deadline().is_some());
-        let mut reader = std::io::BufReader::new(theirs);
+        let mut reader = io::BufReader::new(theirs);
         let reading = std::thread::spawn(move || {
             let mut line = Vec::new();
             reader.read_until(b'\n', &mut line).unwrap();
@@ -384,7 +383,7 @@ mod tests {
         while !client.output.is_empty() {
             client.flush(Mono(2));
         }
-        assert_eq!(client.watch(), Some(Interest::Read));
+        assert_eq!(client.awaited(), Interest::Read);
         assert_eq!(reading.join().unwrap().0, (4 << 20) + 1);
     }
 
@@ -396,7 +395,7 @@ mod tests {
         assert_eq!(client.listen(Mono::ZERO, None).len(), 1);
         client.asked = 1;
         assert!(client.listen(Mono::ZERO, None).is_empty());
-        assert_eq!(client.watch(), Some(Interest::Nothing));
+        assert_eq!(client.awaited(), Interest::Nothing);
         assert!(!client.is_over());
         client.asked = 0;
         client.say(b"done\n");

@@ -5,13 +5,12 @@ use std::io;
 use tracing::{debug, warn};
 
 use super::super::run::Daemon;
-use super::super::token::{ClientId, Token};
+use super::super::token::{ClientId, Poller, Token, Watched};
+use super::Control;
 use super::client::{Client, Trust};
-use super::{Control, NO_ROOM_PAUSE};
 use crate::sys::control_socket::{Peer, peer};
-use crate::sys::control_tcp::ControlTcp;
 use crate::sys::stream_socket::StreamSocket;
-use crate::sys::wait::{Interest, Poller};
+use crate::sys::wait::Interest;
 use crate::wire::control::{Reply, line};
 
 /// The most clients at a time; beyond them the longest idle one makes way.
@@ -79,20 +78,20 @@ impl Control {
         }
     }
 
-    /// Has it watched whether somebody comes.
+    /// Waits for clients.
     ///
     /// # Errors
     ///
     /// Those of `epoll_ctl(2)`.
     pub(super) fn watch_doors(&self, poller: &Poller) -> io::Result<()> {
-        poller.add(&self.socket, Token::Control.pack(), Interest::Read)?;
-        self.tcp.as_ref().map_or(Ok(()), |tcp| poller.add(tcp, Token::ControlTcp.pack(), Interest::Read))
+        self.socket.watch(poller, Token::Control, Interest::Read)?;
+        self.tcp.as_ref().map_or(Ok(()), |tcp| tcp.watch(poller, Token::ControlTcp, Interest::Read))
     }
 
-    /// Lets whoever comes wait.
-    pub(super) fn close_doors(&self, poller: &Poller) {
-        let _ = poller.remove(&self.socket);
-        let _ = self.tcp.as_ref().map(|tcp| poller.remove(tcp));
+    /// Leaves clients that connect in the queue.
+    pub(super) fn close_doors(&self) {
+        self.socket.unwatch();
+        self.tcp.iter().for_each(Watched::unwatch);
     }
 }
 
@@ -102,7 +101,7 @@ impl Daemon {
         for _ in 0..ADMITTED_A_TURN {
             let accepted = match door {
                 Door::File => self.control.socket.accept(),
-                Door::Tcp => self.control.tcp.as_ref().map_or(Ok(None), ControlTcp::accept),
+                Door::Tcp => self.control.tcp.as_ref().map_or(Ok(None), |tcp| tcp.accept()),
             };
             match accepted {
                 Ok(Some(stream)) => self.receive(door, stream),
@@ -110,8 +109,7 @@ impl Daemon {
                 Err(error) => {
                     // Reported at once again as long as someone waits: look again when there may be room.
                     warn!("the control socket cannot accept: {error}");
-                    self.control.close_doors(&self.poller);
-                    self.control.admits_at = Some(self.now() + NO_ROOM_PAUSE);
+                    self.pause_accepting();
                     return;
                 }
             }
@@ -143,7 +141,7 @@ impl Daemon {
         }
         self.control.last_client += 1;
         let id = ClientId(self.control.last_client);
-        if self.poller.add(&client.stream, Token::Client(id).pack(), client.watched()).is_ok() {
+        if client.watch(&self.poller, id).is_ok() {
             self.control.clients.insert(id, client);
             match end {
                 Some(end) => self.examine(id, end),
@@ -187,7 +185,7 @@ impl Daemon {
         if let Some(client) = self.control.clients.get_mut(&id) {
             client.part(&line(&Reply::failed("", why)));
         }
-        self.control.drop_client(id, &self.poller);
+        self.drop_client(id);
     }
 }
 

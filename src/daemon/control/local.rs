@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::unistd::{Pid, geteuid, getpid};
 use tracing::{debug, warn};
 
+use super::super::host::{Ended, Failure, Job};
 use super::super::run::{Daemon, Role};
 use super::super::token::ClientId;
 use super::Control;
@@ -19,11 +20,10 @@ use super::door::full;
 use crate::core::time::Mono;
 use crate::sys::cgroup;
 use crate::sys::control_tcp::local_end;
-use crate::sys::fork::{ForkedWork, in_child};
+use crate::sys::fork::in_child;
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::holders::{self, Holders, holders};
-use crate::sys::process::{self, kill_tree};
-use crate::sys::reaper::Exit;
+use crate::sys::process::{self};
 use crate::sys::sock_diag::End;
 use crate::sys::stream_socket::StreamSocket;
 use crate::sys::usage;
@@ -40,9 +40,7 @@ pub struct Examinations {
 
 #[derive(Debug)]
 struct Examination {
-    work: ForkedWork,
     clients: Vec<(ClientId, End)>,
-    until: Mono,
 }
 
 /// What belongs to the service, so that it may not speak for its owner.
@@ -61,13 +59,6 @@ impl HandOver for Examinations {
 
     fn unpack((): (), _: &mut Unpacked) -> io::Result<Self> {
         Ok(Self::default())
-    }
-}
-
-impl Examinations {
-    /// When the look under way has taken too long.
-    pub(super) fn deadline(&self) -> Option<Mono> {
-        self.under_way.as_ref().map(|examination| examination.until)
     }
 }
 
@@ -109,12 +100,8 @@ impl Daemon {
         let ends: Vec<_> = clients.iter().map(|(_, end)| *end).collect();
         // So few bytes that the child never waits for us.
         let work = in_child(move || verdicts(&ends, &service).into_iter().map(u8::from).collect());
-        match work {
-            Ok(work) => {
-                self.roles.insert(work.pid, Role::Examination);
-                let until = self.now() + PATIENCE;
-                self.control.examinations.under_way = Some(Examination { work, clients, until });
-            }
+        match work.and_then(|work| self.begin_job(Role::Examination, Job::work(work), Some(PATIENCE))) {
+            Ok(_) => self.control.examinations.under_way = Some(Examination { clients }),
             Err(error) => {
                 warn!("cannot look who speaks by TCP: {error}");
                 self.end_examination(&clients, &[]);
@@ -123,24 +110,13 @@ impl Daemon {
     }
 
     /// Takes the end of a look.
-    pub(in super::super) fn examined(&mut self, exit: Exit) {
-        let Some(mut examination) = self.control.examinations.under_way.take() else { return };
-        let mut verdicts = Vec::new();
-        let is_whole = examination.work.read(&mut verdicts).unwrap_or(false) && exit == Exit::Code(0);
-        self.end_examination(&examination.clients, if is_whole { &verdicts } else { &[] });
-        self.begin_examination();
-    }
-
-    /// Gives up a look that takes too long.
-    pub(super) fn end_late_examination(&mut self, now: Mono) {
-        let Some(examination) = self.control.examinations.under_way.take_if(|one| one.until <= now) else {
-            return;
-        };
-        warn!("looking who speaks by TCP took more than {} s", PATIENCE.as_secs());
-        if self.roles.remove(&examination.work.pid).is_some() {
-            let _ = kill_tree(examination.work.pid);
+    pub(in super::super) fn examined(&mut self, ended: &Ended) {
+        let Some(examination) = self.control.examinations.under_way.take() else { return };
+        if let Err(Failure::TooLate) = ended.result {
+            warn!("looking who speaks by TCP took more than {} s", PATIENCE.as_secs());
         }
-        self.end_examination(&examination.clients, &[]);
+        let verdicts = if ended.result.is_ok() { &ended.said[..] } else { &[] };
+        self.end_examination(&examination.clients, verdicts);
         self.begin_examination();
     }
 

@@ -13,18 +13,14 @@ use nix::unistd::Pid;
 use serde_json::value::RawValue;
 use tracing::warn;
 
+use super::super::host::{Ended, Failure, Job};
 use super::super::run::{Daemon, Role};
-use super::super::token::Token;
 use super::Asker;
 use crate::core::ids::GenerationId;
 use crate::core::spec::{SocketAddress, SocketKind};
-use crate::core::time::Mono;
 use crate::sys::fork::{ForkedWork, in_child};
 use crate::sys::handover::hand_over;
 use crate::sys::listener::{Address, local_address};
-use crate::sys::process::kill_tree;
-use crate::sys::reaper::Exit;
-use crate::sys::wait::{Interest, Poller};
 use crate::sys::{cgroup, sock_diag, usage};
 use crate::wire::control::Reply;
 use crate::wire::status::{GenerationUse, Status, Worker};
@@ -35,20 +31,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A look under way.
 #[derive(Debug)]
 pub struct Survey {
-    work: ForkedWork,
-    answer: Vec<u8>,
     askers: Vec<Asker>,
     /// It is to tell as well whether anybody has a connection.
     counts: bool,
-    until: Mono,
 }
 
 hand_over!(Survey as SurveyState {
-    work: ForkedWork,
-    answer: Vec<u8>,
     askers: Vec<Asker>,
     counts: bool,
-    until: Mono,
 });
 
 /// Whose connections the kernel can count.
@@ -73,14 +63,6 @@ impl Ports {
 }
 
 impl Survey {
-    pub(super) fn deadline(&self) -> Mono {
-        self.until
-    }
-
-    pub(super) fn watch(&self, poller: &Poller) -> io::Result<()> {
-        watch(&self.work, poller)
-    }
-
     pub(super) fn into_askers(self) -> Vec<Asker> {
         self.askers
     }
@@ -108,12 +90,8 @@ impl Daemon {
         if askers.is_empty() && !counts {
             return;
         }
-        match self.look() {
-            Ok(work) => {
-                self.roles.insert(work.pid, Role::Survey);
-                let until = self.now() + PATIENCE;
-                self.control.survey = Some(Survey { work, answer: Vec::new(), askers, counts, until });
-            }
+        match self.look().and_then(|work| self.begin_job(Role::Survey, Job::work(work), Some(PATIENCE))) {
+            Ok(_) => self.control.survey = Some(Survey { askers, counts }),
             Err(error) => {
                 warn!("cannot look at the workers: {error}");
                 self.tell_status(askers, None);
@@ -134,13 +112,11 @@ impl Daemon {
         let mut status = self.status();
         let groups: Vec<_> =
             self.generations.keys().filter_map(|id| Some((*id, self.cgroups.of(*id)?))).collect();
-        let work = in_child(move || {
+        in_child(move || {
             look_at(&mut status.workers, &ports);
             status.generations = groups.into_iter().filter_map(|(id, path)| usage_of(id, &path)).collect();
             serde_json::to_vec(&status).unwrap_or_default()
-        })?;
-        watch(&work, &self.poller)?;
-        Ok(work)
+        })
     }
 
     /// Whether there are sockets whose connections only the workers know.
@@ -173,36 +149,15 @@ impl Daemon {
         ports
     }
 
-    /// Takes what the child has written by now.
-    pub(in super::super) fn read_survey(&mut self) {
-        let Some(survey) = &mut self.control.survey else { return };
-        if survey.work.read(&mut survey.answer).unwrap_or(true) {
-            let _ = self.poller.remove(&survey.work);
-        }
-    }
-
     /// Takes the child's end.
-    pub(in super::super) fn surveyed(&mut self, exit: Exit) {
-        self.read_survey();
-        // One that took too long was given up.
+    pub(in super::super) fn surveyed(&mut self, ended: Ended) {
         let Some(survey) = self.control.survey.take() else { return };
-        let text = String::from_utf8(survey.answer).ok().filter(|_| exit == Exit::Code(0));
+        if let Err(Failure::TooLate) = ended.result {
+            warn!("looking at the workers took more than {} s", PATIENCE.as_secs());
+        }
+        let text = String::from_utf8(ended.said).ok().filter(|_| ended.result.is_ok());
         self.take_count(survey.counts, text.as_deref());
         self.tell_status(survey.askers, text.and_then(|text| RawValue::from_string(text).ok()));
-        self.begin_survey();
-    }
-
-    pub(super) fn end_late_survey(&mut self, now: Mono) {
-        let Some(survey) = self.control.survey.take_if(|survey| survey.until <= now) else { return };
-        let _ = self.poller.remove(&survey.work);
-        warn!("looking at the workers took more than {} s", PATIENCE.as_secs());
-        if self.roles.remove(&survey.work.pid).is_some()
-            && let Err(error) = kill_tree(survey.work.pid)
-        {
-            warn!("cannot kill process {}: {error}", survey.work.pid);
-        }
-        self.tell_status(survey.askers, None);
-        self.take_count(survey.counts, None);
         self.begin_survey();
     }
 
@@ -213,10 +168,6 @@ impl Daemon {
             self.control.reply(asker, reply);
         }
     }
-}
-
-fn watch(work: &ForkedWork, poller: &Poller) -> io::Result<()> {
-    poller.add(work, Token::Survey.pack(), Interest::Read)
 }
 
 /// What a generation uses, by its cgroup. Runs in a child.

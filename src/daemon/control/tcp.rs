@@ -18,13 +18,13 @@ use super::super::outlet::OUTPUT;
 use super::super::release::Release;
 use super::super::run::Daemon;
 use super::super::sockets::{Listener, covers};
-use super::super::token::Token;
-use super::{Control, NO_ROOM_PAUSE};
+use super::super::token::{Poller, Token, Watched};
+use super::Control;
 use crate::core::ids::GenerationId;
 use crate::core::notice::Outcome;
 use crate::core::spec::Protocol;
 use crate::sys::control_tcp::ControlTcp;
-use crate::sys::wait::{Interest, Poller};
+use crate::sys::wait::Interest;
 use crate::wire::secret::Secret;
 
 /// Why the address of `[control] tcp` cannot be had; nothing has changed.
@@ -99,7 +99,7 @@ impl Control {
         let may_be_kept = |address: &SocketAddr| release.spec.control.gives_way && is_kept(*address);
         let wanted =
             release.spec.control.tcp.filter(|address| !may_be_kept(address) && !binds_first(release));
-        self.tcp = self.prepare_tcp(wanted)?;
+        self.tcp = self.prepare_tcp(wanted)?.map(Watched::from);
         self.ask_for(release, own);
         self.tell_where();
         Ok(())
@@ -113,7 +113,7 @@ impl Control {
 
     /// Where it listens by TCP.
     pub(in super::super) fn tcp_address(&self) -> Option<SocketAddr> {
-        self.tcp.as_ref().map(ControlTcp::address)
+        self.tcp.as_ref().map(|tcp| tcp.address())
     }
 
     /// Binds the address of a generation to be; `None` where none is wanted, or it is the present one.
@@ -125,7 +125,7 @@ impl Control {
         &self,
         wanted: Option<SocketAddr>,
     ) -> Result<Option<ControlTcp>, TcpError> {
-        let present = self.tcp.as_ref().map(ControlTcp::address);
+        let present = self.tcp_address();
         let Some(address) = wanted.filter(|_| wanted != present) else { return Ok(None) };
         ControlTcp::bind(address).map(Some).map_err(|source| {
             let covers = |present: &SocketAddr| {
@@ -142,9 +142,9 @@ impl Control {
     ///
     /// The address cannot be had.
     fn open_default(&mut self, address: SocketAddr, poller: &Poller) -> io::Result<()> {
-        let tcp = ControlTcp::bind(address)?;
+        let tcp = Watched::from(ControlTcp::bind(address)?);
         if self.admits_at.is_none() {
-            poller.add(&tcp, Token::ControlTcp.pack(), Interest::Read)?;
+            tcp.watch(poller, Token::ControlTcp, Interest::Read)?;
         }
         self.tcp = Some(tcp);
         self.tell_where();
@@ -152,10 +152,8 @@ impl Control {
     }
 
     /// Stops listening by TCP; connections stay. Returns where it listened.
-    fn close_tcp(&mut self, poller: &Poller) -> Option<SocketAddr> {
-        let tcp = self.tcp.take()?;
-        let _ = poller.remove(&tcp);
-        Some(tcp.address())
+    fn close_tcp(&mut self) -> Option<SocketAddr> {
+        self.tcp.take().map(|tcp| tcp.address())
     }
 
     fn tell_where(&self) {
@@ -175,7 +173,7 @@ impl Daemon {
             self.control.ask_for(&of.release, self.runtime.token());
             let (wanted, bound) = (of.release.spec.control.tcp, of.control_tcp.take());
             let is_default = of.release.spec.control.gives_way;
-            if !is_default && self.control.tcp.as_ref().map(ControlTcp::address) != wanted {
+            if !is_default && self.control.tcp_address() != wanted {
                 self.move_to(bound);
             }
         }
@@ -198,7 +196,7 @@ impl Daemon {
             return self.control.prepare_tcp(release.spec.control.tcp);
         }
         if binds_first(release) {
-            self.control.close_tcp(&self.poller);
+            self.control.close_tcp();
             if self.loose_ends.default_control == DefaultControl::Yields {
                 self.loose_ends.default_control = DefaultControl::Told;
             }
@@ -215,7 +213,7 @@ impl Daemon {
             return;
         }
         self.loose_ends.default_control = DefaultControl::Yields;
-        if let Some(address) = self.control.close_tcp(&self.poller) {
+        if let Some(address) = self.control.close_tcp() {
             let why = "a worker has died, whose program may listen there";
             info!("control server on {address} closed: {why}; {}", is_found_in(&folder));
         }
@@ -226,7 +224,7 @@ impl Daemon {
     pub(in super::super) fn close_default_control(&mut self, listen: &str) -> bool {
         let Some(of) = self.generations.get(&self.manager.current()) else { return false };
         let (is_default, folder) = (of.release.spec.control.gives_way, of.release.directory.display());
-        let Some(address) = is_default.then(|| self.control.close_tcp(&self.poller)).flatten() else {
+        let Some(address) = is_default.then(|| self.control.close_tcp()).flatten() else {
             return false;
         };
         info!(
@@ -262,15 +260,13 @@ impl Daemon {
     }
 
     fn move_to(&mut self, tcp: Option<ControlTcp>) {
-        self.control.close_doors(&self.poller);
-        self.control.tcp = tcp;
+        self.control.tcp = tcp.map(Watched::from);
         self.control.tell_where();
         if self.control.admits_at.is_none()
             && let Err(error) = self.control.watch_doors(&self.poller)
         {
             warn!("cannot watch where the manager is spoken to: {error}; trying again in a second");
-            self.control.close_doors(&self.poller);
-            self.control.admits_at = Some(self.now() + NO_ROOM_PAUSE);
+            self.pause_accepting();
         }
     }
 }

@@ -14,6 +14,7 @@ use super::super::checker::PinnedRelease;
 use super::super::control::{Asker, Control, History};
 use super::super::doors::OnDemand;
 use super::super::guests::Guests;
+use super::super::host::{Job, Timers};
 use super::super::launch::{Common, Heritage};
 use super::super::loose_ends::LooseEnds;
 use super::super::node::{Demanded, DemandedState};
@@ -28,6 +29,7 @@ use super::super::runtime::RuntimeDirectory;
 use super::super::sockets::{Listener, Prepared, Sockets};
 use super::super::store::Store;
 use super::super::target::Targets;
+use super::super::token::Poller;
 use super::super::upward::ServiceManager;
 use super::Successor;
 use crate::core::ids::{GenerationId, RequestId, WorkerId};
@@ -38,8 +40,6 @@ use crate::sys::control_tcp::ControlTcp;
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::limits::Limit;
 use crate::sys::signals::{ControllingTerminal, Signals};
-use crate::sys::spawn::Spawned;
-use crate::sys::wait::Poller;
 use crate::wire::control::{NamedTarget, Reply};
 
 type As<T> = <T as HandOver>::State;
@@ -68,9 +68,9 @@ pub struct State {
     candidate: As<Option<Candidate>>,
     processes: As<BTreeMap<WorkerId, Process>>,
     roles: Vec<(i32, Role)>,
-    helpers: Vec<As<Spawned>>,
+    #[serde(default)]
+    jobs: As<Vec<Job>>,
     found_at_start: Vec<i32>,
-    hooks_end: Vec<(i32, Mono)>,
     #[serde(flatten)]
     loose_ends: As<LooseEnds>,
     care: CareState,
@@ -120,12 +120,12 @@ impl State {
             candidate,
             processes,
             roles,
-            helpers,
+            jobs,
             found_at_start,
             upward,
             control,
             history,
-            hooks_end,
+            timers: _, // Set again by their owners.
             care,
             leftovers,
             on_demand,
@@ -157,9 +157,8 @@ impl State {
             candidate: candidate.pack(luggage),
             processes: processes.pack(luggage),
             roles: roles.pack(luggage),
-            helpers: helpers.values().map(|helper| helper.pack(luggage)).collect(),
+            jobs: jobs.values().map(|job| job.pack(luggage)).collect(),
             found_at_start: found_at_start.pack(luggage),
-            hooks_end: hooks_end.pack(luggage),
             loose_ends: loose_ends.pack(luggage),
             care: care.pack(place),
             upward: upward.pack(luggage),
@@ -203,7 +202,7 @@ impl State {
             generations.get(&self.manager.current()).map(|of: &Generation| of.release.spec.name.clone());
         let service = service.unwrap_or_default();
         let demanded = self.demanded.into_iter().filter_map(|one| Demanded::unpack(one, &listeners));
-        let helpers: Vec<Spawned> = HandOver::unpack(self.helpers, luggage)?;
+        let jobs: Vec<Job> = HandOver::unpack(self.jobs, luggage)?;
         let mut control: Control = HandOver::unpack(self.control, luggage)?;
         // The child that looked is of no use any more.
         control.end_examinations(Mono(monotonic_micros()?.saturating_sub(self.origin.epoch)));
@@ -213,7 +212,7 @@ impl State {
         let daemon = Daemon {
             manager: self.manager,
             poller: Poller::new()?,
-            signals: Signals::install()?,
+            signals: Signals::install()?.into(),
             terminal: self.terminal,
             origin: self.origin,
             source: self.source,
@@ -231,7 +230,7 @@ impl State {
             candidate: HandOver::unpack(self.candidate, luggage)?,
             processes: HandOver::unpack(self.processes, luggage)?,
             roles: HandOver::unpack(self.roles, luggage)?,
-            helpers: helpers.into_iter().map(|helper| (helper.pid, helper)).collect(),
+            jobs: jobs.into_iter().map(|job| (job.pid(), job)).collect(),
             found_at_start: HandOver::unpack(self.found_at_start, luggage)?,
             upward: HandOver::unpack(self.upward, luggage)?,
             control,
@@ -239,7 +238,7 @@ impl State {
             inbox: VecDeque::from([Event::Tick]),
             loose_ends: HandOver::unpack(self.loose_ends, luggage)?,
             ended: false,
-            hooks_end: HandOver::unpack(self.hooks_end, luggage)?,
+            timers: Timers::default(),
             care: Care::unpack(&self.care, &listeners),
             outputs: Outputs::open()?,
             leftovers: HandOver::unpack(self.leftovers, luggage)?,

@@ -3,8 +3,7 @@
 use std::convert::Infallible;
 use std::env;
 use std::ffi::{CString, OsString};
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -15,28 +14,22 @@ use nix::unistd::Pid;
 use tracing::{info, warn};
 
 use super::super::control::Asker;
+use super::super::host::{Ended, Failure, Job};
 use super::super::run::{Daemon, Role};
-use super::super::token::Token;
 use super::{State, UNDERSTOOD, environment, seal};
 use crate::core::spec::is_protocol_variable;
-use crate::core::time::Mono;
 use crate::core::word::one_line;
 use crate::sys::exec::become_program;
 use crate::sys::handover::Luggage;
 use crate::sys::output::output_pipe;
-use crate::sys::process::kill_tree;
 use crate::sys::program_file::FileIdentity;
 use crate::sys::signals::block_early;
 use crate::sys::spawn::{Launch, spawn};
 use crate::sys::strings::CStrings;
-use crate::sys::wait::Interest;
 use crate::wire::control::Reply;
 
 /// How long the program at our path may take to say that it understands.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How much of what it says is kept, in bytes.
-const MAX_SAID: usize = 4096;
 
 /// The subcommand that tries a state, before the words with which the program would be executed.
 const SUBCOMMAND: &str = "try-handover";
@@ -67,66 +60,30 @@ pub struct Reexec {
 #[derive(Debug)]
 enum Stage {
     /// A child is being shown the state.
-    Trying(Trial),
+    Trying,
     /// This file has understood, as [`identity`] names it.
     Tried(String),
 }
 
-#[derive(Debug)]
-struct Trial {
-    pid: Pid,
-    output: File,
-    said: Vec<u8>,
-    until: Mono,
-}
-
 impl Reexec {
-    /// Returns when a trial takes too long.
-    pub fn deadline(&self) -> Option<Mono> {
-        self.trial().map(|trial| trial.until)
-    }
-
     /// Gives up, and returns those who wait.
     pub fn into_askers(self) -> Vec<Asker> {
         self.askers
     }
-
-    fn trial(&self) -> Option<&Trial> {
-        match &self.stage {
-            Stage::Trying(trial) => Some(trial),
-            Stage::Tried(_) => None,
-        }
-    }
 }
 
-impl Trial {
-    /// Takes what was written by now; returns whether that was all.
-    fn read(&mut self) -> bool {
-        let mut buffer = [0; MAX_SAID];
-        loop {
-            match self.output.read(&mut buffer) {
-                Ok(0) => return true,
-                Ok(count) => {
-                    let room = MAX_SAID - self.said.len();
-                    self.said.extend(&buffer[..count.min(room)]);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return true,
-            }
+/// Returns which file has understood, or why none has.
+fn understood(ended: &Ended) -> Result<String, String> {
+    let said = String::from_utf8_lossy(&ended.said);
+    let said = one_line(said.lines().find(|line| !line.trim().is_empty()).unwrap_or_default());
+    match (&ended.result, said.strip_prefix(UNDERSTOOD)) {
+        (Ok(()), Some(file)) => Ok(file.to_owned()),
+        (Ok(()), None) => Err("it is no liveswap that can take over".into()),
+        (Err(Failure::TooLate), _) => {
+            Err(format!("it has not said in {} s whether it understands", PATIENCE.as_secs()))
         }
-    }
-
-    /// Returns which file has understood, or why none has; `how` it ended, and whether with status 0.
-    fn result(&self, done: bool, how: &str) -> Result<String, String> {
-        let said = String::from_utf8_lossy(&self.said);
-        let said = one_line(said.lines().find(|line| !line.trim().is_empty()).unwrap_or_default());
-        match (done, said.strip_prefix(UNDERSTOOD)) {
-            (true, Some(file)) => Ok(file.to_owned()),
-            (true, None) => Err("it is no liveswap that can take over".into()),
-            (false, _) if said.is_empty() => Err(format!("it {how}")),
-            (false, _) => Err(format!("it {how}: {}", said.trim_start_matches("Error: "))),
-        }
+        (Err(failure), _) if said.is_empty() => Err(format!("it {failure}")),
+        (Err(failure), _) => Err(format!("it {failure}: {}", said.trim_start_matches("Error: "))),
     }
 }
 
@@ -142,15 +99,15 @@ impl Daemon {
             return;
         }
         match self.begin_trial() {
-            Ok(trial) => {
-                info!("trying {} as the next manager (pid {})", self.successor.program.display(), trial.pid);
-                self.successor.wish = Some(Reexec { askers: waiting, stage: Stage::Trying(trial) });
+            Ok(pid) => {
+                info!("trying {} as the next manager (pid {pid})", self.successor.program.display());
+                self.successor.wish = Some(Reexec { askers: waiting, stage: Stage::Trying });
             }
             Err(error) => self.stay(waiting, &error.to_string()),
         }
     }
 
-    fn begin_trial(&mut self) -> io::Result<Trial> {
+    fn begin_trial(&mut self) -> io::Result<Pid> {
         if self.ended {
             return Err(io::Error::other("the service has ended"));
         }
@@ -183,55 +140,15 @@ impl Daemon {
             stdout: Some(theirs.as_fd().into()),
             stderr: Some(theirs.as_fd().into()),
         })?;
-        let trial = Trial { pid: child.pid, output, said: Vec::new(), until: self.now() + PATIENCE };
-        self.employ(Role::Trial, child);
-        if let Err(error) = self.poller.add(&trial.output, Token::Trial.pack(), Interest::Read) {
-            self.give_up(&trial);
-            return Err(error);
-        }
-        Ok(trial)
-    }
-
-    /// Takes what the program that is tried has written by now.
-    pub(in super::super) fn read_trial(&mut self) {
-        if let Some(Reexec { stage: Stage::Trying(trial), .. }) = &mut self.successor.wish
-            && trial.read()
-        {
-            let _ = self.poller.remove(&trial.output);
-        }
+        self.begin_job(Role::Trial, Job::program_that_says(child, output), Some(PATIENCE))
     }
 
     /// Takes the end of the trial.
-    pub(in super::super) fn tried(&mut self, done: bool, how: &str) {
-        self.read_trial();
-        // One that took too long was given up.
-        let Some(Reexec { askers, stage: Stage::Trying(trial) }) = self.successor.wish.take() else { return };
-        let _ = self.poller.remove(&trial.output);
-        match trial.result(done, how) {
+    pub(in super::super) fn tried(&mut self, ended: &Ended) {
+        let Some(Reexec { askers, stage: Stage::Trying }) = self.successor.wish.take() else { return };
+        match understood(ended) {
             Ok(file) => self.successor.wish = Some(Reexec { askers, stage: Stage::Tried(file) }),
             Err(why) => self.stay(askers, &why),
-        }
-    }
-
-    /// Gives up a trial that takes too long.
-    pub(in super::super) fn end_late_trial(&mut self) {
-        let now = self.now();
-        let is_late = |reexec: &mut Reexec| reexec.deadline().is_some_and(|at| at <= now);
-        let Some(reexec) = self.successor.wish.take_if(is_late) else { return };
-        if let Some(trial) = reexec.trial() {
-            let _ = self.poller.remove(&trial.output);
-            self.give_up(trial);
-        }
-        let why = format!("it has not said in {} s whether it understands", PATIENCE.as_secs());
-        self.stay(reexec.askers, &why);
-    }
-
-    fn give_up(&mut self, trial: &Trial) {
-        self.helpers.remove(&trial.pid);
-        if self.roles.remove(&trial.pid).is_some()
-            && let Err(error) = kill_tree(trial.pid)
-        {
-            warn!("cannot kill process {}: {error}", trial.pid);
         }
     }
 

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
+use super::super::token::{Poller, Token, Watched};
+use crate::core::ids::WorkerId;
 use crate::sys::channel::{receive_some, send_some};
 use crate::sys::foreign::{ForeignFd, are_too_many};
 use crate::sys::handover::{hand_over, plain};
@@ -26,7 +28,7 @@ const READ_SIZE: usize = 16 * 1024;
 /// The manager's end of a channel.
 #[derive(Debug)]
 pub struct Channel {
-    fd: ForeignFd,
+    fd: Watched<ForeignFd>,
     lines: Lines,
     /// A line that is too long is being skipped.
     skips: bool,
@@ -36,7 +38,6 @@ pub struct Channel {
     standing: Standing,
     /// The kernel takes no more descriptors from us for now.
     crowded: bool,
-    watched: Interest,
 }
 
 /// How far a worker has got.
@@ -53,14 +54,13 @@ pub enum Standing {
 }
 
 hand_over!(Channel as ChannelState {
-    fd: ForeignFd,
+    fd: Watched<ForeignFd>,
     lines: Lines,
     skips: bool,
     output: VecDeque<Line>,
     held: BTreeSet<String>,
     standing: Standing,
     crowded: bool,
-    watched: Interest,
 });
 
 /// A line on its way.
@@ -76,14 +76,13 @@ hand_over!(Line as LineState { rest: Vec<u8>, descriptor: Option<OwnedFd> });
 impl Channel {
     pub(in super::super) fn new(fd: OwnedFd) -> Self {
         Self {
-            fd: fd.into(),
+            fd: ForeignFd::from(fd).into(),
             lines: Lines::new(MAX_LINE),
             skips: false,
             output: VecDeque::new(),
             held: BTreeSet::new(),
             standing: Standing::Open,
             crowded: false,
-            watched: Interest::Read,
         }
     }
 
@@ -95,7 +94,7 @@ impl Channel {
     /// Takes what the worker has said by now, a bounded piece of it. Who does not read is not heard.
     pub(super) fn listen(&mut self) -> Vec<Said> {
         let mut heard = Vec::new();
-        if self.watched != Interest::Read || self.is_closed() || are_too_many() {
+        if self.awaited() != Interest::Read || self.is_closed() || are_too_many() {
             return heard;
         }
         let mut buffer = [0; READ_SIZE];
@@ -202,28 +201,28 @@ impl Channel {
         }
     }
 
-    /// Returns what it is to be watched for from now on, where that has changed.
-    pub(super) fn watch(&mut self) -> Option<Interest> {
-        let wanted = if self.output.is_empty() {
+    /// Has it watched for what is to come: more from the worker, or room for what waits.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_ctl(2)`.
+    pub(in super::super) fn watch(&self, poller: &Poller, worker: WorkerId) -> io::Result<()> {
+        self.fd.watch(poller, Token::Channel(worker), self.awaited())
+    }
+
+    fn awaited(&self) -> Interest {
+        if self.output.is_empty() {
             Interest::Read
         } else if self.crowded {
             Interest::Nothing
         } else {
             Interest::Write
-        };
-        let has_changed = wanted != self.watched;
-        self.watched = wanted;
-        has_changed.then_some(wanted)
+        }
     }
 
     /// Whether it is to be tried again later to write what waits.
     pub(super) fn is_crowded(&self) -> bool {
         self.crowded
-    }
-
-    /// What it is watched for now.
-    pub(in super::super) fn watched(&self) -> Interest {
-        self.watched
     }
 }
 

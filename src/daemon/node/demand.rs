@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tracing::{info, warn};
 
+use super::super::host::Timer;
 use super::super::release::in_words;
 use super::super::run::Daemon;
 use super::super::sockets::{Listener, Owner, SocketError, SocketPlan};
@@ -216,11 +217,6 @@ impl Daemon {
         self.end_demands();
     }
 
-    /// When a socket is to be let go of.
-    pub(in super::super) fn next_end_of_demand(&self) -> Option<Mono> {
-        self.demanded.iter().filter_map(|demanded| demanded.until).min()
-    }
-
     /// Lets go of the sockets that no generation uses any more.
     pub(in super::super) fn end_demands(&mut self) {
         let now = self.now();
@@ -228,15 +224,13 @@ impl Daemon {
             .into_iter()
             .partition(|demanded: &Demanded| demanded.until.is_some_and(|until| until <= now));
         self.demanded = kept;
+        self.timers.set(Timer::Demands, self.demanded.iter().filter_map(|demanded| demanded.until).min());
         if !gone.is_empty() {
             self.journal.needs_snapshot();
         }
         let is_any_gone = !gone.is_empty();
         for Demanded { listener, .. } in gone {
             info!("socket {} let go of, as no worker listens on it any more", listener.plan().spec.listen);
-            if Rc::strong_count(&listener) == 1 {
-                let _ = self.poller.remove(&*listener);
-            }
         }
         if is_any_gone {
             self.open_default_control();

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tracing::{error, info};
 
+use super::super::host::Timer;
 use super::super::run::Daemon;
 use super::STATE;
 use super::record::{Entry, Envelope, ProcessRecord, Record, snapshot};
@@ -69,11 +70,6 @@ impl Journal {
     /// Something has changed that only a snapshot tells.
     pub fn needs_snapshot(&mut self) {
         self.is_stale = true;
-    }
-
-    /// When a snapshot that failed is tried again.
-    pub fn retries_at(&self) -> Option<Mono> {
-        self.retry_at
     }
 
     /// Adds a line, which is written with the next ones.
@@ -235,6 +231,7 @@ impl Daemon {
         self.journal.waiting.clear();
         self.journal.is_stale = true;
         let retry_at = self.now() + RETRY;
+        self.timers.set(Timer::State, retry_at);
         if self.journal.retry_at.replace(retry_at).is_none() {
             let path = self.journal.path.display();
             error!("{STATE} {path} cannot be written, so nobody could take over from this manager: {error}");

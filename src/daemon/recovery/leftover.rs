@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use nix::unistd::Pid;
 use tracing::{info, warn};
 
+use super::super::host::Timer;
 use super::super::run::Daemon;
-use super::super::token::Token;
+use super::super::token::{Token, Watched};
 use super::survivors::Family;
 use crate::core::ids::WorkerId;
 use crate::core::time::Mono;
@@ -21,12 +22,12 @@ const KILL_TAKES: Duration = Duration::from_secs(5);
 /// One of them.
 #[derive(Debug)]
 pub struct Leftover {
-    process: Pidfd,
+    process: Watched<Pidfd>,
     /// When it is killed; none before it was told to drain.
     kill_at: Option<Mono>,
 }
 
-hand_over!(Leftover as LeftoverState { process: Pidfd, kill_at: Option<Mono> });
+hand_over!(Leftover as LeftoverState { process: Watched<Pidfd>, kill_at: Option<Mono> });
 
 impl Leftover {
     /// All processes of the workers that are as `is` says.
@@ -36,7 +37,7 @@ impl Leftover {
 
     /// A process that is known for a worker in another way.
     pub fn of(process: Pidfd) -> Self {
-        Self { process, kill_at: None }
+        Self { process: process.into(), kill_at: None }
     }
 
     /// Its number.
@@ -66,10 +67,12 @@ impl Leftover {
 
 impl Daemon {
     /// Has the kernel tell us of their ends.
-    pub(in super::super) fn watch_leftovers(&self) {
+    pub(in super::super) fn watch_leftovers(&mut self) {
         for leftover in &self.leftovers {
-            let token = Token::Leftover(leftover.process.pid().as_raw()).pack();
-            let _ = self.poller.add(&leftover.process, token, Interest::Read);
+            let pid = leftover.process.pid().as_raw();
+            self.timers.set(Timer::Leftover(pid), leftover.kill_at);
+            let token = Token::Leftover(pid);
+            let _ = leftover.process.watch(&self.poller, token, Interest::Read);
         }
     }
 
@@ -85,27 +88,18 @@ impl Daemon {
                 warn!("cannot signal process {pid}: {error}");
             }
             leftover.kill_at = Some(kill_at);
+            self.timers.set(Timer::Leftover(pid.as_raw()), kill_at);
         }
     }
 
-    /// When one of them is to be killed.
-    pub(in super::super) fn next_end_of_leftover(&self) -> Option<Mono> {
-        self.leftovers.iter().filter_map(|leftover| leftover.kill_at).min()
-    }
-
-    /// Kills those whose time is over.
-    pub(in super::super) fn kill_late_leftovers(&mut self) {
-        let now = self.now();
-        let is_late = |leftover: &&mut Leftover| leftover.kill_at.is_some_and(|at| at <= now);
-        for leftover in self.leftovers.iter_mut().filter(is_late) {
-            warn!(
-                "process {}, a worker of the manager before, has not finished in time; SIGKILL",
-                leftover.process.pid()
-            );
-            let _ = leftover.process.kill_tree();
-            // Its end is waited for.
-            leftover.kill_at = None;
-        }
+    /// Kills one whose time is over.
+    pub(in super::super) fn kill_late_leftover(&mut self, pid: Pid) {
+        let late = self.leftovers.iter_mut().find(|leftover| leftover.process.pid() == pid);
+        let Some(leftover) = late.filter(|leftover| leftover.kill_at.is_some()) else { return };
+        warn!("process {pid}, a worker of the manager before, has not finished in time; SIGKILL");
+        let _ = leftover.process.kill_tree();
+        // Its end is waited for.
+        leftover.kill_at = None;
     }
 
     /// Kills all of them.
@@ -118,8 +112,8 @@ impl Daemon {
     /// Takes the end of one.
     pub(in super::super) fn leftover_ended(&mut self, pid: Pid) {
         let ended = |leftover: &Leftover| leftover.process.pid() == pid && leftover.process.has_ended();
-        for leftover in self.leftovers.extract_if(.., |leftover| ended(leftover)) {
-            let _ = self.poller.remove(&leftover.process);
+        for _ in self.leftovers.extract_if(.., |leftover| ended(leftover)) {
+            self.timers.clear(Timer::Leftover(pid.as_raw()));
             info!("process {pid}, a worker of the manager before, has gone");
         }
     }

@@ -203,7 +203,7 @@ impl Daemon {
         let adopted = Process {
             pid,
             started: Some(started),
-            survivor: Some(process),
+            survivor: Some(process.into()),
             group: Pid::from_raw(group),
             announced_main_pid: None,
             rejected: Rejected::default(),
@@ -212,7 +212,7 @@ impl Daemon {
             notify: record
                 .notify
                 .and_then(|path| self.speak_again(worker, &path))
-                .map(|notify| self.with_watch(notify)),
+                .map(|notify| self.with_watch(notify).into()),
             start: None,
             failure: None,
             failed_probe: None,

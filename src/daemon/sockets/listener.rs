@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use super::super::token::Watched;
 use super::error::{Problem, Step};
 use super::path::{bind_path, permissions, set_permissions};
 use super::plan::SocketPlan;
@@ -35,7 +36,8 @@ pub struct Listener {
     pub(super) watched: OnceCell<WatchedPath>,
     pub(super) file: Option<SocketFile>,
     pub(super) folders: Option<MadeFolders>,
-    pub(super) fd: ForeignFd,
+    /// Registered once, whatever for.
+    pub(in super::super) fd: Watched<ForeignFd>,
     pub(super) is_inherited: bool,
     pub(super) plan: RefCell<SocketPlan>,
     pub(super) baseline: RefCell<Baseline>,
@@ -115,7 +117,7 @@ impl Listener {
             file,
             folders,
             upkeep: Upkeep::of_new(&fd),
-            fd: ForeignFd::from(fd).bound(),
+            fd: ForeignFd::from(fd).bound().into(),
             is_inherited: false,
             plan: RefCell::new(plan.clone()),
             baseline: RefCell::new(baseline),
@@ -149,7 +151,7 @@ impl Listener {
             file,
             folders: None,
             upkeep: Upkeep::of(&fd),
-            fd: ForeignFd::from(fd).bound(),
+            fd: ForeignFd::from(fd).bound().into(),
             is_inherited: true,
             plan: RefCell::new(SocketPlan::of(name, address, kind)),
             baseline: RefCell::new(baseline),
@@ -302,7 +304,7 @@ impl Listener {
     }
 
     /// Keeps a spare name of the path and watches it; returns what is not possible, in words. Idempotent.
-    pub(super) fn guard_path(&self, watch: &io::Result<PathWatch>) -> Vec<String> {
+    pub(super) fn guard_path(&self, watch: &io::Result<Watched<PathWatch>>) -> Vec<String> {
         let Some(file) = self.file.as_ref().filter(|_| self.watched.get().is_none()) else {
             return Vec::new();
         };
@@ -313,7 +315,7 @@ impl Listener {
         let unwatched = |error: &io::Error| format!("a removal of its path would go unnoticed: {error}");
         match watch {
             Err(error) => warnings.push(unwatched(error)),
-            Ok(watch) => match watch.watch(file.path()) {
+            Ok(watch) => match watch.watch_path(file.path()) {
                 Ok(watched) => self.watched.set(watched).unwrap_or_default(),
                 Err(error) => warnings.push(unwatched(&error)),
             },

@@ -7,6 +7,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{PipeReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::io::IntoRawFd;
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -16,9 +17,9 @@ use tempfile::tempdir;
 use super::super::fork::tests::{isolated, wait_for_exit};
 use super::super::interpreter::Interpreter;
 use super::super::limits;
+use super::super::output::wait_readable;
 use super::super::raw;
 use super::super::reaper::Exit;
-use super::super::wait::{Interest, Poller};
 use super::*;
 
 fn c_strings(texts: &[&str]) -> CStrings {
@@ -90,11 +91,8 @@ fn runs(launch: &Launch<'_>) -> impl Iterator<Item = Outcome> {
 
 /// Waits for the report as the manager does.
 fn final_report(mut spawned: Spawned) -> Report {
-    let mut poller = Poller::new().unwrap();
-    poller.add(&spawned, 0, Interest::Read).unwrap();
-    let mut ready = Vec::new();
     loop {
-        poller.wait(None, &mut ready).unwrap();
+        assert!(wait_readable(&spawned, Duration::from_secs(60)).unwrap(), "no report has come");
         match spawned.report().unwrap() {
             Report::NotYet => {}
             report => return report,
