@@ -100,7 +100,7 @@ impl Daemon {
             Action::Exit => {
                 self.ended = true;
                 // The last hooks may tell what they have to, but not for long.
-                self.hurry_hooks(HOOK_GRACE);
+                self.host.hurry(|role| matches!(role, Role::After(_)), HOOK_GRACE);
             }
         }
     }
@@ -145,7 +145,7 @@ impl Daemon {
             tail: Tail::default(),
             outputs: outputs.collect(),
         };
-        self.roles.insert(process.pid, Role::Worker(worker));
+        self.host.roles.insert(process.pid, Role::Worker(worker));
         self.history.started(worker, self.now());
         info!(
             worker = worker.0,
@@ -206,19 +206,19 @@ impl Daemon {
     /// Those of `epoll_ctl(2)`.
     pub(super) fn watch(&self, worker: WorkerId, process: &Process) -> io::Result<()> {
         if let Some(notify) = &process.notify {
-            notify.watch(&self.poller, Token::Notify(worker), Interest::Read)?;
+            notify.watch(&self.host.poller, Token::Notify(worker), Interest::Read)?;
         }
         if let Some(channel) = &process.channel {
-            channel.watch(&self.poller, worker)?;
+            channel.watch(&self.host.poller, worker)?;
         }
         if let Some(start) = &process.start {
-            start.watch(&self.poller, Token::Report(worker), Interest::Read)?;
+            start.watch(&self.host.poller, Token::Report(worker), Interest::Read)?;
         }
         if let Some(survivor) = &process.survivor {
-            survivor.watch(&self.poller, Token::Survivor(worker), Interest::Read)?;
+            survivor.watch(&self.host.poller, Token::Survivor(worker), Interest::Read)?;
         }
         for output in &process.outputs {
-            output.pipe.watch(&self.poller, Token::Output(worker, output.stream), Interest::Read)?;
+            output.pipe.watch(&self.host.poller, Token::Output(worker, output.stream), Interest::Read)?;
         }
         Ok(())
     }
@@ -245,7 +245,7 @@ impl Daemon {
 
     /// Returns a worker's process where its pid is still its own: the news of its end may wait in the inbox.
     pub(super) fn running(&self, worker: WorkerId) -> Option<&Process> {
-        self.processes.get(&worker).filter(|process| self.roles.contains_key(&process.pid))
+        self.processes.get(&worker).filter(|process| self.host.roles.contains_key(&process.pid))
     }
 
     /// Whether the worker has a process that is not yet reaped.
@@ -254,7 +254,7 @@ impl Daemon {
     }
 
     fn tell(&mut self, notice: &Notice) {
-        let (clock, clock_now) = (self.clock_micros(), self.now());
+        let (clock, clock_now) = (self.host.clock_micros(), self.now());
         self.upward.tell(notice, &self.manager, clock);
         let event = self.describe(notice);
         if let Notice::Worker(worker, WorkerNotice::Ready | WorkerNotice::Ended(_) | WorkerNotice::Died(_)) =

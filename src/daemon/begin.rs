@@ -76,7 +76,7 @@ pub fn begin(source: Source, watched: &[PathBuf], color: bool) -> Result<Daemon,
     };
     if !watched.is_empty() {
         let started = watch::start(watched.to_vec()).map_err(io("starting to watch files"))?;
-        daemon.roles.insert(started, Role::Watcher);
+        daemon.host.roles.insert(started, Role::Watcher);
     }
     daemon.origin.is_watched = !watched.is_empty();
     daemon.watch_all().map_err(io("setting up the event loop"))?;

@@ -41,16 +41,19 @@ pub(super) use self::survey::Ports;
 use self::survey::Survey;
 pub use self::tcp::{TcpError, say_where};
 use super::handover::Reexec;
-use super::host::Timer;
+use super::host::{Host, Timer};
 use super::run::Daemon;
-use super::token::{ClientId, Poller, Watched};
+use super::token::{ClientId, Poller, Token, Watched};
 use crate::core::ids::RequestId;
 use crate::core::time::Mono;
 use crate::sys::control_socket::ControlSocket;
 use crate::sys::control_tcp::ControlTcp;
 use crate::sys::handover::hand_over;
-use crate::wire::control::{Reply, line};
+use crate::wire::control::{BadRequest, Command, Reply, Request, line};
 use crate::wire::secret::Secret;
+
+/// How many requests of a client may wait for their answers.
+const MAX_ASKED: usize = 16;
 
 /// How soon it is looked for newcomers again where there was no descriptor for one.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
@@ -91,6 +94,9 @@ pub struct Asker {
     /// Whether the answer comes at the end.
     waits: bool,
 }
+
+/// What a client asks for, or the answer to that, in the order in which it has asked.
+pub(super) type Asked = (Asker, Result<Command, Reply>);
 
 impl Asker {
     /// Whether the answer comes at the end.
@@ -201,12 +207,6 @@ impl Control {
         self.reply(asker, reply);
     }
 
-    /// Hears nothing more.
-    fn turn_away(&self) {
-        self.close_doors();
-        self.clients.values().for_each(|client| client.stream.unwatch());
-    }
-
     /// Answers those who wait for a look at workers that are no more.
     fn give_up_survey(&mut self) {
         let under_way = self.survey.take().into_iter().flat_map(Survey::into_askers);
@@ -216,88 +216,127 @@ impl Control {
             self.reply(asker, reply);
         }
     }
-}
 
-impl Daemon {
-    /// Takes what a client has written, as much as one may write before others get their turn.
-    pub(super) fn attend(&mut self, id: ClientId) {
-        let now = self.now();
-        let Some(client) = self.control.clients.get_mut(&id) else { return };
-        if client.has_gone() {
-            self.drop_client(id);
-            return;
-        }
-        let was_unproven = client.trust.is_unproven();
-        let requests = client.listen(now, self.control.token.as_ref());
-        let has_proven = was_unproven && !client.trust.is_unproven();
-        if has_proven && !self.make_room(Some(id), false) {
-            self.let_client_go(id, &full());
-            return;
-        }
-        for request in requests {
-            self.take_request(id, request);
+    /// Takes what has become ready, and returns what clients ask for.
+    pub(super) fn ready(&mut self, token: Token, host: &mut Host) -> Vec<Asked> {
+        match token {
+            Token::Control => self.admit(Door::File, host),
+            Token::ControlTcp => self.admit(Door::Tcp, host),
+            Token::Client(id) => self.attend(id, host),
+            _ => Vec::new(),
         }
     }
 
-    /// Brings to the clients what there is for them, at the end of a turn.
-    pub(super) fn serve_clients(&mut self) {
+    /// Takes what a client has written, as much as one may write before others get their turn, and returns what it asks for.
+    fn attend(&mut self, id: ClientId, host: &mut Host) -> Vec<Asked> {
+        let Some(client) = self.clients.get_mut(&id) else { return Vec::new() };
+        if client.has_gone() {
+            self.drop_client(id, host);
+            return Vec::new();
+        }
+        let was_unproven = client.trust.is_unproven();
+        let requests = client.listen(host.now(), self.token.as_ref());
+        let has_proven = was_unproven && !client.trust.is_unproven();
+        if has_proven && !self.make_room(Some(id), false, host) {
+            self.let_client_go(id, &full(), host);
+            return Vec::new();
+        }
+        requests.into_iter().filter_map(|request| self.take_request(id, request)).collect()
+    }
+
+    /// Says who asks for what. The answer to what is no request, or one too many, is known already.
+    fn take_request(&mut self, client: ClientId, request: Result<Request, BadRequest>) -> Option<Asked> {
+        let of = self.clients.get_mut(&client)?;
+        of.asked += 1;
+        Some(match request {
+            Err(BadRequest { id, cmd, reason }) => {
+                let asker = Asker { client, id, cmd: String::new(), waits: true };
+                (asker, Err(Reply::failed(cmd, reason)))
+            }
+            Ok(Request { id, command, .. }) if of.asked > MAX_ASKED => {
+                let asker = Asker { client, id, cmd: command.name().into(), waits: true };
+                let why = format!("{MAX_ASKED} requests of this client wait for their answers already");
+                (asker, Err(Reply::failed(command.name(), why)))
+            }
+            Ok(Request { id, command, wait, .. }) => {
+                (Asker { client, id, cmd: command.name().into(), waits: wait }, Ok(command))
+            }
+        })
+    }
+
+    /// Brings to the clients what there is for them, at the end of a turn. Once the service has `ended`, nothing more is heard: what is
+    /// said at the end is said when all else has ended, as then it is true.
+    pub(super) fn serve(&mut self, ended: bool, host: &mut Host) {
         self.accept_for_those_who_do_not_wait();
-        // What is said at the end is said when all else has ended: then it is true. Nothing more is heard until then.
-        if self.ended {
-            self.control.turn_away();
+        if ended {
+            self.close_doors();
+            self.clients.values().for_each(|client| client.stream.unwatch());
             return;
         }
-        let now = self.now();
+        let now = host.now();
         let mut gone = Vec::new();
-        for (id, client) in &mut self.control.clients {
+        for (id, client) in &mut self.clients {
             client.flush(now);
-            if client.is_over() || client.watch(&self.poller, *id).is_err() {
+            if client.is_over() || client.watch(&host.poller, *id).is_err() {
                 gone.push(*id);
             } else {
-                self.timers.set(Timer::Client(*id), client.deadline());
+                host.timers.set(Timer::Client(*id), client.deadline());
             }
         }
         for id in gone {
-            self.drop_client(id);
+            self.drop_client(id, host);
         }
     }
 
     /// Closes the connection of a client, if it is there.
-    fn drop_client(&mut self, id: ClientId) {
-        self.timers.clear(Timer::Client(id));
-        if let Some(mut client) = self.control.clients.remove(&id) {
+    fn drop_client(&mut self, id: ClientId, host: &mut Host) {
+        host.timers.clear(Timer::Client(id));
+        if let Some(mut client) = self.clients.remove(&id) {
             client.stream.unwatch();
             client.stream.finish();
         }
     }
 
     /// Closes the connection of a client that has been silent, or has not read, for too long.
-    pub(super) fn end_late_client(&mut self, id: ClientId) {
-        let now = self.now();
-        let Some(client) = self.control.clients.get(&id) else { return };
+    pub(super) fn end_late_client(&mut self, id: ClientId, host: &mut Host) {
+        let Some(client) = self.clients.get(&id) else { return };
         // It may have said something in the turn in which its time was over.
-        if client.deadline().is_some_and(|at| at <= now) {
+        if client.deadline().is_some_and(|at| at <= host.now()) {
             let why = client.why_late();
-            self.let_client_go(id, why);
+            self.let_client_go(id, why, host);
         }
     }
 
     /// Accepts clients again, where there was no descriptor for one before.
-    pub(super) fn accept_again(&mut self) {
-        self.control.admits_at = None;
-        if self.control.watch_doors(&self.poller).is_err() {
-            self.pause_accepting();
+    pub(super) fn accept_again(&mut self, host: &mut Host) {
+        self.admits_at = None;
+        if self.watch_doors(&host.poller).is_err() {
+            self.pause_accepting(host);
         }
     }
 
     /// Leaves clients that connect in the queue for a moment.
-    fn pause_accepting(&mut self) {
-        self.control.close_doors();
-        let at = self.now() + NO_ROOM_PAUSE;
-        self.control.admits_at = Some(at);
-        self.timers.set(Timer::Accept, at);
+    fn pause_accepting(&mut self, host: &mut Host) {
+        self.close_doors();
+        let at = host.now() + NO_ROOM_PAUSE;
+        self.admits_at = Some(at);
+        host.timers.set(Timer::Accept, at);
     }
 
+    /// Tells those who do not wait that what they asked for is under way, unless it has ended already.
+    fn accept_for_those_who_do_not_wait(&mut self) {
+        let askers = mem::take(&mut self.askers);
+        for (request, asker) in askers {
+            if asker.waits {
+                self.askers.insert(request, asker);
+            } else {
+                self.accept(asker);
+            }
+        }
+    }
+}
+
+impl Daemon {
     /// Ends the manager's part: lets go of all that it held, and then tells those who wait that it is over.
     pub fn part(mut self) {
         self.control.socket.remove();
@@ -316,17 +355,5 @@ impl Daemon {
     /// Drops everything else: sockets, the lock of the runtime directory.
     fn into_control(self) -> Control {
         self.control
-    }
-
-    /// Tells those who do not wait that what they asked for is under way, unless it has ended already.
-    fn accept_for_those_who_do_not_wait(&mut self) {
-        let askers = mem::take(&mut self.control.askers);
-        for (request, asker) in askers {
-            if asker.waits {
-                self.control.askers.insert(request, asker);
-            } else {
-                self.control.accept(asker);
-            }
-        }
     }
 }

@@ -101,7 +101,7 @@ impl Daemon {
     fn pause_doors(&mut self, time: Duration) {
         let at = self.now() + time;
         self.on_demand.doors.again_at = Some(at);
-        self.timers.set(Timer::Connections, at);
+        self.host.timers.set(Timer::Connections, at);
     }
 
     fn wants_connections(&self) -> bool {
@@ -148,7 +148,9 @@ impl Daemon {
         let has_one = |pid: &Pid| match held::open_files(*pid) {
             Ok(open) => open.iter().any(|one| one.kind == held::Kind::Socket && inodes.contains(&one.inode)),
             // Of the process of a connection it is known that it has none; one that has ended has nothing.
-            Err(error) => error.kind() == io::ErrorKind::PermissionDenied && !self.roles.contains_key(pid),
+            Err(error) => {
+                error.kind() == io::ErrorKind::PermissionDenied && !self.host.roles.contains_key(pid)
+            }
         };
         process::descendants(getpid()).into_iter().find(has_one)
     }
@@ -169,14 +171,14 @@ impl Daemon {
             return;
         }
         // Of streams it is known already, for their hang-up; of datagrams not.
-        let _ = listener.fd.watch(&self.poller, Token::Doors, Interest::Arrival);
+        let _ = listener.fd.watch(&self.host.poller, Token::Doors, Interest::Arrival);
     }
 
     fn shut(&self, listener: &Rc<Listener>) {
         let is_watched =
             listener.plan().spec.kind != SocketKind::Datagram && !self.is_beyond_repair(listener);
         if is_watched {
-            let _ = listener.fd.watch(&self.poller, Token::Sockets, Interest::Hangup);
+            let _ = listener.fd.watch(&self.host.poller, Token::Sockets, Interest::Hangup);
         } else {
             listener.fd.unwatch();
         }

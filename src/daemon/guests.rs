@@ -155,13 +155,13 @@ impl Daemon {
         let pid = spawned.pid;
         // Its report is read as soon as there is one: kept until its end, it would cost a descriptor for each.
         let spawned = Watched::from(spawned);
-        spawned.watch(&self.poller, Token::GuestReport(pid.as_raw()), Interest::Read)?;
+        spawned.watch(&self.host.poller, Token::GuestReport(pid.as_raw()), Interest::Read)?;
         self.begin_job(Role::Guest, Job::program(spawned), None)
     }
 
     /// Takes the report whether its program runs. A failure is kept for its end, which is sure to follow.
     pub(super) fn take_guest_report(&mut self, pid: Pid) {
-        let Some(guest) = self.jobs.get_mut(&pid).and_then(Job::start) else { return };
+        let Some(guest) = self.host.jobs.get_mut(&pid).and_then(Job::start) else { return };
         let report = guest.report();
         if matches!(report, Ok(Report::NotYet)) {
             return;
@@ -171,15 +171,15 @@ impl Daemon {
         {
             of.failure = Some(failure.to_string());
         }
-        self.jobs.remove(&pid);
+        self.host.jobs.remove(&pid);
     }
 
     /// Takes the end of one.
     pub(super) fn guest_ended(&mut self, pid: Pid, exit: Exit) {
         self.take_guest_report(pid);
         let gone = self.on_demand.guests.all.remove(&pid.as_raw());
-        self.timers.clear(Timer::Guest(pid.as_raw()));
-        self.jobs.remove(&pid);
+        self.host.timers.clear(Timer::Guest(pid.as_raw()));
+        self.host.jobs.remove(&pid);
         let Some(Guest { door, source, failure, kill_at, .. }) = gone else { return };
         self.on_demand.guests.is_full = false;
         if self.on_demand.guests.all.is_empty() {
@@ -217,7 +217,7 @@ impl Daemon {
             // One that has ended is about to be reaped.
             let _ = process::signal(Pid::from_raw(*pid), signal);
             let kill_at = *guest.kill_at.get_or_insert(kill_at);
-            self.timers.set(Timer::Guest(*pid), kill_at);
+            self.host.timers.set(Timer::Guest(*pid), kill_at);
         }
     }
 
@@ -234,7 +234,7 @@ impl Daemon {
     /// Sets the timers of processes that another manager has told to drain.
     pub(super) fn time_guests(&mut self) {
         for (pid, guest) in &self.on_demand.guests.all {
-            self.timers.set(Timer::Guest(*pid), guest.kill_at);
+            self.host.timers.set(Timer::Guest(*pid), guest.kill_at);
         }
     }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 use nix::unistd::{Pid, geteuid};
 use tracing::error;
 
-use super::control::Door;
 use super::process::{Heard, MESSAGES_A_TURN};
 use super::release::Release;
 use super::run::Daemon;
@@ -24,7 +23,7 @@ impl Daemon {
     /// Reads all that has been said by now, before anybody is judged for a silence.
     pub(super) fn hear_all(&mut self, ready: &mut Vec<Ready<Token>>) -> io::Result<()> {
         for _ in 0..MOST_ROUNDS {
-            self.poller.wait(Some(Duration::ZERO), ready)?;
+            self.host.poller.wait(Some(Duration::ZERO), ready)?;
             if ready.is_empty() {
                 break;
             }
@@ -58,10 +57,11 @@ impl Daemon {
                 Token::Outlet(_) => {} // Flushed in each turn.
                 Token::Manager => {}   // PID 1 alone waits for it.
                 Token::Helper(number) => self.outputs.pass_on_helper(number),
-                Token::Control => self.admit(Door::File),
-                Token::ControlTcp => self.admit(Door::Tcp),
-                Token::Client(client) => self.attend(client),
-                Token::Job(pid) => self.read_job(Pid::from_raw(pid)),
+                Token::Control | Token::ControlTcp | Token::Client(_) => {
+                    let requests = self.control.ready(token, &mut self.host);
+                    self.take_requests(requests);
+                }
+                Token::Job(pid) => self.host.read_job(Pid::from_raw(pid)),
                 Token::PreUpgrade => self.read_pre_upgrade(),
                 Token::Channel(worker) => self.hear_node(worker),
                 Token::Stored(number) => self.end_stored(number),
@@ -101,8 +101,8 @@ impl Daemon {
             root: process.pid,
             user: release.map_or_else(|| geteuid().as_raw(), Release::user),
             cgroups: &self.cgroups,
-            roles: &self.roles,
-            found_at_start: &self.found_at_start,
+            roles: &self.host.roles,
+            found_at_start: &self.host.found_at_start,
         };
         for heard in process.listen(limit, &voucher, now) {
             match heard {

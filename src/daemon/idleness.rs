@@ -62,7 +62,7 @@ impl Daemon {
     /// Has it counted where that is due.
     pub(super) fn mind_idleness(&mut self) {
         self.count_if_due();
-        self.timers.set(Timer::Idleness, self.next_look_at_idleness());
+        self.host.timers.set(Timer::Idleness, self.next_look_at_idleness());
     }
 
     fn count_if_due(&mut self) {

@@ -105,12 +105,12 @@ impl Daemon {
     /// Has what came from outside, and is of no use any more, closed by a child: it may make that one wait.
     pub(super) fn close_foreign(&mut self) {
         match self.loose_ends.closers.run() {
-            Ok(Some(closer)) => drop(self.roles.insert(closer, Role::Closer)),
+            Ok(Some(closer)) => drop(self.host.roles.insert(closer, Role::Closer)),
             Ok(None) => {}
             Err(error) => debug!("cannot start a closer of descriptors: {error}; trying again"),
         }
         let left = self.loose_ends.closers.time_left();
-        self.timers.set(Timer::Closers, left.map(|left| self.now() + left));
+        self.host.timers.set(Timer::Closers, left.map(|left| self.now() + left));
     }
 }
 

@@ -92,8 +92,8 @@ impl Daemon {
         }
         let Some(process) = self.processes.get_mut(&worker) else { return };
         (process.lingers_until, process.tries_again_at) = (None, None);
-        self.timers.clear(Timer::Lingering(worker));
-        self.timers.clear(Timer::Send(worker));
+        self.host.timers.clear(Timer::Lingering(worker));
+        self.host.timers.clear(Timer::Send(worker));
         process.channel = None;
     }
 
@@ -205,9 +205,9 @@ impl Daemon {
             self.let_linger(worker, time);
             return;
         }
-        let _ = channel.watch(&self.poller, worker);
+        let _ = channel.watch(&self.host.poller, worker);
         process.tries_again_at = channel.is_crowded().then(|| now + CROWDED);
-        self.timers.set(Timer::Send(worker), process.tries_again_at);
+        self.host.timers.set(Timer::Send(worker), process.tries_again_at);
     }
 
     fn drain_of(&self, worker: WorkerId) -> Drain {
@@ -247,7 +247,7 @@ impl Daemon {
         let until = self.now() + time;
         if let Some(process) = self.processes.get_mut(&worker) {
             process.lingers_until = Some(until);
-            self.timers.set(Timer::Lingering(worker), until);
+            self.host.timers.set(Timer::Lingering(worker), until);
         }
     }
 }

@@ -73,7 +73,7 @@ impl Daemon {
             let Some(bound) = self.speak_again(*worker, &path) else { continue };
             let bound = Watched::from(self.with_watch(bound));
             let Some(process) = self.processes.get_mut(worker) else { continue };
-            let _ = bound.watch(&self.poller, Token::Notify(*worker), Interest::Read);
+            let _ = bound.watch(&self.host.poller, Token::Notify(*worker), Interest::Read);
             if let Some(mut before) = process.notify.replace(bound) {
                 before.forget_path();
             }

@@ -170,7 +170,7 @@ impl Daemon {
                 // The job has no output of its own that could fail to be watched.
                 let _ = self.begin_job(Role::Before(generation), Job::program(spawned), None);
                 // Unwatched, it is read when it has ended, or when its time is over.
-                let _ = hook.watch(&self.poller);
+                let _ = hook.watch(&self.host.poller);
                 self.set_stage(generation, Stage::PreUpgrade(hook, release));
             }
             Err(error) => {

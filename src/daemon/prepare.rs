@@ -301,7 +301,7 @@ impl Daemon {
             Stage::PreUpgrade(hook, _) => hook.pid(),
             Stage::Read(_) | Stage::Ran | Stage::Idle => return,
         };
-        self.give_up_job(pid);
+        self.host.give_up(pid);
     }
 
     /// Gives the sockets that `generation` holds the options that it wants.

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::unistd::{Pid, getpgid};
 use tracing::{error, info, warn};
 
-use super::host::{Ended, Timer};
+use super::host::Timer;
 use super::launch::{SERVICE_VARIABLE, WORKER_VARIABLE};
 use super::process::LAST_WORDS;
 use super::recovery::{Claim, kill_family, kill_rest_of_group};
@@ -41,12 +41,11 @@ impl Daemon {
             match reaper::next_exited() {
                 Ok(Some((pid, exit))) => {
                     if self.loose_ends.closers.ended(pid) {
-                        self.roles.remove(&pid);
+                        self.host.roles.remove(&pid);
                         let _ = reaper::reap(pid);
                         continue;
                     }
-                    let role = self.roles.remove(&pid);
-                    self.timers.clear(Timer::Job(pid.as_raw()));
+                    let role = self.host.roles.remove(&pid);
                     let goes_on = match role {
                         Some(Role::Worker(worker)) => self.kill_rest(worker, pid),
                         // What a hook has started in the background lives on.
@@ -68,7 +67,7 @@ impl Daemon {
                         }
                         None => {
                             // Its number may be another's soon.
-                            self.found_at_start.retain(|found| *found != pid);
+                            self.host.found_at_start.retain(|found| *found != pid);
                             false
                         }
                     };
@@ -85,8 +84,7 @@ impl Daemon {
                         _ if goes_on => {}
                         Some(Role::Worker(worker)) => self.worker_ended(worker, exit),
                         Some(role) => {
-                            let job = self.jobs.remove(&pid);
-                            let ended = job.map_or_else(|| Ended::by(exit), |job| job.finish(exit));
+                            let ended = self.host.take_end(pid, exit);
                             self.job_ended(role, ended);
                         }
                         None => {}
@@ -99,19 +97,19 @@ impl Daemon {
                 }
             }
         }
-        self.timers.set(Timer::Reap, self.now());
+        self.host.timers.set(Timer::Reap, self.now());
     }
 
     /// Has [`Daemon::kill_orphans`] called in a moment, when what goes on now is over.
     pub(super) fn tidy_up_soon(&mut self) {
         let at = *self.loose_ends.look_for_orphans_at.get_or_insert(self.now() + ORPHANS_SETTLE);
-        self.timers.set(Timer::Orphans, at);
+        self.host.timers.set(Timer::Orphans, at);
     }
 
     fn look_for_orphans_in(&mut self, time: Duration) {
         let at = self.now() + time;
         self.loose_ends.look_for_orphans_at = Some(at);
-        self.timers.set(Timer::Orphans, at);
+        self.host.timers.set(Timer::Orphans, at);
     }
 
     /// Kills what daemonised out of its worker's process group and has outlived the worker. It was left to us as a
@@ -130,7 +128,7 @@ impl Daemon {
             }
         };
         self.loose_ends.look_for_orphans_at = None;
-        for pid in children.into_iter().filter(|pid| !self.roles.contains_key(pid)) {
+        for pid in children.into_iter().filter(|pid| !self.host.roles.contains_key(pid)) {
             let environment = Environment::of(pid);
             let worker = environment.value(WORKER_VARIABLE).and_then(WorkerId::parse);
             let whose = match worker {
@@ -164,11 +162,11 @@ impl Daemon {
     fn may_be_needed(&self, stranger: Pid, environment: &Environment) -> bool {
         // A hook may leave behind what it likes, and so may who came with a connection: a session that is to go on.
         let is_exempt = self.has_guests()
-            || self.found_at_start.contains(&stranger)
+            || self.host.found_at_start.contains(&stranger)
             || environment.value(SERVICE_VARIABLE).is_some();
         let Some(born) = process::started(stranger).filter(|_| !is_exempt) else { return true };
         // These start nothing. A closer that has just ended is not to be taken for an older process.
-        let others = self.roles.iter().filter(|(_, role)| !matches!(role, Role::Closer | Role::Watcher));
+        let others = self.host.roles.iter().filter(|(_, role)| !matches!(role, Role::Closer | Role::Watcher));
         others.map(|(of, _)| of).any(|of| process::started(*of).is_none_or(|started| started <= born))
     }
 
@@ -182,11 +180,11 @@ impl Daemon {
         let announced = process.announced_main_pid.take().and_then(AnnouncedPid::living);
         if let Some(main) = announced.filter(|main| *main != ended)
             && process::own_children().is_ok_and(|children| children.contains(&main))
-            && !self.roles.contains_key(&main)
+            && !self.host.roles.contains_key(&main)
         {
             info!("worker {worker} ({}) goes on as pid {main}", process.name());
             (process.pid, process.started) = (main, process::started(main));
-            self.roles.insert(main, Role::Worker(worker));
+            self.host.roles.insert(main, Role::Worker(worker));
             self.note_process(worker);
             return true;
         }
@@ -205,7 +203,7 @@ impl Daemon {
         let Some(survivor) = process.survivor.take_if(|survivor| survivor.has_ended()) else { return };
         let ended = survivor.pid();
         self.listen(worker, LAST_WORDS);
-        self.roles.remove(&ended);
+        self.host.roles.remove(&ended);
         if self.goes_on_elsewhere(worker, ended) {
             return;
         }
@@ -232,14 +230,14 @@ impl Daemon {
         // Held first, so that what is looked at is what is held.
         let Ok(held) = announced.hold() else { return false };
         let (Some(main), started) = (announced.living(), process::started(held.pid())) else { return false };
-        if main == ended || held.has_ended() || self.roles.contains_key(&main) {
+        if main == ended || held.has_ended() || self.host.roles.contains_key(&main) {
             return false;
         }
         info!("worker {worker} ({}) goes on as pid {main}", process.name());
         let held = Watched::from(held);
-        let watched = held.watch(&self.poller, Token::Survivor(worker), Interest::Read);
+        let watched = held.watch(&self.host.poller, Token::Survivor(worker), Interest::Read);
         (process.pid, process.started, process.survivor) = (main, started, Some(held));
-        self.roles.insert(main, Role::Worker(worker));
+        self.host.roles.insert(main, Role::Worker(worker));
         self.note_process(worker);
         watched.is_ok()
     }
@@ -272,7 +270,7 @@ impl Daemon {
         let Some(process) = self.processes.get_mut(&worker) else { return };
         process.notify = None;
         process.finish_outputs();
-        let probes = self.roles.iter().filter(|(_, role)| **role == Role::Probe(worker));
+        let probes = self.host.roles.iter().filter(|(_, role)| **role == Role::Probe(worker));
         for (pid, _) in probes {
             // It asks whether a worker is ready that is no more.
             let _ = process::kill_tree(*pid);

@@ -108,10 +108,10 @@ impl Daemon {
         let streams =
             streams.filter(|listener| !self.is_beyond_repair(listener) && !listener.fd.is_watched());
         for listener in streams {
-            let _ = listener.fd.watch(&self.poller, Token::Sockets, Interest::Hangup);
+            let _ = listener.fd.watch(&self.host.poller, Token::Sockets, Interest::Hangup);
         }
         if let Some(watch) = self.sockets.watch() {
-            let _ = watch.watch(&self.poller, Token::Paths, Interest::Read);
+            let _ = watch.watch(&self.host.poller, Token::Paths, Interest::Read);
         }
     }
 
@@ -134,12 +134,13 @@ impl Daemon {
 
     fn bind_control_anew(&mut self) {
         // Clients that connected before the removal wait in the queue of the old socket.
-        self.admit(Door::File);
+        let requests = self.control.admit(Door::File, &mut self.host);
+        self.take_requests(requests);
         let path = self.runtime.control();
         let bound = self.runtime.restore().and_then(|()| self.control.bind_anew(&path));
         match bound {
             Ok(()) => {
-                let _ = self.control.socket.watch(&self.poller, Token::Control, Interest::Read);
+                let _ = self.control.socket.watch(&self.host.poller, Token::Control, Interest::Read);
                 warn!("{} was removed or replaced; it is bound anew", path.display());
                 self.watch_control();
                 // The state may have been removed together with the socket.

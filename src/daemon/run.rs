@@ -18,7 +18,7 @@ use super::checker::PinnedRelease;
 use super::control::{Control, History};
 use super::doors::OnDemand;
 use super::handover::Successor;
-use super::host::{Jobs, Timer, Timers};
+use super::host::{Host, Timer};
 use super::launch::{Common, Heritage, Place};
 use super::loose_ends::{LooseEnds, tell_stalls};
 use super::node::Demanded;
@@ -33,7 +33,7 @@ use super::sockets::{Prepared, Sockets};
 use super::store::Store;
 use super::strangers;
 use super::target::Targets;
-use super::token::{Poller, Watched};
+use super::token::Watched;
 use super::upward::ServiceManager;
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
 use crate::core::time::Mono;
@@ -115,7 +115,7 @@ impl Origin {
 #[derive(Debug)]
 pub struct Daemon {
     pub(super) manager: Manager,
-    pub(super) poller: Poller,
+    pub(super) host: Host,
     pub(super) signals: Watched<Signals>,
     pub(super) terminal: ControllingTerminal,
     pub(super) origin: Origin,
@@ -138,12 +138,6 @@ pub struct Daemon {
     /// What may become the next generation.
     pub(super) candidate: Option<Candidate>,
     pub(super) processes: BTreeMap<WorkerId, Process>,
-    /// Our children by pid; a child that is not in here is a stranger.
-    pub(super) roles: BTreeMap<Pid, Role>,
-    /// Those of them that do one thing.
-    pub(super) jobs: Jobs,
-    /// Children that have nothing to do with any worker: those that whoever executed us left, and the watcher of files.
-    pub(super) found_at_start: Vec<Pid>,
     pub(super) upward: ServiceManager,
     pub(super) control: Control,
     pub(super) history: History,
@@ -151,8 +145,6 @@ pub struct Daemon {
     pub(super) inbox: VecDeque<Event>,
     pub(super) loose_ends: LooseEnds,
     pub(super) ended: bool,
-    /// When something is due.
-    pub(super) timers: Timers,
     pub(super) care: Care,
     pub(super) outputs: Outputs,
     pub(super) on_demand: OnDemand,
@@ -173,7 +165,7 @@ impl Daemon {
         loop {
             self.settle();
             if self.ended
-                && !self.has_job(|role| matches!(role, Role::After(_)))
+                && !self.host.has_job(|role| matches!(role, Role::After(_)))
                 && self.targets.recording.is_none()
                 && self.leftovers.is_empty()
             {
@@ -183,14 +175,14 @@ impl Daemon {
                 continue;
             }
             let tick_at = self.manager.next_deadline();
-            let wake_at = self.timers.next().into_iter().chain(tick_at).min();
+            let wake_at = self.host.timers.next().into_iter().chain(tick_at).min();
             let timeout = wake_at.map(|at| at - self.now());
             // Last, or a line that was logged since would wait for the next event.
-            self.outputs.flush(&self.poller);
+            self.outputs.flush(&self.host.poller);
             if tell_stalls(stall.stop()) {
-                self.outputs.flush(&self.poller);
+                self.outputs.flush(&self.host.poller);
             }
-            self.poller.wait(timeout, &mut ready)?;
+            self.host.poller.wait(timeout, &mut ready)?;
             stall.start();
             self.collect(&ready);
             let now = self.now();
@@ -202,7 +194,7 @@ impl Daemon {
             if late > OVERSLEPT {
                 self.inbox.push_front(Event::Overslept);
             }
-            for timer in self.timers.take_due(now) {
+            for timer in self.host.timers.take_due(now) {
                 self.due(timer);
             }
             if is_due {
@@ -212,21 +204,16 @@ impl Daemon {
         self.journal.remove();
         self.runtime.note_end();
         // First: who reads it may be among those that are killed now.
-        self.outputs.flush(&self.poller);
+        self.outputs.flush(&self.host.poller);
         self.end_strangers();
         self.outputs.pass_on_the_rest();
-        self.outputs.flush(&self.poller);
+        self.outputs.flush(&self.host.poller);
         Ok(())
     }
 
     /// The moment that it is, as the core counts.
     pub(super) fn now(&self) -> Mono {
-        Mono(self.clock_micros().saturating_sub(self.origin.epoch))
-    }
-
-    /// `CLOCK_MONOTONIC` in microseconds; it cannot fail, and if it did, time would stand still.
-    pub(super) fn clock_micros(&self) -> u64 {
-        monotonic_micros().unwrap_or(self.origin.epoch)
+        self.host.now()
     }
 
     /// Hands in all events and performs what follows, until nothing is left to do.
@@ -264,9 +251,9 @@ impl Daemon {
         self.mind_doors();
         let busy_until = self.manager.busy_until().max(self.on_demand.guests.last_end());
         self.upward.sync(&self.manager, &self.dead_sockets(), busy_until, self.now());
-        self.timers.set(Timer::Upstream, self.upward.next_deadline());
-        self.serve_clients();
-        self.outputs.read_helpers(self.heritage.streams().take_helpers(), &self.poller);
+        self.host.timers.set(Timer::Upstream, self.upward.next_deadline());
+        self.control.serve(self.ended, &mut self.host);
+        self.outputs.read_helpers(self.heritage.streams().take_helpers(), &self.host.poller);
         self.close_turn();
         self.loose_ends.barriers.clear();
         self.close_foreign();
@@ -310,8 +297,8 @@ impl Daemon {
             Timer::Reap => self.reap_all(),
             Timer::Job(pid) => self.job_is_late(Pid::from_raw(pid)),
             Timer::Orphans => self.kill_orphans(),
-            Timer::Client(client) => self.end_late_client(client),
-            Timer::Accept => self.accept_again(),
+            Timer::Client(client) => self.control.end_late_client(client, &mut self.host),
+            Timer::Accept => self.control.accept_again(&mut self.host),
             Timer::Lingering(worker) => self.end_lingering(worker),
             Timer::Send(worker) => self.tend_channel(worker),
             Timer::Demands => self.end_demands(),

@@ -10,7 +10,7 @@ use super::cgroups::Cgroups;
 use super::control::{Control, History};
 use super::doors::OnDemand;
 use super::handover::Successor;
-use super::host::{Timer, Timers};
+use super::host::{Host, Timer};
 use super::init::terminal;
 use super::launch::{Common, Heritage};
 use super::loose_ends::LooseEnds;
@@ -29,7 +29,7 @@ use crate::core::ids::{GenerationId, WorkerId};
 use crate::core::{Event, Manager};
 use crate::sys::exec::own_program;
 use crate::sys::signals::Signals;
-use crate::sys::wait::{Interest, Poller};
+use crate::sys::wait::Interest;
 use crate::sys::{process, reaper};
 
 /// What a manager needs wherever it begins.
@@ -100,11 +100,12 @@ impl Daemon {
     ) -> io::Result<Self> {
         let Post { runtime, heritage, upward, control, cgroups } = post;
         cgroups.tell();
+        let origin = Origin::here()?;
         Ok(Self {
-            poller: Poller::new()?,
             signals: Signals::install()?.into(),
             terminal: terminal(),
-            origin: Origin::here()?,
+            host: Host::new(origin.epoch, process::own_children()?)?,
+            origin,
             source,
             successor: Successor::at(own_program()?),
             journal: Journal::new(runtime.state()),
@@ -120,16 +121,12 @@ impl Daemon {
             demanded: Vec::new(),
             candidate: None,
             processes: BTreeMap::new(),
-            roles: BTreeMap::new(),
-            jobs: BTreeMap::new(),
-            found_at_start: process::own_children()?,
             upward,
             control,
             history: History::default(),
             inbox: VecDeque::new(),
             loose_ends: LooseEnds::default(),
             ended: false,
-            timers: Timers::default(),
             care: Care::default(),
             outputs: Outputs::open()?,
             on_demand: OnDemand::default(),
@@ -144,20 +141,20 @@ impl Daemon {
     /// Those of epoll(7).
     pub(super) fn watch_all(&mut self) -> io::Result<()> {
         reaper::set_subreaper()?;
-        self.signals.watch(&self.poller, Token::Signals, Interest::Read)?;
-        self.control.watch(&self.poller)?;
-        self.watch_jobs()?;
-        self.stored.watch(&self.poller);
+        self.signals.watch(&self.host.poller, Token::Signals, Interest::Read)?;
+        self.control.watch(&self.host.poller)?;
+        self.host.watch_jobs()?;
+        self.stored.watch(&self.host.poller);
         for (worker, process) in &self.processes {
             self.watch(*worker, process)?;
-            self.timers.set(Timer::Lingering(*worker), process.lingers_until);
-            self.timers.set(Timer::Send(*worker), process.tries_again_at);
+            self.host.timers.set(Timer::Lingering(*worker), process.lingers_until);
+            self.host.timers.set(Timer::Send(*worker), process.tries_again_at);
         }
         self.end_demands();
         self.time_guests();
-        self.timers.set(Timer::Orphans, self.loose_ends.look_for_orphans_at);
-        self.timers.set(Timer::Accept, self.control.admits_at());
-        self.candidate.as_ref().map_or(Ok(()), |candidate| candidate.watch(&self.poller))?;
+        self.host.timers.set(Timer::Orphans, self.loose_ends.look_for_orphans_at);
+        self.host.timers.set(Timer::Accept, self.control.admits_at());
+        self.candidate.as_ref().map_or(Ok(()), |candidate| candidate.watch(&self.host.poller))?;
         self.watch_leftovers();
         // What was done to a path meanwhile is mended before it is watched: the watch is of what stands there.
         // Those that we have just bound nobody else has had.

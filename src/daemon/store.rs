@@ -106,7 +106,7 @@ impl Daemon {
             }
             self.stored.last += 1;
             let stored = Stored { number: self.stored.last, name: name.clone(), fd: fd.into(), polled };
-            stored.watch(&self.poller);
+            stored.watch(&self.host.poller);
             self.stored.slots.entry(slot).or_default().push(stored);
             debug!("worker {worker} ({name_of_worker}): `{name}` is in store");
         }

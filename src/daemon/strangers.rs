@@ -25,7 +25,7 @@ impl Daemon {
         let stuck = self.processes.iter().filter(|(id, _)| is_stuck(&self.manager, **id));
         let stuck: BTreeSet<Pid> = stuck.map(|(_, process)| process.pid).collect();
         let until = Instant::now() + KILL_TAKES;
-        self.loose_ends.left_behind = end_all(&self.found_at_start, &stuck, until);
+        self.loose_ends.left_behind = end_all(&self.host.found_at_start, &stuck, until);
         for pid in &self.loose_ends.left_behind {
             warn!("process {pid} does not end after SIGKILL; it is left behind");
         }

@@ -1,36 +1,22 @@
 //! A request into an event for the core, an outcome into a reply.
 
 use super::super::run::Daemon;
-use super::super::token::ClientId;
-use super::Asker;
+use super::{Asked, Asker};
 use crate::core::ids::RequestId;
 use crate::core::notice::{Notice, Outcome};
 use crate::core::{Event, Wish};
-use crate::wire::control::{BadRequest, Command, EventLine, NamedTarget, Reply, Request, VERSION, line};
-
-/// How many requests of a client may wait for their answers.
-const MAX_ASKED: usize = 16;
+use crate::wire::control::{Command, EventLine, NamedTarget, Reply, VERSION, line};
 
 impl Daemon {
-    pub(super) fn take_request(&mut self, client: ClientId, request: Result<Request, BadRequest>) {
-        let Some(of) = self.control.clients.get_mut(&client) else { return };
-        of.asked += 1;
-        let too_many = of.asked > MAX_ASKED;
-        match request {
-            Err(BadRequest { id, cmd, reason }) => {
-                let asker = Asker { client, id, cmd: String::new(), waits: true };
-                self.control.reply(asker, Reply::failed(cmd, reason));
-            }
-            Ok(Request { id, command, .. }) if too_many => {
-                let asker = Asker { client, id, cmd: command.name().into(), waits: true };
-                let why = format!("{MAX_ASKED} requests of this client wait for their answers already");
-                self.control.reply(asker, Reply::failed(command.name(), why));
-            }
-            Ok(Request { id, command, wait, .. }) => {
-                let asker = Asker { client, id, cmd: command.name().into(), waits: wait };
-                self.obey(asker, command);
+    /// Does what clients have asked for.
+    pub(in super::super) fn take_requests(&mut self, requests: Vec<Asked>) {
+        for (asker, what) in requests {
+            match what {
+                Ok(command) => self.obey(asker, command),
+                Err(reply) => self.control.reply(asker, reply),
             }
         }
+        self.begin_examination();
     }
 
     fn obey(&mut self, asker: Asker, command: Command) {

@@ -4,10 +4,10 @@ use std::io;
 
 use tracing::{debug, warn};
 
-use super::super::run::Daemon;
+use super::super::host::Host;
 use super::super::token::{ClientId, Poller, Token, Watched};
-use super::Control;
 use super::client::{Client, Trust};
+use super::{Asked, Control};
 use crate::sys::control_socket::{Peer, peer};
 use crate::sys::stream_socket::StreamSocket;
 use crate::sys::wait::Interest;
@@ -93,99 +93,103 @@ impl Control {
         self.socket.unwatch();
         self.tcp.iter().for_each(Watched::unwatch);
     }
-}
 
-impl Daemon {
-    /// Lets in who waits at a door.
-    pub(in super::super) fn admit(&mut self, door: Door) {
+    /// Lets in clients that wait at a door, and returns what they ask for.
+    pub(in super::super) fn admit(&mut self, door: Door, host: &mut Host) -> Vec<Asked> {
+        let mut requests = Vec::new();
         for _ in 0..ADMITTED_A_TURN {
             let accepted = match door {
-                Door::File => self.control.socket.accept(),
-                Door::Tcp => self.control.tcp.as_ref().map_or(Ok(None), |tcp| tcp.accept()),
+                Door::File => self.socket.accept(),
+                Door::Tcp => self.tcp.as_ref().map_or(Ok(None), |tcp| tcp.accept()),
             };
             match accepted {
-                Ok(Some(stream)) => self.receive(door, stream),
-                Ok(None) => return,
+                Ok(Some(stream)) => requests.extend(self.receive(door, stream, host)),
+                Ok(None) => break,
                 Err(error) => {
-                    // Reported at once again as long as someone waits: look again when there may be room.
+                    // Reported at once again as long as a client waits: accept again when there may be room.
                     warn!("the control socket cannot accept: {error}");
-                    self.pause_accepting();
-                    return;
+                    self.pause_accepting(host);
+                    break;
                 }
             }
         }
+        requests
     }
 
-    fn receive(&mut self, door: Door, stream: StreamSocket) {
-        let judged = self.control.judge(door, &stream);
+    fn receive(&mut self, door: Door, stream: StreamSocket, host: &mut Host) -> Vec<Asked> {
+        let mut requests = Vec::new();
+        let judged = self.judge(door, &stream);
         // The kernel does not know who speaks by TCP.
-        let end = (door == Door::Tcp).then(|| self.control.may_be_owner(&stream)).flatten();
+        let end = (door == Door::Tcp).then(|| self.may_be_owner(&stream)).flatten();
         let judged = if end.is_some() { Ok(Trust::Examined) } else { judged };
         let trust = judged.as_ref().copied().unwrap_or(Trust::Unproven);
         let is_owner = door == Door::File && peer(&stream).is_ok_and(|peer| peer.may_speak(None));
-        let mut client = Client::new(stream, trust, self.now());
+        let mut client = Client::new(stream, trust, host.now());
         let refusal = match judged {
             Err(refused) => Some(refused),
             Ok(Trust::Unproven | Trust::Examined) => {
-                self.make_room_for_unproven();
+                requests.extend(self.make_room_for_unproven(host));
                 None
             }
-            Ok(Trust::Full | Trust::Wary) if self.make_room(None, is_owner) => None,
+            Ok(Trust::Full | Trust::Wary) if self.make_room(None, is_owner, host) => None,
             Ok(Trust::Full | Trust::Wary) => Some(full().into()),
         };
         if let Some(Refused { why, hint }) = refusal {
             debug!("control: {why}");
             client.part(&line(&Reply { hint: hint.map(Into::into), ..Reply::failed("", why) }));
             client.stream.finish();
-            return;
+            return requests;
         }
-        self.control.last_client += 1;
-        let id = ClientId(self.control.last_client);
-        if client.watch(&self.poller, id).is_ok() {
-            self.control.clients.insert(id, client);
+        self.last_client += 1;
+        let id = ClientId(self.last_client);
+        if client.watch(&host.poller, id).is_ok() {
+            self.clients.insert(id, client);
             match end {
-                Some(end) => self.examine(id, end),
-                // What it says first has mostly come by now: who shows the token at once is never made to go for others.
-                None if trust == Trust::Unproven => self.attend(id),
+                Some(end) => self.examinations.next.push((id, end)),
+                // What it says first has mostly come by now: a client that shows the token at once never makes way for others.
+                None if trust == Trust::Unproven => requests.extend(self.attend(id, host)),
                 None => {}
             }
         }
+        requests
     }
 
-    /// Sees to it that there is a place for one more who may speak, or for `newcomer`, which has just shown that it may;
-    /// returns whether there is.
-    pub(super) fn make_room(&mut self, newcomer: Option<ClientId>, is_owner: bool) -> bool {
-        let others = self.control.count(false) - usize::from(newcomer.is_some());
+    /// Makes a place for one more client that may speak, or for `newcomer`, which has just shown that it may; returns whether there is
+    /// one.
+    pub(super) fn make_room(&mut self, newcomer: Option<ClientId>, is_owner: bool, host: &mut Host) -> bool {
+        let others = self.count(false) - usize::from(newcomer.is_some());
         if others < MAX_CLIENTS + if is_owner { MAX_OWNERS } else { 0 } {
             return true;
         }
-        let Some(idle) = self.control.idlest(newcomer) else { return false };
-        self.let_client_go(idle, "others need the room, and this one was idle");
+        let Some(idle) = self.idlest(newcomer) else { return false };
+        self.let_client_go(idle, "others need the room, and this one was idle", host);
         true
     }
 
     /// Lets the oldest client go that has yet to show the token, unless what it has sent by now shows it; one that is examined goes
     /// last, as it waits for us.
-    fn make_room_for_unproven(&mut self) {
-        while self.control.count(true) >= MAX_UNPROVEN {
-            let unproven = self.control.clients.iter().filter(|(_, client)| client.trust.is_unproven());
+    fn make_room_for_unproven(&mut self, host: &mut Host) -> Vec<Asked> {
+        let mut requests = Vec::new();
+        while self.count(true) >= MAX_UNPROVEN {
+            let unproven = self.clients.iter().filter(|(_, client)| client.trust.is_unproven());
             let oldest = unproven.min_by_key(|(id, client)| (client.trust == Trust::Examined, **id));
-            let Some((id, trust)) = oldest.map(|(id, client)| (*id, client.trust)) else { return };
+            let Some((id, trust)) = oldest.map(|(id, client)| (*id, client.trust)) else { break };
             if trust == Trust::Unproven {
-                self.attend(id);
+                requests.extend(self.attend(id, host));
             }
-            if self.control.clients.get(&id).is_some_and(|client| client.trust.is_unproven()) {
-                self.let_client_go(id, "others need the room, and this one has not shown the token");
+            if self.clients.get(&id).is_some_and(|client| client.trust.is_unproven()) {
+                self.let_client_go(id, "others need the room, and this one has not shown the token", host);
             }
         }
+        requests
     }
 
     /// Tells a client why, and closes.
-    pub(super) fn let_client_go(&mut self, id: ClientId, why: &str) {
-        if let Some(client) = self.control.clients.get_mut(&id) {
+    pub(super) fn let_client_go(&mut self, id: ClientId, why: &str, host: &mut Host) {
+        if let Some(client) = self.clients.get_mut(&id) {
             client.part(&line(&Reply::failed("", why)));
         }
-        self.drop_client(id);
+        self.drop_client(id, host);
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::unistd::{Pid, geteuid, getpid};
 use tracing::{debug, warn};
 
-use super::super::host::{Ended, Failure, Job};
+use super::super::host::{Ended, Failure, Host, Job};
 use super::super::run::{Daemon, Role};
 use super::super::token::ClientId;
 use super::Control;
@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub struct Examinations {
     under_way: Option<Examination>,
-    next: Vec<(ClientId, End)>,
+    pub(super) next: Vec<(ClientId, End)>,
 }
 
 #[derive(Debug)]
@@ -77,16 +77,28 @@ impl Control {
     }
 }
 
-impl Daemon {
-    /// Has a child look who holds the other end of a client's connection.
-    pub(super) fn examine(&mut self, client: ClientId, end: End) {
-        self.control.examinations.next.push((client, end));
-        if self.control.examinations.under_way.is_none() {
-            self.begin_examination();
+impl Control {
+    fn end_examination(&mut self, clients: &[(ClientId, End)], verdicts: &[u8], host: &mut Host) {
+        let now = host.now();
+        let verdicts = verdicts.iter().map(|verdict| *verdict == 1).chain(std::iter::repeat(false));
+        for ((id, end), may_speak) in clients.iter().zip(verdicts) {
+            let Some(client) = self.clients.get_mut(id) else { continue };
+            // The connection is still the one that was looked at.
+            let is_same = local_end(&client.stream).is_ok_and(|now| now == Some(*end));
+            client.examined(may_speak && is_same, now);
+            if client.trust == Trust::Wary && !self.make_room(Some(*id), false, host) {
+                self.let_client_go(*id, &full(), host);
+            }
         }
     }
+}
 
-    fn begin_examination(&mut self) {
+impl Daemon {
+    /// Has a child look who holds the other ends of clients' connections, where there are such.
+    pub(super) fn begin_examination(&mut self) {
+        if self.control.examinations.under_way.is_some() || self.control.examinations.next.is_empty() {
+            return;
+        }
         let mut clients = std::mem::take(&mut self.control.examinations.next);
         clients.retain(|(client, _)| self.control.clients.contains_key(client));
         if clients.is_empty() {
@@ -104,7 +116,7 @@ impl Daemon {
             Ok(_) => self.control.examinations.under_way = Some(Examination { clients }),
             Err(error) => {
                 warn!("cannot look who speaks by TCP: {error}");
-                self.end_examination(&clients, &[]);
+                self.control.end_examination(&clients, &[], &mut self.host);
             }
         }
     }
@@ -116,22 +128,8 @@ impl Daemon {
             warn!("looking who speaks by TCP took more than {} s", PATIENCE.as_secs());
         }
         let verdicts = if ended.result.is_ok() { &ended.said[..] } else { &[] };
-        self.end_examination(&examination.clients, verdicts);
+        self.control.end_examination(&examination.clients, verdicts, &mut self.host);
         self.begin_examination();
-    }
-
-    fn end_examination(&mut self, clients: &[(ClientId, End)], verdicts: &[u8]) {
-        let now = self.now();
-        let verdicts = verdicts.iter().map(|verdict| *verdict == 1).chain(std::iter::repeat(false));
-        for ((id, end), may_speak) in clients.iter().zip(verdicts) {
-            let Some(client) = self.control.clients.get_mut(id) else { continue };
-            // The connection is still the one that was looked at.
-            let is_same = local_end(&client.stream).is_ok_and(|now| now == Some(*end));
-            client.examined(may_speak && is_same, now);
-            if client.trust == Trust::Wary && !self.make_room(Some(*id), false) {
-                self.let_client_go(*id, &full());
-            }
-        }
     }
 }
 

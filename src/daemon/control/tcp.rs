@@ -245,7 +245,7 @@ impl Daemon {
             return;
         }
         let before = mem::replace(&mut self.loose_ends.default_control, DefaultControl::Told);
-        match self.control.open_default(address, &self.poller) {
+        match self.control.open_default(address, &self.host.poller) {
             Ok(()) => {
                 self.loose_ends.default_control = DefaultControl::Untold;
                 if binds_first(&of.release) && self.manager.current() == GenerationId(1) {
@@ -263,10 +263,10 @@ impl Daemon {
         self.control.tcp = tcp.map(Watched::from);
         self.control.tell_where();
         if self.control.admits_at.is_none()
-            && let Err(error) = self.control.watch_doors(&self.poller)
+            && let Err(error) = self.control.watch_doors(&self.host.poller)
         {
             warn!("cannot watch where the manager is spoken to: {error}; trying again in a second");
-            self.pause_accepting();
+            self.control.pause_accepting(&mut self.host);
         }
     }
 }

@@ -14,7 +14,7 @@ use super::super::checker::PinnedRelease;
 use super::super::control::{Asker, Control, History};
 use super::super::doors::OnDemand;
 use super::super::guests::Guests;
-use super::super::host::{Job, Timers};
+use super::super::host::{Host, Job};
 use super::super::launch::{Common, Heritage};
 use super::super::loose_ends::LooseEnds;
 use super::super::node::{Demanded, DemandedState};
@@ -29,13 +29,10 @@ use super::super::runtime::RuntimeDirectory;
 use super::super::sockets::{Listener, Prepared, Sockets};
 use super::super::store::Store;
 use super::super::target::Targets;
-use super::super::token::Poller;
 use super::super::upward::ServiceManager;
 use super::Successor;
 use crate::core::ids::{GenerationId, RequestId, WorkerId};
-use crate::core::time::Mono;
 use crate::core::{Event, Manager};
-use crate::sys::clock::monotonic_micros;
 use crate::sys::control_tcp::ControlTcp;
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::limits::Limit;
@@ -119,25 +116,23 @@ impl State {
             demanded,
             candidate,
             processes,
-            roles,
-            jobs,
-            found_at_start,
+            host,
             upward,
             control,
             history,
-            timers: _, // Set again by their owners.
             care,
             leftovers,
             on_demand,
             journal: _, // Begun anew by whoever comes, and true until then.
             cgroups: _, // Found again by their names.
-            poller: _,
             signals: _,
             inbox: _,
             loose_ends,
             ended: _,
             outputs,
         } = daemon;
+        // Timers are set again by their owners.
+        let Host { roles, jobs, found_at_start, .. } = host;
         let listeners = sockets.listeners();
         let place = |one: &Rc<Listener>| listeners.iter().position(|other| Rc::ptr_eq(one, other));
         Self {
@@ -202,16 +197,19 @@ impl State {
             generations.get(&self.manager.current()).map(|of: &Generation| of.release.spec.name.clone());
         let service = service.unwrap_or_default();
         let demanded = self.demanded.into_iter().filter_map(|one| Demanded::unpack(one, &listeners));
+        let mut host = Host::new(self.origin.epoch, HandOver::unpack(self.found_at_start, luggage)?)?;
+        host.roles = HandOver::unpack(self.roles, luggage)?;
         let jobs: Vec<Job> = HandOver::unpack(self.jobs, luggage)?;
+        host.jobs = jobs.into_iter().map(|job| (job.pid(), job)).collect();
         let mut control: Control = HandOver::unpack(self.control, luggage)?;
         // The child that looked is of no use any more.
-        control.end_examinations(Mono(monotonic_micros()?.saturating_sub(self.origin.epoch)));
+        control.end_examinations(host.now());
         let own =
             generations.get(&self.manager.current()).is_none_or(|of| of.release.control_token.is_none());
         runtime.lay_out_token(control.token.as_ref().filter(|_| own));
         let daemon = Daemon {
             manager: self.manager,
-            poller: Poller::new()?,
+            host,
             signals: Signals::install()?.into(),
             terminal: self.terminal,
             origin: self.origin,
@@ -229,16 +227,12 @@ impl State {
             demanded: demanded.collect(),
             candidate: HandOver::unpack(self.candidate, luggage)?,
             processes: HandOver::unpack(self.processes, luggage)?,
-            roles: HandOver::unpack(self.roles, luggage)?,
-            jobs: jobs.into_iter().map(|job| (job.pid(), job)).collect(),
-            found_at_start: HandOver::unpack(self.found_at_start, luggage)?,
             upward: HandOver::unpack(self.upward, luggage)?,
             control,
             history: HandOver::unpack(self.history, luggage)?,
             inbox: VecDeque::from([Event::Tick]),
             loose_ends: HandOver::unpack(self.loose_ends, luggage)?,
             ended: false,
-            timers: Timers::default(),
             care: Care::unpack(&self.care, &listeners),
             outputs: Outputs::open()?,
             leftovers: HandOver::unpack(self.leftovers, luggage)?,

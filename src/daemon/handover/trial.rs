@@ -183,11 +183,11 @@ impl Daemon {
             return Err(io::Error::other("it was replaced while it was tried"));
         }
         info!("handing over to {}", self.successor.program.display());
-        self.outputs.flush(&self.poller);
+        self.outputs.flush(&self.host.poller);
         // What a closer has not closed by then, execve(2) closes, and may wait for it.
         self.loose_ends.barriers.clear();
         self.loose_ends.closers.finish();
-        self.roles.retain(|_, role| *role != Role::Closer);
+        self.host.roles.retain(|_, role| *role != Role::Closer);
         let mut luggage = Luggage::default();
         let memory = seal(&State::of(self, askers, &mut luggage), &luggage)?;
         let environment = environment(luggage.put(&memory));

@@ -224,7 +224,9 @@ impl Daemon {
             .into_iter()
             .partition(|demanded: &Demanded| demanded.until.is_some_and(|until| until <= now));
         self.demanded = kept;
-        self.timers.set(Timer::Demands, self.demanded.iter().filter_map(|demanded| demanded.until).min());
+        self.host
+            .timers
+            .set(Timer::Demands, self.demanded.iter().filter_map(|demanded| demanded.until).min());
         if !gone.is_empty() {
             self.journal.needs_snapshot();
         }

@@ -184,7 +184,7 @@ impl Daemon {
 
     /// A hook or a probe was started.
     pub(in super::super) fn note_helper(&mut self, pid: nix::unistd::Pid) {
-        if let (Some(role), Some(started)) = (self.roles.get(&pid), process::started(pid)) {
+        if let (Some(role), Some(started)) = (self.host.roles.get(&pid), process::started(pid)) {
             self.journal.add(&Entry::Helper(pid.as_raw(), started, *role));
             self.write_journal();
         }
@@ -231,7 +231,7 @@ impl Daemon {
         self.journal.waiting.clear();
         self.journal.is_stale = true;
         let retry_at = self.now() + RETRY;
-        self.timers.set(Timer::State, retry_at);
+        self.host.timers.set(Timer::State, retry_at);
         if self.journal.retry_at.replace(retry_at).is_none() {
             let path = self.journal.path.display();
             error!("{STATE} {path} cannot be written, so nobody could take over from this manager: {error}");

@@ -70,9 +70,9 @@ impl Daemon {
     pub(in super::super) fn watch_leftovers(&mut self) {
         for leftover in &self.leftovers {
             let pid = leftover.process.pid().as_raw();
-            self.timers.set(Timer::Leftover(pid), leftover.kill_at);
+            self.host.timers.set(Timer::Leftover(pid), leftover.kill_at);
             let token = Token::Leftover(pid);
-            let _ = leftover.process.watch(&self.poller, token, Interest::Read);
+            let _ = leftover.process.watch(&self.host.poller, token, Interest::Read);
         }
     }
 
@@ -88,7 +88,7 @@ impl Daemon {
                 warn!("cannot signal process {pid}: {error}");
             }
             leftover.kill_at = Some(kill_at);
-            self.timers.set(Timer::Leftover(pid.as_raw()), kill_at);
+            self.host.timers.set(Timer::Leftover(pid.as_raw()), kill_at);
         }
     }
 
@@ -113,7 +113,7 @@ impl Daemon {
     pub(in super::super) fn leftover_ended(&mut self, pid: Pid) {
         let ended = |leftover: &Leftover| leftover.process.pid() == pid && leftover.process.has_ended();
         for _ in self.leftovers.extract_if(.., |leftover| ended(leftover)) {
-            self.timers.clear(Timer::Leftover(pid.as_raw()));
+            self.host.timers.clear(Timer::Leftover(pid.as_raw()));
             info!("process {pid}, a worker of the manager before, has gone");
         }
     }

@@ -123,9 +123,9 @@ impl Record {
         let processes = daemon.processes.iter().filter(|(id, _)| daemon.is_running(**id));
         let processes = processes
             .filter_map(|(id, process)| ProcessRecord::of(*id, process, daemon.history.start_of(*id)));
-        let programs = daemon.jobs.iter().filter(|(_, job)| job.is_program());
+        let programs = daemon.host.jobs.iter().filter(|(_, job)| job.is_program());
         let helpers = programs.filter_map(|(pid, _)| {
-            let role = daemon.roles.get(pid)?;
+            let role = daemon.host.roles.get(pid)?;
             Some((pid.as_raw(), process::started(*pid)?, *role))
         });
         Ok(Self {

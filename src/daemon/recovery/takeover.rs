@@ -119,6 +119,7 @@ impl Taken {
         let all = Sockets::resume(&sockets.listeners);
         let mut daemon = Daemon::at_post(post, record.manager, record.source, all, generations)?;
         daemon.origin = record.origin;
+        daemon.host.count_from(record.origin.epoch);
         daemon.kept = record.kept.map(|(id, release)| (id, PinnedRelease::again(release, &[])));
         daemon.demanded = demanded.collect();
         daemon.history = HandOver::unpack(record.history, luggage)?;
@@ -224,7 +225,7 @@ impl Daemon {
             tail: Tail::default(),
             outputs,
         };
-        self.roles.insert(pid, Role::Worker(worker));
+        self.host.roles.insert(pid, Role::Worker(worker));
         if let Some(at) = at {
             self.history.started(worker, at);
         }
