@@ -42,8 +42,8 @@ pub struct OnDemand {
 
 impl OnDemand {
     /// Goes on with processes that another manager has started; everything else is found out anew.
-    pub(super) fn resume(guests: Guests) -> Self {
-        Self { guests, ..Self::default() }
+    pub(super) fn resume(guests: Guests, waiting: Option<(Rc<Listener>, Accept, ForeignFd)>) -> Self {
+        Self { guests, doors: Doors { waiting, ..Doors::default() }, ..Self::default() }
     }
 }
 
@@ -98,7 +98,7 @@ impl Daemon {
         }
     }
 
-    fn pause_doors(&mut self, time: Duration) {
+    pub(super) fn pause_doors(&mut self, time: Duration) {
         let at = self.now() + time;
         self.on_demand.doors.again_at = Some(at);
         self.host.timers.set(Timer::Connections, at);

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -155,7 +156,8 @@ impl Daemon {
         let pid = spawned.pid;
         // Its report is read as soon as there is one: kept until its end, it would cost a descriptor for each.
         let spawned = Watched::from(spawned);
-        spawned.watch(&self.host.poller, Token::GuestReport(pid.as_raw()), Interest::Read)?;
+        // Unwatched, it is read at its end: the process is there, and has the connection.
+        let _ = spawned.watch(&self.host.poller, Token::GuestReport(pid.as_raw()), Interest::Read);
         self.begin_job(Role::Guest, Job::program(spawned), None)
     }
 
@@ -231,8 +233,11 @@ impl Daemon {
         }
     }
 
-    /// Sets the timers of processes that another manager has told to drain.
+    /// Sets the timers of processes that another manager has told to drain, and has a connection served that it could not serve.
     pub(super) fn time_guests(&mut self) {
+        if self.on_demand.doors.waiting.is_some() {
+            self.pause_doors(Duration::ZERO);
+        }
         for (pid, guest) in &self.on_demand.guests.all {
             self.host.timers.set(Timer::Guest(*pid), guest.kill_at);
         }

@@ -1,6 +1,7 @@
 //! Children that have ended: workers, their probes, hooks and checks, and strangers left to us.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -40,54 +41,10 @@ impl Daemon {
         for _ in 0..REAPED_A_TURN {
             match reaper::next_exited() {
                 Ok(Some((pid, exit))) => {
-                    if self.loose_ends.closers.ended(pid) {
-                        self.host.roles.remove(&pid);
-                        let _ = reaper::reap(pid);
-                        continue;
-                    }
-                    let role = self.host.roles.remove(&pid);
-                    let goes_on = match role {
-                        Some(Role::Worker(worker)) => self.kill_rest(worker, pid),
-                        // What a hook has started in the background lives on.
-                        Some(Role::Before(_) | Role::After(_)) => false,
-                        Some(
-                            Role::Checker(_)
-                            | Role::Head
-                            | Role::Probe(_)
-                            | Role::Survey
-                            | Role::Look
-                            | Role::Trial
-                            | Role::Closer
-                            | Role::Watcher
-                            | Role::Examination
-                            | Role::Guest,
-                        ) => {
-                            kill_group(pid);
-                            false
-                        }
-                        None => {
-                            // Its number may be another's soon.
-                            self.host.found_at_start.retain(|found| *found != pid);
-                            false
-                        }
-                    };
-                    if let Err(error) = reaper::reap(pid) {
+                    if let Err(error) = self.reap_one(pid, exit) {
+                        // It would be found again at once: the next child that ends reminds us.
                         error!("cannot reap process {pid}: {error}");
                         return;
-                    }
-                    self.tidy_up_soon();
-                    if role == Some(Role::Guest) {
-                        self.guest_ended(pid, exit);
-                        continue;
-                    }
-                    match role {
-                        _ if goes_on => {}
-                        Some(Role::Worker(worker)) => self.worker_ended(worker, exit),
-                        Some(role) => {
-                            let ended = self.host.take_end(pid, exit);
-                            self.job_ended(role, ended);
-                        }
-                        None => {}
                     }
                 }
                 Ok(None) => return,
@@ -98,6 +55,57 @@ impl Daemon {
             }
         }
         self.host.timers.set(Timer::Reap, self.now());
+    }
+
+    /// Reaps one child, and tells what its end means, whether it could be reaped or not: it has ended.
+    ///
+    /// # Errors
+    ///
+    /// Those of waitid(2).
+    fn reap_one(&mut self, pid: Pid, exit: reaper::Exit) -> io::Result<()> {
+        if self.loose_ends.closers.ended(pid) {
+            self.host.roles.remove(&pid);
+            return reaper::reap(pid).map(drop);
+        }
+        let role = self.host.roles.remove(&pid);
+        let goes_on = match role {
+            Some(Role::Worker(worker)) => self.kill_rest(worker, pid),
+            // What a hook has started in the background lives on.
+            Some(Role::Before(_) | Role::After(_)) => false,
+            Some(
+                Role::Checker(_)
+                | Role::Head
+                | Role::Probe(_)
+                | Role::Survey
+                | Role::Look
+                | Role::Trial
+                | Role::Closer
+                | Role::Watcher
+                | Role::Examination
+                | Role::Guest,
+            ) => {
+                kill_group(pid);
+                false
+            }
+            None => {
+                // Its number may be another's soon.
+                self.host.found_at_start.retain(|found| *found != pid);
+                false
+            }
+        };
+        let reaped = reaper::reap(pid).map(drop);
+        self.tidy_up_soon();
+        match role {
+            _ if goes_on => {}
+            Some(Role::Worker(worker)) => self.worker_ended(worker, exit),
+            Some(Role::Guest) => self.guest_ended(pid, exit),
+            Some(role) => {
+                let ended = self.host.take_end(pid, exit);
+                self.job_ended(role, ended);
+            }
+            None => {}
+        }
+        reaped
     }
 
     /// Has [`Daemon::kill_orphans`] called in a moment, when what goes on now is over.

@@ -32,8 +32,10 @@ use super::super::target::Targets;
 use super::super::upward::ServiceManager;
 use super::Successor;
 use crate::core::ids::{GenerationId, RequestId, WorkerId};
+use crate::core::spec::Accept;
 use crate::core::{Event, Manager};
 use crate::sys::control_tcp::ControlTcp;
+use crate::sys::foreign::ForeignFd;
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::limits::Limit;
 use crate::sys::signals::{ControllingTerminal, Signals};
@@ -76,6 +78,9 @@ pub struct State {
     history: As<History>,
     leftovers: As<Vec<Leftover>>,
     guests: Guests,
+    /// A connection that could not be served yet, and the place of the socket that it came by.
+    #[serde(default)]
+    waiting_connection: Option<(usize, Accept, As<ForeignFd>)>,
     /// What hooks, probes and connection processes write through us.
     #[serde(default)]
     helper_outputs: As<Vec<WorkerOutput>>,
@@ -161,6 +166,9 @@ impl State {
             history: history.pack(luggage),
             leftovers: leftovers.pack(luggage),
             guests: on_demand.guests.clone(),
+            waiting_connection: on_demand.doors.waiting.as_ref().and_then(
+                |(listener, limits, connection)| Some((place(listener)?, *limits, connection.pack(luggage))),
+            ),
             helper_outputs: outputs.helpers().map(|output| output.pack(luggage)).collect(),
             unread: [OUTPUT.waiting(), ERROR.waiting()],
             askers: askers.to_vec(),
@@ -199,6 +207,10 @@ impl State {
         let demanded = self.demanded.into_iter().filter_map(|one| Demanded::unpack(one, &listeners));
         let mut host = Host::new(self.origin.epoch, HandOver::unpack(self.found_at_start, luggage)?)?;
         host.roles = HandOver::unpack(self.roles, luggage)?;
+        let waiting = self.waiting_connection.and_then(|(place, limits, connection)| {
+            let connection = ForeignFd::unpack(connection, luggage).ok()?;
+            Some((Rc::clone(listeners.get(place)?), limits, connection))
+        });
         let jobs: Vec<Job> = HandOver::unpack(self.jobs, luggage)?;
         host.jobs = jobs.into_iter().map(|job| (job.pid(), job)).collect();
         let mut control: Control = HandOver::unpack(self.control, luggage)?;
@@ -236,7 +248,7 @@ impl State {
             care: Care::unpack(&self.care, &listeners),
             outputs: Outputs::open()?,
             leftovers: HandOver::unpack(self.leftovers, luggage)?,
-            on_demand: OnDemand::resume(self.guests),
+            on_demand: OnDemand::resume(self.guests, waiting),
         };
         Ok((daemon, self.askers))
     }
