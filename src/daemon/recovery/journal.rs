@@ -28,6 +28,11 @@ use crate::sys::way::WayError;
 const ROOM: usize = 256 * 1024;
 const SNAPSHOTS: usize = 4;
 
+/// How soon a snapshot follows the last one though the events behind that have become many, and how many bytes of them may stand there
+/// until then: a worker that never stops talking does not have the state written again and again.
+const PAUSE: Duration = Duration::from_secs(1);
+const MOST: usize = 16 * 1024 * 1024;
+
 /// What the state is called until it is whole.
 const DRAFT: &str = "state.new";
 
@@ -46,6 +51,8 @@ pub struct Journal {
     /// How many bytes stand behind the snapshot, and how many may.
     length: usize,
     room: usize,
+    /// When the snapshot was taken.
+    taken_at: Mono,
     /// Something has changed that only a snapshot tells.
     is_stale: bool,
     /// When it is tried again, where the file cannot be written.
@@ -62,6 +69,7 @@ impl Journal {
             waiting: Vec::new(),
             length: 0,
             room: 0,
+            taken_at: Mono::ZERO,
             is_stale: true,
             retry_at: None,
         }
@@ -70,6 +78,11 @@ impl Journal {
     /// Something has changed that only a snapshot tells.
     pub fn needs_snapshot(&mut self) {
         self.is_stale = true;
+    }
+
+    /// Whether the events behind the snapshot have become many.
+    fn is_full(&self, now: Mono) -> bool {
+        self.length > MOST || self.length > self.room && now >= self.taken_at + PAUSE
     }
 
     /// Adds a line, which is written with the next ones.
@@ -154,7 +167,7 @@ impl Journal {
 impl Daemon {
     /// Writes down what is about to be dealt with.
     pub(in super::super) fn foresee(&mut self, now: Mono, event: &Event) {
-        if self.journal.is_stale || self.journal.length > self.journal.room {
+        if self.journal.is_stale || self.journal.is_full(now) {
             self.take_snapshot();
         }
         self.journal.add(&Entry::Event(now, event.clone()));
@@ -212,6 +225,7 @@ impl Daemon {
         self.store_sockets();
         match snapshot(self).and_then(|snapshot| self.journal.begin(&snapshot)) {
             Ok(()) => {
+                self.journal.taken_at = self.host.now();
                 if self.journal.retry_at.take().is_some() {
                     info!("{} is written again", self.journal.path.display());
                 }
@@ -236,5 +250,23 @@ impl Daemon {
             let path = self.journal.path.display();
             error!("{STATE} {path} cannot be written, so nobody could take over from this manager: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_events_are_a_reason_for_a_snapshot_once_a_second() {
+        let taken_at = Mono::ZERO + Duration::from_secs(7);
+        let mut journal = Journal { room: ROOM, taken_at, ..Journal::new(PathBuf::new()) };
+        let (at_once, later) = (taken_at + PAUSE / 2, taken_at + PAUSE);
+        journal.length = ROOM;
+        assert!(!journal.is_full(later));
+        journal.length = ROOM + 1;
+        assert!(!journal.is_full(at_once) && journal.is_full(later));
+        journal.length = MOST + 1;
+        assert!(journal.is_full(at_once));
     }
 }
