@@ -3,6 +3,7 @@
 //! The house, and who may import whom (`tests/house.rs` enforces it):
 //!
 //! ```text
+//! plain    types that core and sys share: data and no decisions
 //! core     decisions: events in, actions out; no clock, descriptor, pid or thread
 //! config   TOML -> core::spec                                     knows core
 //! wire     bytes <-> values of the protocols                      knows core
@@ -11,6 +12,8 @@
 //! cli      one file a command family                              knows config, wire, daemon
 //! ```
 //!
+//! All of them know `plain`, which knows none.
+//!
 //! [`Options`] is liveswap for programs that want to be a manager themselves.
 
 pub mod cli;
@@ -18,6 +21,7 @@ pub mod config;
 pub mod core;
 pub mod daemon;
 mod path_text;
+pub mod plain;
 #[cfg(test)]
 #[path = "../tests/support/skipped.rs"]
 #[expect(dead_code, reason = "the list is read by the last test program")]

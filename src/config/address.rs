@@ -56,7 +56,7 @@ pub(super) fn tcp(value: &DeValue<'_>) -> Result<SocketAddr, Flaw> {
 fn abstract_name(name: &str) -> Result<SocketAddress, Flaw> {
     match name.len() {
         0 => Err(Flaw::new("must have a name after the `@`", "no name")),
-        1..=UNIX_NAME_MAX => Ok(SocketAddress::Abstract(name.to_owned())),
+        1..=UNIX_NAME_MAX => Ok(SocketAddress::Abstract(name.into())),
         length => Err(too_long("abstract name", length)),
     }
 }

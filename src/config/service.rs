@@ -36,25 +36,6 @@ const NAME_MAX: usize = 50;
 const OF_WORKERS: [&str; 8] =
     ["workers", "protocol", "lazy", "idle_timeout", "output", "messages", "fd_store_max", "listen_pid"];
 
-const RESOURCES: [(&str, Resource); 16] = [
-    ("as", Resource::As),
-    ("core", Resource::Core),
-    ("cpu", Resource::Cpu),
-    ("data", Resource::Data),
-    ("fsize", Resource::Fsize),
-    ("locks", Resource::Locks),
-    ("memlock", Resource::Memlock),
-    ("msgqueue", Resource::Msgqueue),
-    ("nice", Resource::Nice),
-    ("nofile", Resource::Nofile),
-    ("nproc", Resource::Nproc),
-    ("rss", Resource::Rss),
-    ("rtprio", Resource::Rtprio),
-    ("rttime", Resource::Rttime),
-    ("sigpending", Resource::Sigpending),
-    ("stack", Resource::Stack),
-];
-
 /// What `[service]` says.
 pub(super) struct Service {
     pub name: String,
@@ -251,9 +232,9 @@ fn check_variable(name: &str) -> Result<(), Flaw> {
 }
 
 fn limits(mut table: Table<'_>) -> BTreeMap<Resource, Limit> {
-    let limits = RESOURCES
-        .iter()
-        .filter_map(|(name, resource)| Some((*resource, table.read(name, values::limit)?.value)))
+    let limits = Resource::ALL
+        .into_iter()
+        .filter_map(|resource| Some((resource, table.read(resource.name(), values::limit)?.value)))
         .collect();
     table.finish();
     limits

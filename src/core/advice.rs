@@ -193,7 +193,7 @@ fn socket_named_in<'a>(spec: &'a ServiceSpec, line: &str) -> Option<&'a str> {
     let is_named = |address: &SocketAddress| match address {
         SocketAddress::Inet(address) => has_number(address.port()),
         SocketAddress::Path(path) => path.to_str().is_some_and(|path| line.contains(path)),
-        SocketAddress::Abstract(name) => line.contains(name.as_str()),
+        SocketAddress::Abstract(name) => name.to_str().is_some_and(|name| line.contains(name)),
     };
     spec.sockets.iter().find(|socket| is_named(&socket.address)).map(|socket| socket.listen.as_str())
 }

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use sockets::{Accept, SocketAddress, SocketKind, SocketOptions, SocketSpec};
+pub use sockets::{Accept, SocketOptions, SocketSpec};
+
+pub use crate::plain::{Limit, Resource, SocketAddress, SocketKind};
 
 /// The variables of the protocols between a manager and whom it starts (sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3),
 /// systemd.exec(5), and those by which a Node program knows that it is a cluster's worker).
@@ -131,37 +133,6 @@ pub struct Identity {
     pub supplementary_groups: Option<Vec<String>>,
     /// File mode creation mask, 0 to 0o777.
     pub umask: Option<u32>,
-}
-
-/// A resource of setrlimit(2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names are setrlimit(2)'s own")]
-pub enum Resource {
-    As,
-    Core,
-    Cpu,
-    Data,
-    Fsize,
-    Locks,
-    Memlock,
-    Msgqueue,
-    Nice,
-    Nofile,
-    Nproc,
-    Rss,
-    Rtprio,
-    Rttime,
-    Sigpending,
-    Stack,
-}
-
-/// A resource limit; `None` is no limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limit {
-    /// The soft limit, in the resource's own unit.
-    pub soft: Option<u64>,
-    /// The hard limit, never below the soft one.
-    pub hard: Option<u64>,
 }
 
 /// Where a worker's standard output and error go.

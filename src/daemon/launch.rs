@@ -10,16 +10,14 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use nix::unistd::{Gid, Uid};
-
 use super::node::load_first;
 use super::release::Release;
 use super::runtime::NODE_MODULE;
 use super::streams::{JOURNAL_VARIABLE, Opened, Streams};
 use crate::core::ids::{GenerationId, SlotId, WorkerId};
-use crate::core::spec::{self, Protocol, is_protocol_variable};
-use crate::sys::limits::{Limit, Resource};
-use crate::sys::spawn::{Credentials, Launch, candidates};
+use crate::core::spec::{Protocol, is_protocol_variable};
+use crate::plain::{Limit, Resource};
+use crate::sys::spawn::{Launch, candidates};
 use crate::sys::strings::CStrings;
 
 /// The worker's number, as the log has it; no two workers of a manager ever have the same.
@@ -322,11 +320,7 @@ fn process(
         environment,
         pid_variables: Vec::new(),
         directory: CString::new(release.directory.as_os_str().as_bytes())?,
-        credentials: release.credentials.as_ref().map(|who| Credentials {
-            uid: Uid::from_raw(who.uid),
-            gid: Gid::from_raw(who.gid),
-            groups: who.groups.iter().copied().map(Gid::from_raw).collect(),
-        }),
+        credentials: release.credentials.clone(),
         umask: process.identity.umask,
         limits: place.common.limits.clone(),
         ignore_sigpipe: process.ignore_sigpipe,
@@ -342,28 +336,6 @@ fn process(
 /// The limits of the service file, and for descriptors what the manager itself was started with.
 fn limits(release: &Release, heritage: &Heritage) -> Vec<(Resource, Limit)> {
     let mut limits = vec![(Resource::Nofile, heritage.nofile)];
-    let given = release.spec.process.limits.iter();
-    limits.extend(given.map(|(name, limit)| (resource(*name), Limit { soft: limit.soft, hard: limit.hard })));
+    limits.extend(release.spec.process.limits.clone());
     limits
-}
-
-fn resource(named: spec::Resource) -> Resource {
-    match named {
-        spec::Resource::As => Resource::As,
-        spec::Resource::Core => Resource::Core,
-        spec::Resource::Cpu => Resource::Cpu,
-        spec::Resource::Data => Resource::Data,
-        spec::Resource::Fsize => Resource::Fsize,
-        spec::Resource::Locks => Resource::Locks,
-        spec::Resource::Memlock => Resource::Memlock,
-        spec::Resource::Msgqueue => Resource::Msgqueue,
-        spec::Resource::Nice => Resource::Nice,
-        spec::Resource::Nofile => Resource::Nofile,
-        spec::Resource::Nproc => Resource::Nproc,
-        spec::Resource::Rss => Resource::Rss,
-        spec::Resource::Rtprio => Resource::Rtprio,
-        spec::Resource::Rttime => Resource::Rttime,
-        spec::Resource::Sigpending => Resource::Sigpending,
-        spec::Resource::Stack => Resource::Stack,
-    }
 }

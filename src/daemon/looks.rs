@@ -9,17 +9,17 @@ use std::io;
 use std::mem;
 use std::time::Duration;
 
-use nix::unistd::{Gid, Pid, Uid};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::control::Ports;
 use super::host::{Ended, Failure, Job};
-use super::release::Credentials;
 use super::run::{Daemon, Role};
 use crate::core::Event;
 use crate::core::ids::WorkerId;
 use crate::core::sight::{Lack, Sight};
 use crate::core::spec::Protocol;
+use crate::plain::Credentials;
 use crate::sys::file_rights::with_rights_of;
 use crate::sys::fork::in_child;
 use crate::sys::handover::{hand_over, plain};
@@ -242,12 +242,7 @@ impl Subject {
     fn waits(&self, processes: &[Pid]) -> Waits {
         match (waits(processes, &self.inherited), &self.user) {
             // Root may not look into the processes of others where it was left without CAP_SYS_PTRACE: they themselves may.
-            (Waits::Hidden(_), Some(Credentials { uid, gid, groups })) => {
-                let groups: Vec<_> = groups.iter().copied().map(Gid::from_raw).collect();
-                with_rights_of(Uid::from_raw(*uid), Gid::from_raw(*gid), &groups, || {
-                    waits(processes, &self.inherited)
-                })
-            }
+            (Waits::Hidden(_), Some(user)) => with_rights_of(user, || waits(processes, &self.inherited)),
             (seen, _) => seen,
         }
     }

@@ -100,10 +100,11 @@ use self::target::Wanted;
 use crate::core::advice::of_file;
 pub use crate::core::spec::PROTOCOL_VARIABLES;
 use crate::core::spec::ServiceSpec;
+use crate::plain::{Limit, Resource};
 use crate::sys::activation::ActivationError;
 use crate::sys::handover::Unpacked;
 use crate::sys::kernel::TooOld;
-use crate::sys::limits::{self, Resource};
+use crate::sys::limits;
 pub use crate::sys::paths::{absolute, folder};
 use crate::sys::signals;
 
@@ -277,8 +278,8 @@ fn summary(spec: &ServiceSpec) -> String {
 
 /// Raises our own limit of open descriptors as far as we may, and returns what it was: workers get that again, as
 /// programs that use select(2) expect a small one.
-fn raise_descriptor_limit() -> io::Result<limits::Limit> {
+fn raise_descriptor_limit() -> io::Result<Limit> {
     let given = limits::own(Resource::Nofile)?;
-    limits::set_own(Resource::Nofile, limits::Limit { soft: given.hard, hard: given.hard })?;
+    limits::set_own(Resource::Nofile, Limit { soft: given.hard, hard: given.hard })?;
     Ok(given)
 }

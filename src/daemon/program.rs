@@ -6,15 +6,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::unistd::{Gid, Pid, Uid};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::checker::PinnedRelease;
-use super::release::{Credentials, Release};
+use super::release::Release;
 use super::run::{Daemon, Generation};
 use crate::core::ids::GenerationId;
 use crate::core::notice::Outcome;
 use crate::core::spec::Code;
+use crate::plain::Credentials;
 use crate::sys::file_rights::with_rights_of;
 use crate::sys::fork::in_child_with_file;
 use crate::sys::program_file::{FileIdentity, hold, is_native, path_of};
@@ -52,10 +53,7 @@ impl Program {
     ) -> Option<(Self, OwnedFd)> {
         let find = || hold(&executable(OsStr::new(word), path, directory).ok()??).ok();
         let held = match who {
-            Some(Credentials { uid, gid, groups }) => {
-                let groups: Vec<_> = groups.iter().copied().map(Gid::from_raw).collect();
-                with_rights_of(Uid::from_raw(*uid), Gid::from_raw(*gid), &groups, find)
-            }
+            Some(who) => with_rights_of(who, find),
             None => find(),
         };
         Self::of(held?)

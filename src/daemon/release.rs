@@ -25,6 +25,7 @@ use crate::config::original::{self, Original};
 use crate::config::{self, COMMAND_LINE, KeyLines, Origin};
 use crate::core::printable::{Printable, printable};
 use crate::core::spec::{Identity, Output, ProcessSpec, ServiceSpec, SocketSpec};
+use crate::plain::Credentials;
 use crate::sys::{names, process};
 use crate::wire::secret::Secret;
 
@@ -88,17 +89,6 @@ impl Release {
     pub fn user(&self) -> u32 {
         self.credentials.as_ref().map_or_else(|| geteuid().as_raw(), |who| who.uid)
     }
-}
-
-/// The numbers of an identity.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Credentials {
-    /// The user.
-    pub uid: u32,
-    /// The group.
-    pub gid: u32,
-    /// The supplementary groups.
-    pub groups: Vec<u32>,
 }
 
 /// Why a service file makes no release.
@@ -370,11 +360,7 @@ fn look_up(
             environment.entry(name.to_owned()).or_insert(value);
         }
     }
-    Ok(found.map(|found| Credentials {
-        uid: found.uid.into(),
-        gid: found.gid.into(),
-        groups: found.groups.into_iter().map(Into::into).collect(),
-    }))
+    Ok(found)
 }
 
 /// Returns an error with its causes in one line.

@@ -94,16 +94,17 @@ fn number_at(bytes: &[u8], offset: usize) -> io::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plain::{SocketAddress, SocketKind};
     use crate::sys::listener::tests::reachable;
-    use crate::sys::listener::{Address, Kind, bind, create, listen};
+    use crate::sys::listener::{bind, create, listen};
 
     #[test]
     fn the_backlog_is_the_one_last_asked_for() {
         let folder = tempfile::tempdir().unwrap();
         let inet = reachable(["127.0.0.1:0", "[::1]:0"]).into_iter();
-        let inet = inet.map(|text| (Address::Inet(text.parse().unwrap()), Kind::Stream));
-        let unix = [Kind::Stream, Kind::Seqpacket].into_iter();
-        let unix = unix.map(|kind| (Address::Path(folder.path().join(kind.to_string())), kind));
+        let inet = inet.map(|text| (SocketAddress::Inet(text.parse().unwrap()), SocketKind::Stream));
+        let unix = [SocketKind::Stream, SocketKind::Seqpacket].into_iter();
+        let unix = unix.map(|kind| (SocketAddress::Path(folder.path().join(kind.to_string())), kind));
         for (address, kind) in inet.chain(unix) {
             let socket = create(&address, kind).unwrap();
             bind(&socket, &address).unwrap();

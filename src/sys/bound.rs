@@ -6,12 +6,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use super::held;
-use super::listener::{Address, Kind, bind, create, kind, local_address};
+use super::listener::{bind, create, kind, local_address};
 use super::sock_diag::{
     self, ANSWER, HEADER, NO_COOKIE, PIECE, REQUEST_DUMP, REQUEST_ONE, address, attribute, canonical,
     each_message, number, open, put, request, start,
 };
 use super::unix_names;
+use crate::plain::{SocketAddress, SocketKind};
 
 /// The states, a bit each, of a socket that listens, and of one that is bound and not connected (net/tcp_states.h).
 const LISTENING: u32 = 1 << 10;
@@ -38,9 +39,9 @@ pub fn maker(socket: impl AsFd) -> io::Result<Option<u32>> {
     let (Some(place), Some(carries)) = (local_address(&socket)?, kind(&socket)?) else { return Ok(None) };
     let state = if carries.is_listened_on() { LISTENING } else { UNCONNECTED };
     match place {
-        Address::Inet(place) => inet_maker(inode, place, carries, state),
-        Address::Path(path) => unix_maker(inode, path.as_os_str().as_bytes(), state),
-        Address::Abstract(name) => unix_maker(inode, &[b"\0", name.as_slice()].concat(), state),
+        SocketAddress::Inet(place) => inet_maker(inode, place, carries, state),
+        SocketAddress::Path(path) => unix_maker(inode, path.as_os_str().as_bytes(), state),
+        SocketAddress::Abstract(name) => unix_maker(inode, &[b"\0", name.as_bytes()].concat(), state),
     }
 }
 
@@ -48,19 +49,21 @@ pub fn maker(socket: impl AsFd) -> io::Result<Option<u32>> {
 ///
 /// By IP it is tried to bind one, for a moment: it shares its address with none, so that any other is in its way. That takes a tenth of the
 /// time of a question to the kernel, which looks through all sockets of the machine.
-pub fn may_be_taken(place: &Address, carries: Kind) -> bool {
+pub fn may_be_taken(place: &SocketAddress, carries: SocketKind) -> bool {
     match place {
-        Address::Inet(_) => create(place, carries).and_then(|probe| bind(&probe, place)).is_err(),
-        Address::Path(path) => unix_names::list().map_or(true, |names| names.have(path)),
-        Address::Abstract(name) => unix_names::list().map_or(true, |names| names.have_abstract(name)),
+        SocketAddress::Inet(_) => create(place, carries).and_then(|probe| bind(&probe, place)).is_err(),
+        SocketAddress::Path(path) => unix_names::list().map_or(true, |names| names.have(path)),
+        SocketAddress::Abstract(name) => {
+            unix_names::list().map_or(true, |names| names.have_abstract(name.as_bytes()))
+        }
     }
 }
 
-fn inet_maker(inode: u64, place: SocketAddr, carries: Kind, state: u32) -> io::Result<Option<u32>> {
+fn inet_maker(inode: u64, place: SocketAddr, carries: SocketKind, state: u32) -> io::Result<Option<u32>> {
     let protocol = match carries {
-        Kind::Stream => libc::IPPROTO_TCP,
-        Kind::Datagram => libc::IPPROTO_UDP,
-        Kind::Seqpacket => return Ok(None),
+        SocketKind::Stream => libc::IPPROTO_TCP,
+        SocketKind::Datagram => libc::IPPROTO_UDP,
+        SocketKind::Seqpacket => return Ok(None),
     };
     let family = if place.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let mut request = request(REQUEST_DUMP, family);
@@ -168,24 +171,33 @@ mod tests {
             let bind =
                 |port| Some((port, TcpListener::bind((ip, port)).ok()?, UdpSocket::bind((ip, port)).ok()?));
             let (port, tcp, udp) = ports.find_map(bind).unwrap();
-            let place = Address::Inet(SocketAddr::new(ip.parse().unwrap(), port));
-            assert!(may_be_taken(&place, Kind::Stream) && may_be_taken(&place, Kind::Datagram), "{ip}");
+            let place = SocketAddress::Inet(SocketAddr::new(ip.parse().unwrap(), port));
+            assert!(
+                may_be_taken(&place, SocketKind::Stream) && may_be_taken(&place, SocketKind::Datagram),
+                "{ip}"
+            );
             // Those that share it are in the way as well.
             let shares = nix::sys::socket::sockopt::ReusePort;
             let is_set =
                 [tcp.as_fd(), udp.as_fd()].map(|fd| nix::sys::socket::setsockopt(&fd, shares, &true));
             assert_eq!(is_set, [Ok(()); 2]);
-            assert!(may_be_taken(&place, Kind::Stream) && may_be_taken(&place, Kind::Datagram), "{ip}");
+            assert!(
+                may_be_taken(&place, SocketKind::Stream) && may_be_taken(&place, SocketKind::Datagram),
+                "{ip}"
+            );
             drop((tcp, udp));
-            assert!(!may_be_taken(&place, Kind::Stream) && !may_be_taken(&place, Kind::Datagram), "{ip}");
+            assert!(
+                !may_be_taken(&place, SocketKind::Stream) && !may_be_taken(&place, SocketKind::Datagram),
+                "{ip}"
+            );
         }
-        let elsewhere = Address::Inet("192.0.2.1:80".parse().unwrap());
-        assert!(may_be_taken(&elsewhere, Kind::Stream), "no address of this machine");
+        let elsewhere = SocketAddress::Inet("192.0.2.1:80".parse().unwrap());
+        assert!(may_be_taken(&elsewhere, SocketKind::Stream), "no address of this machine");
         let folder = tempfile::tempdir().unwrap();
-        let path = Address::Path(folder.path().join("a"));
-        assert!(!may_be_taken(&path, Kind::Stream));
+        let path = SocketAddress::Path(folder.path().join("a"));
+        assert!(!may_be_taken(&path, SocketKind::Stream));
         let _socket = UnixListener::bind(folder.path().join("a")).unwrap();
-        assert!(may_be_taken(&path, Kind::Stream));
+        assert!(may_be_taken(&path, SocketKind::Stream));
     }
 
     #[test]

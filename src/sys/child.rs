@@ -11,10 +11,10 @@ use std::rc::Rc;
 use nix::errno::Errno;
 
 use super::interpreter::Interpreter;
-use super::limits::{Limit, Resource};
 use super::raw::{self, Sweep};
-use super::spawn::{Credentials, Failure, Step};
+use super::spawn::{Failure, Step};
 use super::strings::{CStrings, Number, Pointers};
+use crate::plain::{Credentials, Limit, Resource};
 
 /// The first descriptor that a service is handed (`sd_listen_fds(3)`).
 const FIRST_DESCRIPTOR: c_int = 3;

@@ -20,10 +20,11 @@ use nix::unistd::geteuid;
 use super::folder::Folder;
 use super::foreign::ForeignFd;
 use super::handover::hand_over;
-use super::listener::{Address, Kind, create, listen};
+use super::listener::{create, listen};
 use super::occupant::{Occupant, folder_of, occupant_in, remove_stale};
 use super::socket_file::{PathState, SocketFile};
 use super::stream_socket::{StreamSocket, accept};
+use crate::plain::{SocketAddress, SocketKind};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 128;
@@ -74,7 +75,7 @@ impl ControlSocket {
             Occupant::Stale => remove_stale(&folder, path)?,
             Occupant::Live | Occupant::NotASocket => return Err(Errno::EADDRINUSE.into()),
         }
-        let socket = create(&Address::Path(path.to_owned()), Kind::Stream)?;
+        let socket = create(&SocketAddress::Path(path.to_owned()), SocketKind::Stream)?;
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let file = SocketFile::bind(&socket, path, folder, 0o600)?;
         // The umask may have taken bits away.
@@ -139,7 +140,7 @@ pub fn connect_until(path: &Path, until: Instant) -> io::Result<UnixStream> {
         let why = format!("{} is a symbolic link", path.display());
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     }
-    let socket = create(&Address::Path(path.to_owned()), Kind::Stream)?;
+    let socket = create(&SocketAddress::Path(path.to_owned()), SocketKind::Stream)?;
     fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     // That very file, whatever has come to stand at the path.
     let held = format!("/proc/self/fd/{}", file.as_raw_fd());

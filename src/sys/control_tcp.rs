@@ -12,9 +12,10 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockaddrStorage, getpeername, setsockopt, sockopt};
 
 use super::handover::hand_over;
-use super::listener::{Address, Kind, bind, create, inet, listen, local_address};
+use super::listener::{bind, create, inet, listen, local_address};
 use super::sock_diag::{self, End};
 use super::stream_socket::{StreamSocket, accept};
+use crate::plain::{SocketAddress, SocketKind};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 128;
@@ -39,8 +40,8 @@ impl ControlTcp {
     ///
     /// Those of bind(2) and listen(2): EADDRINUSE where someone listens there.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
-        let place = Address::Inet(address);
-        let socket = create(&place, Kind::Stream)?;
+        let place = SocketAddress::Inet(address);
+        let socket = create(&place, SocketKind::Stream)?;
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         // What is left of the connections of a manager before keeps nobody from the address.
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
@@ -92,7 +93,9 @@ fn tune(stream: &StreamSocket) -> io::Result<()> {
 ///
 /// The connection has ended already (ENOTCONN), or the kernel has no sock_diag(7) for us.
 pub fn local_end(stream: &StreamSocket) -> io::Result<Option<End>> {
-    let Some(Address::Inet(ours)) = local_address(stream)? else { return Err(Errno::EAFNOSUPPORT.into()) };
+    let Some(SocketAddress::Inet(ours)) = local_address(stream)? else {
+        return Err(Errno::EAFNOSUPPORT.into());
+    };
     if !ours.ip().to_canonical().is_loopback() {
         return Ok(None);
     }

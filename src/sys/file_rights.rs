@@ -3,9 +3,12 @@
 use nix::sys::prctl::{get_dumpable, get_pdeathsig, set_dumpable, set_pdeathsig};
 use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid, setgroups};
 
+use crate::plain::Credentials;
+
 /// Does something with the file system rights of a user and of these groups alone, where we are root and the user is another; else with
 /// our own.
-pub fn with_rights_of<T>(user: Uid, group: Gid, groups: &[Gid], action: impl FnOnce() -> T) -> T {
+pub fn with_rights_of<T>(who: &Credentials, action: impl FnOnce() -> T) -> T {
+    let (user, group) = (Uid::from_raw(who.uid), Gid::from_raw(who.gid));
     if !geteuid().is_root() || user.is_root() {
         return action();
     }
@@ -13,7 +16,8 @@ pub fn with_rights_of<T>(user: Uid, group: Gid, groups: &[Gid], action: impl FnO
     let (is_dumpable, parent_death) = (get_dumpable(), get_pdeathsig());
     let own = getgroups();
     // Without the groups of root; a namespace may refuse it (user_namespaces(7)).
-    let is_without = own.is_ok() && setgroups(groups).is_ok();
+    let groups: Vec<_> = who.groups.iter().copied().map(Gid::from_raw).collect();
+    let is_without = own.is_ok() && setgroups(&groups).is_ok();
     setfsgid(group);
     // The rights of root that concern files go with the id and come back with it (capabilities(7)).
     setfsuid(user);

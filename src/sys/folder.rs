@@ -13,11 +13,12 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat, readlinkat, renameat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, mkdirat, stat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, geteuid, unlinkat};
+use nix::unistd::{Gid, UnlinkatFlags, geteuid, unlinkat};
 use serde::{Deserialize, Serialize};
 
 use super::file_rights::with_rights_of;
 use super::handover::{HandOver, Luggage, Unpacked, hand_over, plain};
+use crate::plain::Credentials;
 
 /// How many symbolic links one path may have, as for the kernel (path_resolution(7)).
 const MAX_LINKS: usize = 40;
@@ -227,7 +228,8 @@ impl Folder {
     /// Does something with the file system rights of its owner and of [`NO_GROUP`], where we are root and the owner is another:
     /// a path that the owner bends leads to nothing that the owner could not do without us.
     pub fn as_owner<T>(&self, action: impl FnOnce() -> T) -> T {
-        with_rights_of(Uid::from_raw(self.place.owner), NO_GROUP, &[], action)
+        let who = Credentials { uid: self.place.owner, gid: NO_GROUP.as_raw(), groups: Vec::new() };
+        with_rights_of(&who, action)
     }
 }
 

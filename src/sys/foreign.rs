@@ -26,9 +26,10 @@ use super::cradle::Stack;
 use super::fork::make_child;
 use super::handover::{HandOver, Luggage, Number, Unpacked};
 use super::held;
-use super::listener::{Kind, is_listening, is_unix, kind};
+use super::listener::{is_listening, is_unix, kind};
 use super::raw;
 use super::reaper;
+use crate::plain::SocketKind;
 
 thread_local! {
     /// What waits to be closed. The manager has one thread; closers never touch this list, as each has a batch of its own.
@@ -148,7 +149,7 @@ impl Drop for ForeignFd {
 }
 
 fn is_datagram(fd: &ForeignFd) -> bool {
-    kind(fd).is_ok_and(|kind| kind == Some(Kind::Datagram))
+    kind(fd).is_ok_and(|kind| kind == Some(SocketKind::Datagram))
 }
 
 impl HandOver for ForeignFd {

@@ -6,12 +6,11 @@
 //!
 //! Every descriptor made here has CLOEXEC set from its first moment.
 
-use std::ffi::c_int;
-use std::fmt;
+use std::ffi::{OsStr, c_int};
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -21,68 +20,22 @@ use nix::sys::socket::{
 
 use super::options::get_number;
 use super::retry::at_once;
-
-/// Where a socket is bound.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
-    /// TCP or UDP, IPv6 scope ids included.
-    Inet(SocketAddr),
-    /// A UNIX socket with a path of at most 107 bytes.
-    Path(PathBuf),
-    /// A UNIX socket with an abstract name (without the leading NUL) of at most 107 bytes.
-    Abstract(Vec<u8>),
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Inet(address) => address.fmt(f),
-            Self::Path(path) => path.display().fmt(f),
-            Self::Abstract(name) => write!(f, "@{}", String::from_utf8_lossy(name)),
-        }
-    }
-}
-
-/// What a socket carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are socket(2)'s own")]
-pub enum Kind {
-    Stream,
-    Datagram,
-    Seqpacket,
-}
-
-impl Kind {
-    /// Returns whether such a socket queues connections, and so needs listen(2).
-    pub fn is_listened_on(self) -> bool {
-        matches!(self, Self::Stream | Self::Seqpacket)
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Stream => "stream",
-            Self::Datagram => "datagram",
-            Self::Seqpacket => "seqpacket",
-        })
-    }
-}
+use crate::plain::{SocketAddress, SocketKind};
 
 /// Makes a socket of the address's family, not yet bound.
 ///
 /// # Errors
 /// Those of socket(2).
-pub fn create(address: &Address, kind: Kind) -> io::Result<OwnedFd> {
+pub fn create(address: &SocketAddress, kind: SocketKind) -> io::Result<OwnedFd> {
     let family = match address {
-        Address::Inet(SocketAddr::V4(_)) => AddressFamily::Inet,
-        Address::Inet(SocketAddr::V6(_)) => AddressFamily::Inet6,
-        Address::Path(_) | Address::Abstract(_) => AddressFamily::Unix,
+        SocketAddress::Inet(SocketAddr::V4(_)) => AddressFamily::Inet,
+        SocketAddress::Inet(SocketAddr::V6(_)) => AddressFamily::Inet6,
+        SocketAddress::Path(_) | SocketAddress::Abstract(_) => AddressFamily::Unix,
     };
     let kind = match kind {
-        Kind::Stream => SockType::Stream,
-        Kind::Datagram => SockType::Datagram,
-        Kind::Seqpacket => SockType::SeqPacket,
+        SocketKind::Stream => SockType::Stream,
+        SocketKind::Datagram => SockType::Datagram,
+        SocketKind::Seqpacket => SockType::SeqPacket,
     };
     Ok(socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?)
 }
@@ -91,12 +44,12 @@ pub fn create(address: &Address, kind: Kind) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// Those of bind(2); ENAMETOOLONG where a UNIX name is too long.
-pub fn bind(fd: impl AsFd, address: &Address) -> io::Result<()> {
+pub fn bind(fd: impl AsFd, address: &SocketAddress) -> io::Result<()> {
     let fd = fd.as_fd().as_raw_fd();
     match address {
-        Address::Inet(address) => nix_bind(fd, &SockaddrStorage::from(*address))?,
-        Address::Path(path) => nix_bind(fd, &UnixAddr::new(path)?)?,
-        Address::Abstract(name) => nix_bind(fd, &UnixAddr::new_abstract(name)?)?,
+        SocketAddress::Inet(address) => nix_bind(fd, &SockaddrStorage::from(*address))?,
+        SocketAddress::Path(path) => nix_bind(fd, &UnixAddr::new(path)?)?,
+        SocketAddress::Abstract(name) => nix_bind(fd, &UnixAddr::new_abstract(name.as_bytes())?)?,
     }
     Ok(())
 }
@@ -118,7 +71,7 @@ pub fn listen(fd: impl AsFd, backlog: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// Those of getsockname(2): ENOTSOCK for what is no socket.
-pub fn local_address(fd: impl AsFd) -> io::Result<Option<Address>> {
+pub fn local_address(fd: impl AsFd) -> io::Result<Option<SocketAddress>> {
     let fd = fd.as_fd();
     // nix panics on no family, but it has no type for each: ask before it decodes.
     match get_number(&fd, libc::SOL_SOCKET, libc::SO_DOMAIN)? {
@@ -127,11 +80,14 @@ pub fn local_address(fd: impl AsFd) -> io::Result<Option<Address>> {
     }
     let storage: SockaddrStorage = getsockname(fd.as_raw_fd())?;
     if let Some(address) = inet(&storage) {
-        return Ok(Some(Address::Inet(address)));
+        return Ok(Some(SocketAddress::Inet(address)));
     }
     let unix = storage.as_unix_addr();
-    let path = unix.and_then(UnixAddr::path).map(|path| Address::Path(path.to_owned()));
-    let name = || unix.and_then(UnixAddr::as_abstract).map(|name| Address::Abstract(name.to_owned()));
+    let path = unix.and_then(UnixAddr::path).map(|path| SocketAddress::Path(path.to_owned()));
+    let name = || {
+        unix.and_then(UnixAddr::as_abstract)
+            .map(|name| SocketAddress::Abstract(OsStr::from_bytes(name).into()))
+    };
     Ok(path.or_else(name))
 }
 
@@ -141,8 +97,8 @@ pub fn local_address(fd: impl AsFd) -> io::Result<Option<Address>> {
 /// Those of [`local_address`].
 pub fn port(fd: impl AsFd) -> io::Result<Option<u16>> {
     Ok(local_address(fd)?.and_then(|address| match address {
-        Address::Inet(address) => Some(address.port()),
-        Address::Path(_) | Address::Abstract(_) => None,
+        SocketAddress::Inet(address) => Some(address.port()),
+        SocketAddress::Path(_) | SocketAddress::Abstract(_) => None,
     }))
 }
 
@@ -184,11 +140,11 @@ pub(super) fn inet(storage: &SockaddrStorage) -> Option<SocketAddr> {
 ///
 /// # Errors
 /// Those of getsockopt(2).
-pub fn kind(fd: impl AsFd) -> io::Result<Option<Kind>> {
+pub fn kind(fd: impl AsFd) -> io::Result<Option<SocketKind>> {
     Ok(match get_number(&fd, libc::SOL_SOCKET, libc::SO_TYPE)? {
-        libc::SOCK_STREAM => Some(Kind::Stream),
-        libc::SOCK_DGRAM => Some(Kind::Datagram),
-        libc::SOCK_SEQPACKET => Some(Kind::Seqpacket),
+        libc::SOCK_STREAM => Some(SocketKind::Stream),
+        libc::SOCK_DGRAM => Some(SocketKind::Datagram),
+        libc::SOCK_SEQPACKET => Some(SocketKind::Seqpacket),
         _ => None,
     })
 }
@@ -200,7 +156,7 @@ pub fn is_unix(fd: impl AsFd) -> bool {
 
 /// Returns whether it is a UNIX stream socket, of a pair for instance.
 pub fn is_unix_stream(fd: impl AsFd) -> bool {
-    is_unix(&fd) && kind(fd).is_ok_and(|kind| kind == Some(Kind::Stream))
+    is_unix(&fd) && kind(fd).is_ok_and(|kind| kind == Some(SocketKind::Stream))
 }
 
 /// Returns whether a socket queues connections (`SO_ACCEPTCONN`).
@@ -233,6 +189,7 @@ pub fn is_shut_down(fd: impl AsFd) -> io::Result<bool> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::ffi::OsString;
     use std::thread;
     use std::time::{Duration, Instant};
 
@@ -264,7 +221,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn bound(address: &Address, kind: Kind) -> OwnedFd {
+    fn bound(address: &SocketAddress, kind: SocketKind) -> OwnedFd {
         let socket = create(address, kind).unwrap();
         bind(&socket, address).unwrap();
         socket
@@ -273,11 +230,12 @@ pub(crate) mod tests {
     #[test]
     fn a_socket_tells_where_it_is_bound_and_what_it_carries() {
         let folder = tempfile::tempdir().unwrap();
-        let name = format!("liveswap-test-{}", std::process::id()).into_bytes();
-        for kind in [Kind::Stream, Kind::Datagram, Kind::Seqpacket] {
-            for address in
-                [Address::Path(folder.path().join(kind.to_string())), Address::Abstract(name.clone())]
-            {
+        let name = format!("liveswap-test-{}", std::process::id());
+        for kind in [SocketKind::Stream, SocketKind::Datagram, SocketKind::Seqpacket] {
+            for address in [
+                SocketAddress::Path(folder.path().join(kind.to_string())),
+                SocketAddress::Abstract(name.clone().into()),
+            ] {
                 let socket = bound(&address, kind);
                 assert_eq!(local_address(&socket).unwrap(), Some(address));
                 assert_eq!(super::kind(&socket).unwrap(), Some(kind));
@@ -290,8 +248,10 @@ pub(crate) mod tests {
         }
         for text in reachable(["127.0.0.1:0", "[::1]:0"]) {
             let asked: SocketAddr = text.parse().unwrap();
-            let socket = bound(&Address::Inet(asked), Kind::Datagram);
-            let Some(Address::Inet(got)) = local_address(&socket).unwrap() else { panic!("no address") };
+            let socket = bound(&SocketAddress::Inet(asked), SocketKind::Datagram);
+            let Some(SocketAddress::Inet(got)) = local_address(&socket).unwrap() else {
+                panic!("no address")
+            };
             assert_eq!(got.ip(), asked.ip());
             assert_ne!(got.port(), 0);
         }
@@ -304,13 +264,14 @@ pub(crate) mod tests {
         let netlink = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).unwrap();
         assert_eq!(local_address(&netlink).unwrap(), None);
         assert_eq!(kind(&netlink).unwrap(), None);
-        let unbound = create(&Address::Abstract(Vec::new()), Kind::Stream).unwrap();
+        let unbound = create(&SocketAddress::Abstract(OsString::new()), SocketKind::Stream).unwrap();
         assert_eq!(local_address(&unbound).unwrap(), None);
     }
 
     #[test]
     fn every_descriptor_closes_on_exec() {
-        let socket = create(&Address::Inet("127.0.0.1:0".parse().unwrap()), Kind::Stream).unwrap();
+        let socket =
+            create(&SocketAddress::Inet("127.0.0.1:0".parse().unwrap()), SocketKind::Stream).unwrap();
         let flags = nix::fcntl::fcntl(&socket, nix::fcntl::FcntlArg::F_GETFD).unwrap();
         assert_eq!(flags, libc::FD_CLOEXEC);
     }

@@ -1,7 +1,6 @@
 //! System calls, and the only unsafe code.
 //!
-//! Nothing in here imports another module of ours: every function takes plain parameters and returns `io::Error` or
-//! a type of its own. The manager has one thread, and everything that forks relies on it.
+//! It knows no other room but `plain`: every function takes plain parameters and returns `io::Error` or a type of its own. The manager has one thread, and everything that forks relies on it.
 
 pub mod activation;
 pub mod backlog;

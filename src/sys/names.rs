@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User, getgid, getgrouplist, getgroups, getuid};
 
-use super::spawn::Credentials;
+use crate::plain::Credentials;
 
 /// Why a name could not be turned into a number.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +84,7 @@ pub fn credentials(
         supplementary.map(|names| names.iter().map(|name| group_id(name)).collect()).transpose()?;
     let Some(user) = user else {
         let groups = given_groups.map_or_else(|| own_groups("this process"), Ok)?;
-        return Ok(Some(Credentials { uid: getuid(), gid: given_group.unwrap_or_else(getgid), groups }));
+        return Ok(Some(numbers(getuid(), given_group.unwrap_or_else(getgid), groups)));
     };
     let entry = match user.parse() {
         Ok(number) => found(user, User::from_uid(Uid::from_raw(number)))?.ok_or(number),
@@ -104,7 +104,12 @@ pub fn credentials(
         (None, Some(name)) => groups_of(&name, gid)?,
         (None, None) => vec![gid],
     };
-    Ok(Some(Credentials { uid, gid, groups }))
+    Ok(Some(numbers(uid, gid, groups)))
+}
+
+fn numbers(uid: Uid, gid: Gid, groups: Vec<Gid>) -> Credentials {
+    let groups = groups.into_iter().map(Into::into).collect();
+    Credentials { uid: uid.into(), gid: gid.into(), groups }
 }
 
 /// Returns the variables that a login as this user would have (systemd.exec(5), `User=`); none for a number without an
@@ -198,24 +203,23 @@ mod tests {
     #[test]
     fn a_user_brings_its_groups_unless_others_are_given() {
         let root = who(Some("root"), None, None);
-        assert_eq!((root.uid, root.gid), (Uid::from_raw(0), Gid::from_raw(0)));
+        assert_eq!((root.uid, root.gid), (0, 0));
         assert!(root.groups.contains(&root.gid));
         let odd = who(Some("0"), Some("7"), Some(&["8".to_owned(), "9".to_owned()]));
-        assert_eq!(odd.gid, Gid::from_raw(7));
-        assert_eq!(odd.groups, [Gid::from_raw(8), Gid::from_raw(9)]);
+        assert_eq!(odd.gid, 7);
+        assert_eq!(odd.groups, [8, 9]);
     }
 
     #[test]
     fn a_number_without_an_entry_has_the_given_group_alone() {
         let nobody = who(Some("4000000"), Some("4000001"), None);
-        assert_eq!(nobody.uid, Uid::from_raw(4_000_000));
-        assert_eq!(nobody.groups, [Gid::from_raw(4_000_001)]);
+        assert_eq!(nobody.uid, 4_000_000);
+        assert_eq!(nobody.groups, [4_000_001]);
     }
 
     #[test]
     fn a_group_alone_keeps_the_user() {
         let kept = who(None, Some("7"), None);
-        assert_eq!((kept.uid, kept.gid), (getuid(), Gid::from_raw(7)));
-        assert_eq!(kept.groups, getgroups().unwrap());
+        assert_eq!(kept, numbers(getuid(), Gid::from_raw(7), getgroups().unwrap()));
     }
 }

@@ -97,16 +97,17 @@ mod tests {
     use std::os::unix::net::{UnixDatagram, UnixListener};
 
     use super::*;
+    use crate::plain::{SocketAddress, SocketKind};
     use crate::sys::listener::tests::eventually;
-    use crate::sys::listener::{Address, Kind, bind, create, listen};
+    use crate::sys::listener::{bind, create, listen};
 
     #[test]
     fn a_dead_socket_is_stale_and_a_bound_one_live_whatever_its_type() {
         let folder = tempfile::tempdir().unwrap();
-        for kind in [Kind::Stream, Kind::Datagram, Kind::Seqpacket] {
+        for kind in [SocketKind::Stream, SocketKind::Datagram, SocketKind::Seqpacket] {
             let path = folder.path().join(kind.to_string());
             assert_eq!(occupant(&path).unwrap(), Occupant::Nobody);
-            let address = Address::Path(path.clone());
+            let address = SocketAddress::Path(path.clone());
             let socket = create(&address, kind).unwrap();
             bind(&socket, &address).unwrap();
             if kind.is_listened_on() {

@@ -265,10 +265,11 @@ pub(super) fn set_bytes(fd: &impl AsFd, level: c_int, name: c_int, value: &[u8])
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::listener::{Address, Kind, create};
+    use crate::plain::{SocketAddress, SocketKind};
+    use crate::sys::listener::create;
 
     fn tcp(address: &str) -> std::os::fd::OwnedFd {
-        create(&Address::Inet(address.parse().unwrap()), Kind::Stream).unwrap()
+        create(&SocketAddress::Inet(address.parse().unwrap()), SocketKind::Stream).unwrap()
     }
 
     #[test]

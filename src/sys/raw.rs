@@ -10,11 +10,12 @@ use std::ffi::{CStr, c_int};
 use std::mem;
 
 use nix::errno::Errno;
-use nix::unistd::{Gid, Pid, Uid};
+use nix::unistd::Pid;
 use syscalls::{Sysno, syscall};
 
-use super::limits::{Limit, Resource};
+use super::limits;
 use super::strings::Vector;
+use crate::plain::{Limit, Resource};
 
 /// The size of the kernel's signal sets in bytes, on every architecture that Rust's std knows but MIPS.
 const SIGNAL_SET_BYTES: usize = 8;
@@ -143,7 +144,7 @@ pub(super) fn set_limit(resource: Resource, limit: Limit) -> nix::Result<()> {
     let native = |value: Option<u64>| value.unwrap_or(libc::RLIM64_INFINITY);
     let limit = libc::rlimit64 { rlim_cur: native(limit.soft), rlim_max: native(limit.hard) };
     // SAFETY: the kernel reads one such struct.
-    let set = unsafe { syscall!(Sysno::prlimit64, 0, resource.number(), &raw const limit, 0) };
+    let set = unsafe { syscall!(Sysno::prlimit64, 0, limits::number(resource), &raw const limit, 0) };
     checked(set).map(drop)
 }
 
@@ -163,21 +164,21 @@ const SET_IDENTITY: [Sysno; 3] = [Sysno::setgroups, Sysno::setgid, Sysno::setuid
 ///
 /// Past libc for one more reason: it would have every thread do the same (nptl(7)), and waits for ever for threads of the
 /// parent's that it remembers and the child does not have.
-pub(super) fn set_groups(groups: &[Gid]) -> nix::Result<()> {
-    // SAFETY: a `Gid` is a struct of that number and nothing else, as setgroups(3) of nix relies on too; there are as many as said.
+pub(super) fn set_groups(groups: &[u32]) -> nix::Result<()> {
+    // SAFETY: there are as many as said.
     checked(unsafe { syscall!(SET_IDENTITY[0], groups.len(), groups.as_ptr()) }).map(drop)
 }
 
 /// Becomes of that group, for good where the process may.
-pub(super) fn set_group(group: Gid) -> nix::Result<()> {
+pub(super) fn set_group(group: u32) -> nix::Result<()> {
     // SAFETY: setgid(2) touches no memory of ours.
-    checked(unsafe { syscall!(SET_IDENTITY[1], group.as_raw()) }).map(drop)
+    checked(unsafe { syscall!(SET_IDENTITY[1], group) }).map(drop)
 }
 
 /// Becomes that user, for good where the process may.
-pub(super) fn set_user(user: Uid) -> nix::Result<()> {
+pub(super) fn set_user(user: u32) -> nix::Result<()> {
     // SAFETY: setuid(2) touches no memory of ours.
-    checked(unsafe { syscall!(SET_IDENTITY[2], user.as_raw()) }).map(drop)
+    checked(unsafe { syscall!(SET_IDENTITY[2], user) }).map(drop)
 }
 
 /// Changes the working directory.

@@ -385,8 +385,9 @@ pub(crate) mod tests {
     use nix::unistd::geteuid;
 
     use super::*;
+    use crate::plain::{SocketAddress, SocketKind};
     use crate::sys::listener::tests::reachable;
-    use crate::sys::listener::{Address, Kind, bind, create, listen};
+    use crate::sys::listener::{bind, create, listen};
 
     /// Attaches a filter that lets nothing pass, or locks it there: as another user, where the kernel lets that one.
     pub(crate) fn attach_filter(fd: impl AsFd, is_locked: bool) {
@@ -431,7 +432,7 @@ pub(crate) mod tests {
     fn sockets() -> Vec<(String, Box<dyn Fn() -> OwnedFd>)> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let mut sockets: Vec<(String, Box<dyn Fn() -> OwnedFd>)> = Vec::new();
-        let make = |address: &Address, kind: Kind| {
+        let make = |address: &SocketAddress, kind: SocketKind| {
             let socket = create(address, kind).unwrap();
             bind(&socket, address).unwrap();
             if kind.is_listened_on() {
@@ -440,18 +441,18 @@ pub(crate) mod tests {
             socket
         };
         for address in reachable(["127.0.0.1:0", "[::1]:0", "[::]:0"]) {
-            for kind in [Kind::Stream, Kind::Datagram] {
-                let address = Address::Inet(address.parse::<SocketAddr>().unwrap());
+            for kind in [SocketKind::Stream, SocketKind::Datagram] {
+                let address = SocketAddress::Inet(address.parse::<SocketAddr>().unwrap());
                 sockets.push((format!("{address} {kind}"), Box::new(move || make(&address, kind))));
             }
         }
-        for kind in [Kind::Stream, Kind::Datagram, Kind::Seqpacket] {
+        for kind in [SocketKind::Stream, SocketKind::Datagram, SocketKind::Seqpacket] {
             sockets.push((
                 format!("UNIX {kind}"),
                 Box::new(move || {
                     let number = NEXT.fetch_add(1, Ordering::Relaxed);
                     let name = format!("liveswap-options-{}-{number}", std::process::id());
-                    make(&Address::Abstract(name.into_bytes()), kind)
+                    make(&SocketAddress::Abstract(name.into()), kind)
                 }),
             ));
         }
@@ -586,7 +587,8 @@ pub(crate) mod tests {
 
     #[test]
     fn what_the_service_file_names_is_put_back_and_what_else_tunes_is_accepted() {
-        let socket = create(&Address::Inet("127.0.0.1:0".parse().unwrap()), Kind::Stream).unwrap();
+        let socket =
+            create(&SocketAddress::Inet("127.0.0.1:0".parse().unwrap()), SocketKind::Stream).unwrap();
         let named = BTreeSet::from([SocketOption::NoDelay, SocketOption::NonBlocking]);
         let mut kept = Values::read(&socket);
         for (option, value) in

@@ -350,8 +350,8 @@ mod tests {
         pristine(concat!(module_path!(), "::a_file_that_may_not_grow_is_an_error_and_no_death"), || {
             let _signals = Signals::install().unwrap();
             let mut file = tempfile::tempfile().unwrap();
-            let limit = super::super::limits::Limit { soft: Some(4), hard: None };
-            super::super::raw::set_limit(super::super::limits::Resource::Fsize, limit).unwrap();
+            let limit = crate::plain::Limit { soft: Some(4), hard: None };
+            super::super::raw::set_limit(crate::plain::Resource::Fsize, limit).unwrap();
             assert_eq!(file.write(b"longer").unwrap(), 4);
             assert_eq!(file.write(b"x").unwrap_err().raw_os_error(), Some(libc::EFBIG));
         });

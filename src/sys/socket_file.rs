@@ -18,8 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::{Folder, FolderState, NO_GROUP, Place};
 use super::handover::{HandOver, Luggage, Number, Unpacked};
-use super::listener::{Address, bind};
+use super::listener::bind;
 use super::occupant::{folder_of, is_socket};
+use crate::plain::SocketAddress;
 
 /// Who may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +107,7 @@ impl SocketFile {
     /// Those of bind(2) and of [`SocketFile::hold`].
     pub fn bind(socket: impl AsFd, path: &Path, folder: Folder, mode: u32) -> io::Result<Self> {
         fchmod(&socket, Mode::from_bits_truncate(mode))?;
-        folder.as_owner(|| bind(socket, &Address::Path(path.to_owned())))?;
+        folder.as_owner(|| bind(socket, &SocketAddress::Path(path.to_owned())))?;
         let file = Self::hold_in(folder, path)?;
         file.is_ours_to_remove.set(true);
         let bound = file.permissions()?;
@@ -377,10 +378,11 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
-    use crate::sys::listener::{Kind, create, listen};
+    use crate::plain::SocketKind;
+    use crate::sys::listener::{create, listen};
 
     fn bind_stream(path: &Path, mode: u32) -> (OwnedFd, SocketFile) {
-        let socket = create(&Address::Path(path.to_owned()), Kind::Stream).unwrap();
+        let socket = create(&SocketAddress::Path(path.to_owned()), SocketKind::Stream).unwrap();
         let file = SocketFile::bind(&socket, path, Folder::open(&folder_of(path)).unwrap(), mode).unwrap();
         listen(&socket, 5).unwrap();
         (socket, file)

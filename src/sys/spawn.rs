@@ -4,6 +4,7 @@
 //! execve(2) closes, so that a folder on a dead file server holds up the child alone. What the child finds is exactly
 //! what its [`Launch`] says: no descriptor, signal disposition or variable comes from the manager unasked.
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, OsStr, c_int};
 use std::fmt;
 use std::io;
@@ -14,45 +15,18 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
-use nix::unistd::{self, AccessFlags, Gid, Pid, Uid, faccessat, getgroups, getresgid, getresuid, pipe2};
+use nix::unistd::{self, AccessFlags, Pid, faccessat, getgroups, getresgid, getresuid, pipe2};
 use serde::{Deserialize, Serialize};
 
 use super::child::Plan;
 use super::cradle::{Cradle, Memory};
 pub use super::failure::Failure;
 use super::handover::{HandOver, Luggage, Number, Unpacked};
-use super::limits::{Limit, Resource};
 use super::strings::{CStrings, Pointers};
+use crate::plain::{Credentials, Limit, Resource};
 
 /// Where a program is looked for if there is no `PATH` (glibc's confstr(3), `_CS_PATH`).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
-
-/// Who a process is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Credentials {
-    /// Real, effective and saved user.
-    pub uid: Uid,
-    /// Real, effective and saved group.
-    pub gid: Gid,
-    /// All supplementary groups.
-    pub groups: Vec<Gid>,
-}
-
-impl Credentials {
-    /// Tells whether this process is that already, and so needs no right to become it.
-    fn are_own(&self) -> nix::Result<bool> {
-        let (user, group) = (getresuid()?, getresgid()?);
-        let sorted = |groups: &[Gid]| {
-            let mut groups: Vec<_> = groups.iter().map(|group| group.as_raw()).collect();
-            groups.sort_unstable();
-            groups.dedup();
-            groups
-        };
-        Ok([user.real, user.effective, user.saved] == [self.uid; 3]
-            && [group.real, group.effective, group.saved] == [self.gid; 3]
-            && sorted(&getgroups()?) == sorted(&self.groups))
-    }
-}
 
 /// All there is to say about a process to be started.
 #[derive(Clone, Debug)]
@@ -192,9 +166,19 @@ fn is_in_reach_of_others(plan: &Plan) -> bool {
     plan.identity.is_some() || plan.cgroup.is_some()
 }
 
+/// Tells whether this process is that already, and so needs no right to become it.
+fn are_own(credentials: &Credentials) -> nix::Result<bool> {
+    let Credentials { uid, gid, groups } = credentials;
+    let (user, group) = (getresuid()?, getresgid()?);
+    let own_groups: BTreeSet<u32> = getgroups()?.into_iter().map(Into::into).collect();
+    Ok([user.real, user.effective, user.saved].map(u32::from) == [*uid; 3]
+        && [group.real, group.effective, group.saved].map(u32::from) == [*gid; 3]
+        && own_groups == groups.iter().copied().collect())
+}
+
 fn plan(launch: Launch<'_>, report: BorrowedFd<'_>) -> io::Result<Plan> {
     let identity = match launch.credentials {
-        Some(credentials) if !credentials.are_own()? => Some(credentials),
+        Some(credentials) if !are_own(&credentials)? => Some(credentials),
         _ => None,
     };
     let has_input = launch.stdin.is_some();

@@ -1,11 +1,10 @@
 //! The sockets of a service.
 
-use std::fmt;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::plain::{SocketAddress, SocketKind};
 
 /// A socket that the manager binds and the workers inherit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,36 +30,6 @@ pub struct Accept {
     pub max_connections: u32,
     /// Of one IP address, or of one user by a UNIX socket.
     pub max_connections_per_source: Option<u32>,
-}
-
-/// Where a socket is bound.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum SocketAddress {
-    /// An IPv4 or IPv6 address and port; TCP or UDP by the [`SocketKind`].
-    Inet(SocketAddr),
-    /// A UNIX socket with an absolute path of at most 107 bytes.
-    Path(#[serde(with = "crate::path_text")] PathBuf),
-    /// A UNIX socket with an abstract name (without the `@`) of at most 107 bytes.
-    Abstract(String),
-}
-
-impl fmt::Display for SocketAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Inet(address) => address.fmt(f),
-            Self::Path(path) => path.display().fmt(f),
-            Self::Abstract(name) => write!(f, "@{name}"),
-        }
-    }
-}
-
-/// What a socket carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names are socket(2)'s own")]
-pub enum SocketKind {
-    Stream,
-    Datagram,
-    Seqpacket,
 }
 
 /// The options of systemd.socket(5); `None` leaves the kernel's default.

@@ -20,7 +20,7 @@ use crate::core::ids::GenerationId;
 use crate::core::spec::{SocketAddress, SocketKind};
 use crate::sys::fork::{ForkedWork, in_child};
 use crate::sys::handover::hand_over;
-use crate::sys::listener::{Address, local_address};
+use crate::sys::listener::local_address;
 use crate::sys::{cgroup, sock_diag, usage};
 use crate::wire::control::Reply;
 use crate::wire::status::{GenerationUse, Status, Worker};
@@ -131,7 +131,7 @@ impl Daemon {
             match (&spec.address, spec.kind) {
                 (SocketAddress::Inet(_), SocketKind::Stream) => {
                     // The port of the file may be 0: the kernel knows which it became.
-                    if let Ok(Some(Address::Inet(address))) = local_address(&*listener) {
+                    if let Ok(Some(SocketAddress::Inet(address))) = local_address(&*listener) {
                         ports.tcp.insert(address.port());
                     }
                 }
@@ -139,7 +139,7 @@ impl Daemon {
                     ports.unix.extend(path.to_str().map(Into::into));
                 }
                 (SocketAddress::Abstract(name), SocketKind::Stream | SocketKind::Seqpacket) => {
-                    ports.unix.insert(format!("@{name}"));
+                    ports.unix.insert(format!("@{}", name.display()));
                 }
                 (_, SocketKind::Datagram) | (SocketAddress::Inet(_), SocketKind::Seqpacket) => {
                     ports.others = true;

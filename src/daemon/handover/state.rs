@@ -34,10 +34,10 @@ use super::Successor;
 use crate::core::ids::{GenerationId, RequestId, WorkerId};
 use crate::core::spec::Accept;
 use crate::core::{Event, Manager};
+use crate::plain::Limit;
 use crate::sys::control_tcp::ControlTcp;
 use crate::sys::foreign::ForeignFd;
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
-use crate::sys::limits::Limit;
 use crate::sys::signals::{ControllingTerminal, Signals};
 use crate::wire::control::{NamedTarget, Reply};
 

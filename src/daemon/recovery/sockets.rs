@@ -120,7 +120,9 @@ impl Found {
     /// Whether any process may have one of these sockets from before, by their addresses.
     pub fn may_be_there(plans: &[SocketPlan]) -> bool {
         // An address that does not say its port is not known again.
-        plans.iter().any(|plan| plan.has_open_port() || bound::may_be_taken(&plan.address(), plan.kind()))
+        plans
+            .iter()
+            .any(|plan| plan.has_open_port() || bound::may_be_taken(&plan.spec.address, plan.spec.kind))
     }
 
     /// Whether [`Found::any`] would find a socket, or cannot be sure.
@@ -193,9 +195,10 @@ fn is_of_a_manager(fd: &ForeignFd) -> bool {
 
 /// Whether it is one that many share: connections are each worker's own.
 fn is_listener(fd: &ForeignFd) -> bool {
-    use crate::sys::listener::{Kind, is_connected, is_listening, kind};
+    use crate::plain::SocketKind;
+    use crate::sys::listener::{is_connected, is_listening, kind};
     match kind(fd) {
-        Ok(Some(Kind::Datagram)) => !is_connected(fd),
+        Ok(Some(SocketKind::Datagram)) => !is_connected(fd),
         Ok(Some(_)) => is_listening(fd).unwrap_or(false),
         Ok(None) | Err(_) => false,
     }

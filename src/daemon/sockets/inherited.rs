@@ -61,5 +61,5 @@ fn agree(inherited: &SocketPlan, wanted: &SocketPlan) -> bool {
 }
 
 fn in_words(plan: &SocketPlan) -> String {
-    format!("{}, {}", plan.spec.address, plan.kind())
+    format!("{}, {}", plan.spec.address, plan.spec.kind)
 }

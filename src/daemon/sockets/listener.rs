@@ -13,12 +13,13 @@ use super::path::{bind_path, permissions, set_permissions};
 use super::plan::SocketPlan;
 use super::upkeep::Upkeep;
 use crate::core::spec::SocketSpec;
+use crate::plain::{SocketAddress, SocketKind};
 use crate::sys::activation::Inherited;
 use crate::sys::backlog::backlog;
 use crate::sys::folder::MadeFolders;
 use crate::sys::foreign::ForeignFd;
 use crate::sys::handover::hand_over;
-use crate::sys::listener::{self as socket, Address, Kind};
+use crate::sys::listener as socket;
 use crate::sys::options::{self, SocketOption, Value};
 use crate::sys::path_watch::{PathWatch, WatchedPath};
 use crate::sys::socket_file::{Permissions, SocketFile};
@@ -76,12 +77,12 @@ impl Listener {
     pub(super) fn bind_over(plan: &SocketPlan, before: Option<&Self>) -> Result<Self, Problem> {
         let address = match before.and_then(|before| before.upkeep.local()) {
             // The port that the kernel chose is known by now.
-            Some(local) => Address::Inet(local),
-            None => plan.address(),
+            Some(local) => SocketAddress::Inet(local),
+            None => plan.spec.address.clone(),
         };
-        let fd = socket::create(&address, plan.kind()).map_err(Step::Creating.failed())?;
+        let fd = socket::create(&address, plan.spec.kind).map_err(Step::Creating.failed())?;
         // Over one that is dead, a datagram socket is bound as it is over none, but for this.
-        let is_over = plan.kind() == Kind::Datagram && before.is_some();
+        let is_over = plan.spec.kind == SocketKind::Datagram && before.is_some();
         if plan.is_tcp() || is_over {
             // Connections of a former life in TIME_WAIT must not keep the port.
             let step = Step::Setting(SocketOption::ReuseAddress);
@@ -96,12 +97,12 @@ impl Listener {
             set.map_err(Step::Setting(option).failed())?;
         }
         let (file, folders, permissions) = match &address {
-            Address::Path(path) => {
+            SocketAddress::Path(path) => {
                 let place = before.and_then(|before| before.file.as_ref()).map(SocketFile::place);
                 let (folders, file, permissions) = bind_path(&fd, path, plan, place.as_ref())?;
                 (Some(file), Some(folders), Some(permissions))
             }
-            Address::Inet(_) | Address::Abstract(_) => {
+            SocketAddress::Inet(_) | SocketAddress::Abstract(_) => {
                 socket::bind(&fd, &address).map_err(Step::Binding.failed())?;
                 if is_over {
                     options::set(&fd, SocketOption::ReuseAddress, &Value::from(false))
@@ -138,8 +139,8 @@ impl Listener {
         };
         let file = match &address {
             // Where the path has gone there is nothing to guard; the socket itself may still serve.
-            Address::Path(path) => SocketFile::hold(path).ok(),
-            Address::Inet(_) | Address::Abstract(_) => None,
+            SocketAddress::Path(path) => SocketFile::hold(path).ok(),
+            SocketAddress::Inet(_) | SocketAddress::Abstract(_) => None,
         };
         let permissions = file.as_ref().and_then(|file| file.permissions().ok());
         let is_listening = socket::is_listening(&fd).unwrap_or_default();
@@ -216,7 +217,7 @@ impl Listener {
             self.upkeep.change(&self.fd, || self.change_options(&old, &new))?;
         }
         self.change_permissions(&from)?;
-        if to.kind().is_listened_on() {
+        if to.spec.kind.is_listened_on() {
             let is_listening = socket::is_listening(&self.fd).map_err(Step::Listening.failed())?;
             if !is_listening || from.spec.options.backlog != to.spec.options.backlog {
                 self.listen().map_err(Step::Listening.failed())?;
@@ -332,7 +333,7 @@ impl AsFd for Listener {
 
 /// Opens the queue with the length that the file wants; returns the length in force, where there is a queue.
 fn listen(fd: &impl AsFd, plan: &SocketPlan, baseline: &Baseline) -> io::Result<Option<u32>> {
-    if !plan.kind().is_listened_on() {
+    if !plan.spec.kind.is_listened_on() {
         return Ok(None);
     }
     socket::listen(fd, plan.spec.options.backlog.unwrap_or(baseline.backlog))?;

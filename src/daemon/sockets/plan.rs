@@ -7,7 +7,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::core::spec::{SocketAddress, SocketKind, SocketOptions, SocketSpec};
-use crate::sys::listener::{Address, Kind};
 use crate::sys::options::{SocketOption, Value};
 
 /// A socket that is wanted, its user and group already looked up: look-ups can block, so they are not made here.
@@ -30,18 +29,8 @@ pub struct Owner {
 
 impl SocketPlan {
     /// Writes what an inherited socket is as if a file had asked for it.
-    pub(super) fn of(name: String, address: Address, kind: Kind) -> Self {
+    pub(super) fn of(name: String, address: SocketAddress, kind: SocketKind) -> Self {
         let listen = address.to_string();
-        let address = match address {
-            Address::Inet(address) => SocketAddress::Inet(address),
-            Address::Path(path) => SocketAddress::Path(path),
-            Address::Abstract(name) => SocketAddress::Abstract(String::from_utf8_lossy(&name).into_owned()),
-        };
-        let kind = match kind {
-            Kind::Stream => SocketKind::Stream,
-            Kind::Datagram => SocketKind::Datagram,
-            Kind::Seqpacket => SocketKind::Seqpacket,
-        };
         let spec =
             SocketSpec { name, listen, address, kind, options: SocketOptions::default(), accept: None };
         Self { spec, owner: Owner::default() }
@@ -55,24 +44,6 @@ impl SocketPlan {
     /// Whether the kernel chooses the port.
     pub fn has_open_port(&self) -> bool {
         matches!(self.spec.address, SocketAddress::Inet(address) if address.port() == 0)
-    }
-
-    /// Where it is bound.
-    pub fn address(&self) -> Address {
-        match &self.spec.address {
-            SocketAddress::Inet(address) => Address::Inet(*address),
-            SocketAddress::Path(path) => Address::Path(path.clone()),
-            SocketAddress::Abstract(name) => Address::Abstract(name.clone().into_bytes()),
-        }
-    }
-
-    /// What it carries.
-    pub fn kind(&self) -> Kind {
-        match self.spec.kind {
-            SocketKind::Stream => Kind::Stream,
-            SocketKind::Datagram => Kind::Datagram,
-            SocketKind::Seqpacket => Kind::Seqpacket,
-        }
     }
 
     pub(super) fn is_tcp(&self) -> bool {

@@ -23,7 +23,7 @@ use super::*;
 use crate::core::spec::{SocketAddress, SocketKind, SocketOptions};
 use crate::sys::backlog::backlog;
 use crate::sys::listener::tests::{eventually, reachable};
-use crate::sys::listener::{Address, disconnect, listen, local_address};
+use crate::sys::listener::{disconnect, listen, local_address};
 use crate::sys::options::{SocketOption, Value, get, set};
 use crate::sys::shared_options::tests::{as_another_user, attach_filter};
 use crate::sys::tcp_keys::tests::set_key;
@@ -91,7 +91,7 @@ fn refused(sockets: &mut Sockets, wanted: &[SocketPlan]) -> (String, String) {
 
 fn inet(listener: &Listener) -> SocketAddr {
     match local_address(listener).unwrap() {
-        Some(Address::Inet(address)) => address,
+        Some(SocketAddress::Inet(address)) => address,
         other => panic!("{other:?}"),
     }
 }

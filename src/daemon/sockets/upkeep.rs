@@ -12,7 +12,8 @@ use super::guard::Hurt;
 use super::listener::Listener;
 use crate::core::sparing::Sparing;
 use crate::core::time::Mono;
-use crate::sys::listener::{self as socket, Address};
+use crate::plain::SocketAddress;
+use crate::sys::listener as socket;
 use crate::sys::options::{self, SocketOption, Value};
 use crate::sys::shared_options::{Effect, Row, Values, forget_unseen};
 use crate::sys::tcp_keys;
@@ -106,7 +107,7 @@ impl Upkeep {
 
 fn local(fd: &impl AsFd) -> Option<SocketAddr> {
     match socket::local_address(fd) {
-        Ok(Some(Address::Inet(address))) => Some(address),
+        Ok(Some(SocketAddress::Inet(address))) => Some(address),
         _ => None,
     }
 }
@@ -123,7 +124,7 @@ impl Listener {
         let rows = options.differing(&self.fd, &self.named(), Effect::Deafens).into_iter();
         let mut hurts: Vec<_> = rows.map(Hurt::Option).collect();
         let is_moved = self.upkeep.local.is_some() && local(&self.fd) != self.upkeep.local;
-        if !self.plan().kind().is_listened_on() {
+        if !self.plan().spec.kind.is_listened_on() {
             if socket::is_connected(&self.fd) {
                 hurts.push(Hurt::Connected);
             } else if is_moved {
@@ -164,7 +165,7 @@ impl Listener {
     /// Binds the socket to its address again where it has lost it.
     pub(super) fn bind_where_it_was(&self) -> io::Result<()> {
         match self.upkeep.local.filter(|address| local(&self.fd) != Some(*address)) {
-            Some(address) => socket::bind(&self.fd, &Address::Inet(address)),
+            Some(address) => socket::bind(&self.fd, &SocketAddress::Inet(address)),
             None => Ok(()),
         }
     }

@@ -128,8 +128,7 @@ fn a_descriptor_leads_nobody_past_a_folder_that_is_closed_to_them() {
     fs::set_permissions(site.folder.path(), Permissions::from_mode(0o700)).unwrap();
     let (file, path, is_native) = site.held();
     let mut launch = launch(&[site.at("current/server").to_str().unwrap()]);
-    launch.credentials =
-        Some(Credentials { uid: Uid::from_raw(4711), gid: Gid::from_raw(4711), groups: Vec::new() });
+    launch.credentials = Some(Credentials { uid: 4711, gid: 4711, groups: Vec::new() });
     let path = CString::new(path.as_os_str().as_bytes()).unwrap();
     launch.pinned = Some(Pinned { file: file.as_fd(), path, is_native });
     assert_eq!(failure(&launch), (Step::Execute, libc::EACCES));

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::{geteuid, getsid, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Uid, geteuid, getsid, setgid, setgroups, setuid};
 use tempfile::tempdir;
 
 use super::super::fork::tests::{isolated, wait_for_exit};
@@ -136,8 +136,8 @@ fn is_root(test: &str) -> bool {
 }
 
 fn nobody() -> Credentials {
-    let groups = vec![Gid::from_raw(7), Gid::from_raw(65_534)];
-    Credentials { uid: Uid::from_raw(65_534), gid: Gid::from_raw(65_534), groups }
+    let groups = vec![7, 65_534];
+    Credentials { uid: 65_534, gid: 65_534, groups }
 }
 
 #[test]
@@ -311,13 +311,13 @@ fn who_one_is_already_needs_no_right() {
     }
     isolated(|| {
         let who = nobody();
-        setgroups(&who.groups).unwrap();
-        setgid(who.gid).unwrap();
-        setuid(who.uid).unwrap();
+        setgroups(&who.groups.iter().copied().map(Gid::from_raw).collect::<Vec<_>>()).unwrap();
+        setgid(Gid::from_raw(who.gid)).unwrap();
+        setuid(Uid::from_raw(who.uid)).unwrap();
         let mut launch = launch(&["true"]);
         launch.credentials = Some(who.clone());
         assert_eq!(written(&launch), "");
-        launch.credentials = Some(Credentials { groups: vec![Gid::from_raw(0)], ..who });
+        launch.credentials = Some(Credentials { groups: vec![0], ..who });
         assert_eq!(failure(&launch), (Step::Groups, libc::EPERM));
     });
 }
@@ -391,7 +391,7 @@ fn what_others_reach_has_a_memory_of_its_own() {
     assert!(!copied(launch(&["true"])));
     let folder = File::open("/").unwrap();
     assert!(copied(Launch { cgroup: Some(folder.as_fd()), ..launch(&["true"]) }));
-    let nobody = Credentials { uid: Uid::from_raw(4711), gid: Gid::from_raw(4711), groups: Vec::new() };
+    let nobody = Credentials { uid: 4711, gid: 4711, groups: Vec::new() };
     assert!(copied(Launch { credentials: Some(nobody), ..launch(&["true"]) }));
 }
 

@@ -98,8 +98,8 @@ fn unix_sockets_of_every_type_tell_their_final_path() {
         let mut sockets = sockets();
         let wanted = [unix(&path, kind), plan("abstract", &name, kind, SocketOptions::default())];
         let listeners = sockets.prepare(&wanted).unwrap().listeners;
-        assert_eq!(local_address(&listeners[0]).unwrap(), Some(Address::Path(path.clone())));
-        let abstract_name = Address::Abstract(name.as_bytes()[1..].to_vec());
+        assert_eq!(local_address(&listeners[0]).unwrap(), Some(SocketAddress::Path(path.clone())));
+        let abstract_name = SocketAddress::Abstract(name[1..].into());
         assert_eq!(local_address(&listeners[1]).unwrap(), Some(abstract_name));
         if kind == SocketKind::Stream {
             serves_unix(&listeners[0], &path);
