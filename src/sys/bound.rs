@@ -2,29 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 use super::held;
 use super::listener::{bind, create, kind, local_address};
-use super::sock_diag::{
-    self, ANSWER, HEADER, NO_COOKIE, PIECE, REQUEST_DUMP, REQUEST_ONE, address, attribute, canonical,
-    each_message, number, open, put, request, start,
-};
+use super::netlink::{InetQuestion, find_unix, list_inet, show, state};
+use super::sock_diag::canonical;
 use super::unix_names;
 use crate::plain::{SocketAddress, SocketKind};
-
-/// The states, a bit each, of a socket that listens, and of one that is bound and not connected (net/tcp_states.h).
-const LISTENING: u32 = 1 << 10;
-const UNCONNECTED: u32 = 1 << 7;
-
-/// The lengths of `struct unix_diag_req` and `struct unix_diag_msg`, `UDIAG_SHOW_NAME | UDIAG_SHOW_UID`, and the kinds of
-/// what these bring (linux/unix_diag.h); the user since Linux 5.3.
-const UNIX_REQUEST: usize = 24;
-const UNIX_ANSWER: usize = 16;
-const SHOW: u32 = 0x01 | 0x40;
-const NAME: u16 = 0;
-const USER: u16 = 7;
 
 /// Returns the user who made a socket, where the kernel lists that very socket as listening, or as bound and not connected,
 /// at the address at which it is bound; else `None`.
@@ -37,11 +23,10 @@ const USER: u16 = 7;
 pub fn maker(socket: impl AsFd) -> io::Result<Option<u32>> {
     let Some((held::Kind::Socket, inode)) = held::identity(&socket) else { return Ok(None) };
     let (Some(place), Some(carries)) = (local_address(&socket)?, kind(&socket)?) else { return Ok(None) };
-    let state = if carries.is_listened_on() { LISTENING } else { UNCONNECTED };
+    let states = if carries.is_listened_on() { state::LISTENING } else { state::UNCONNECTED };
     match place {
-        SocketAddress::Inet(place) => inet_maker(inode, place, carries, state),
-        SocketAddress::Path(path) => unix_maker(inode, path.as_os_str().as_bytes(), state),
-        SocketAddress::Abstract(name) => unix_maker(inode, &[b"\0", name.as_bytes()].concat(), state),
+        SocketAddress::Inet(place) => inet_maker(inode, place, carries, states),
+        SocketAddress::Path(_) | SocketAddress::Abstract(_) => unix_maker(inode, &place, states),
     }
 }
 
@@ -59,76 +44,29 @@ pub fn may_be_taken(place: &SocketAddress, carries: SocketKind) -> bool {
     }
 }
 
-fn inet_maker(inode: u64, place: SocketAddr, carries: SocketKind, state: u32) -> io::Result<Option<u32>> {
+fn inet_maker(inode: u64, place: SocketAddr, carries: SocketKind, states: u32) -> io::Result<Option<u32>> {
     let protocol = match carries {
         SocketKind::Stream => libc::IPPROTO_TCP,
         SocketKind::Datagram => libc::IPPROTO_UDP,
         SocketKind::Seqpacket => return Ok(None),
     };
     let family = if place.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    let mut request = request(REQUEST_DUMP, family);
-    put(&mut request, HEADER + 1, &[u8::try_from(protocol).unwrap_or_default()]);
-    put(&mut request, HEADER + 4, &state.to_ne_bytes());
-    put(&mut request, HEADER + 8, &place.port().to_be_bytes());
+    let question = InetQuestion { protocol, ..InetQuestion::tcp(family, states, place.port()) };
     let mut maker = None;
-    ask(&request, ANSWER, |body| {
-        let port = u16::from_be_bytes([body[4], body[5]]);
-        let ip = address(body[0], &body[8..24]);
-        let is_there = ip.map(|ip| SocketAddr::new(ip, port)) == Some(canonical(place));
-        if is_there && number(body, 68).map(u64::from) == Some(inode) {
-            maker = number(body, 64);
-        }
+    list_inet(&question, |socket| {
+        let is_it = socket.inode().map(u64::from) == Some(inode) && socket.near() == Some(canonical(place));
+        maker = maker.or(is_it.then(|| socket.maker()));
     })?;
     Ok(maker)
 }
 
-fn unix_maker(inode: u64, name: &[u8], state: u32) -> io::Result<Option<u32>> {
-    let mut request = [0; HEADER + UNIX_REQUEST];
-    start(&mut request, REQUEST_ONE);
-    let unix = u8::try_from(libc::AF_UNIX).unwrap_or_default();
-    put(&mut request, HEADER, &[unix]);
-    put(&mut request, HEADER + 4, &u32::MAX.to_ne_bytes());
-    put(&mut request, HEADER + 8, &u32::try_from(inode).unwrap_or_default().to_ne_bytes());
-    put(&mut request, HEADER + 12, &SHOW.to_ne_bytes());
-    put(&mut request, HEADER + 16, &NO_COOKIE);
+fn unix_maker(inode: u64, place: &SocketAddress, states: u32) -> io::Result<Option<u32>> {
     let mut maker = None;
-    ask(&request, UNIX_ANSWER, |body| {
-        let is_it =
-            number(body, 4).map(u64::from) == Some(inode) && state >> u32::from(body[2].min(31)) & 1 == 1;
-        let known_as = attribute(&body[UNIX_ANSWER..], NAME).map(trimmed);
-        if is_it && known_as == Some(trimmed(name)) {
-            maker = attribute(&body[UNIX_ANSWER..], USER).and_then(|user| number(user, 0));
-        }
+    find_unix(inode, show::NAME | show::MAKER, |socket| {
+        let is_it = socket.inode().map(u64::from) == Some(inode) && socket.is_in(states);
+        maker = socket.maker().filter(|_| is_it && socket.name().as_ref() == Some(place));
     })?;
     Ok(maker)
-}
-
-/// A path without the NUL that the kernel keeps behind it; an abstract name begins with one.
-fn trimmed(name: &[u8]) -> &[u8] {
-    match name {
-        [b'/', .., 0] => &name[..name.len() - 1],
-        _ => name,
-    }
-}
-
-/// Asks, and takes each answer of at least `least` bytes.
-fn ask(request: &[u8], least: usize, mut take: impl FnMut(&[u8])) -> io::Result<()> {
-    let netlink: OwnedFd = open()?;
-    sock_diag::ask(&netlink, request)?;
-    let is_dump = request.get(6..8) == Some(&REQUEST_DUMP.to_ne_bytes()[..]);
-    let mut buffer = vec![0; PIECE];
-    loop {
-        let length = sock_diag::answer(&netlink, &mut buffer)?;
-        match each_message(&buffer[..length], least, &mut take) {
-            // There is none.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && !is_dump => return Ok(()),
-            is_last => {
-                if is_last? || !is_dump || length == 0 {
-                    return Ok(());
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ pub mod limits;
 pub mod listener;
 pub mod memfd;
 pub mod names;
+mod netlink;
 pub mod notify_send;
 pub mod notify_socket;
 pub mod occupant;

@@ -2,14 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 
-use super::sock_diag::{
-    ANSWER, UNIX_ANSWER, address, attribute, dump, listening, number, open, unix_listening,
-};
-
-/// `UNIX_DIAG_NAME` of linux/unix_diag.h: the attribute with a name.
-const NAME: u16 = 0;
+use super::netlink::{InetQuestion, list_inet, list_unix, show, state};
 
 /// Returns the address of each socket that listens, by its inode number: of TCP, and of UNIX sockets, an abstract one with `@`.
 ///
@@ -20,37 +14,22 @@ const NAME: u16 = 0;
 /// Those of the netlink socket; ENOENT where the kernel has no such module.
 pub fn all() -> io::Result<BTreeMap<u32, String>> {
     let mut all = BTreeMap::new();
-    let netlink = open()?;
     for family in [libc::AF_INET, libc::AF_INET6] {
         // Of every port.
-        dump(&netlink, &listening(family, 0), ANSWER, |body| {
-            let port = u16::from_be_bytes([body[4], body[5]]);
-            let place = address(body[0], &body[8..24]).map(|ip| SocketAddr::new(ip, port).to_string());
-            all.extend(number(body, 68).zip(place));
+        list_inet(&InetQuestion::tcp(family, state::LISTENING, 0), |socket| {
+            all.extend(socket.inode().zip(socket.near().map(|near| near.to_string())));
         })?;
     }
-    match add_unix(&mut all) {
+    let unix = list_unix(state::LISTENING, show::NAME, |socket| {
+        let name = socket.name().map(|name| name.to_string()).unwrap_or_default();
+        all.extend(socket.inode().zip(Some(name)));
+    });
+    match unix {
         // The kernel has no such module.
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
         asked => asked?,
     }
     Ok(all)
-}
-
-/// Adds the UNIX sockets that listen. /proc/net/unix has names as their makers wrote them, line ends included, so that any user could
-/// write lines of it.
-fn add_unix(all: &mut BTreeMap<u32, String>) -> io::Result<()> {
-    dump(&open()?, &unix_listening(), UNIX_ANSWER, |body| {
-        let name = attribute(&body[UNIX_ANSWER..], NAME).unwrap_or_default();
-        all.extend(number(body, 4).map(|inode| (inode, shown(name))));
-    })
-}
-
-/// Returns the name of a UNIX socket as text, an abstract one with `@`.
-fn shown(name: &[u8]) -> String {
-    let (sign, name) = name.strip_prefix(b"\0").map_or(("", name), |name| ("@", name));
-    let name = name.strip_suffix(b"\0").filter(|_| sign.is_empty()).unwrap_or(name);
-    format!("{sign}{}", String::from_utf8_lossy(name))
 }
 
 #[cfg(test)]
@@ -100,6 +79,5 @@ mod tests {
         assert!(
             all[&inode(&hostile)].starts_with('@') && all.values().all(|name| name != "forged by nobody")
         );
-        assert_eq!(shown(b""), "");
     }
 }

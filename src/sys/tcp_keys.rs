@@ -7,8 +7,8 @@ use std::io;
 use std::os::fd::AsFd;
 
 use super::held::inode;
+use super::netlink::{InetQuestion, list_inet, state};
 use super::options::{get_bytes, get_number, set_bytes};
-use super::sock_diag::{self, attribute, each_socket, listening};
 
 /// `TCP_MD5SIG_EXT` and `TCP_AO_INFO` of linux/tcp.h.
 const TCP_MD5SIG_EXT: i32 = 32;
@@ -50,21 +50,16 @@ pub fn peers(fd: impl AsFd) -> io::Result<Peers> {
     let family = get_number(&fd, libc::SOL_SOCKET, libc::SO_DOMAIN)?;
     let inode = u32::try_from(inode(&fd)? & u64::from(u32::MAX)).unwrap_or_default();
     let Some(port) = super::listener::port(&fd)? else { return Ok(Peers(Vec::new())) };
-    let netlink = sock_diag::open()?;
-    sock_diag::ask(&netlink, &listening(family, port))?;
+    // With `INET_DIAG_INFO`, or the kernel leaves out what comes after it.
+    let question = InetQuestion { extensions: 1 << 1, ..InetQuestion::tcp(family, state::LISTENING, port) };
     let mut peers = Vec::new();
-    let mut buffer = vec![0; 32 * 1024];
-    loop {
-        let length = sock_diag::answer(&netlink, &mut buffer)?;
-        let is_last = each_socket(&buffer[..length], |of, rest| {
-            if of == inode {
-                peers.extend(attribute(rest, MD5SIG).unwrap_or_default().chunks_exact(KEY).map(peer));
-            }
-        })?;
-        if is_last || length == 0 {
-            return Ok(Peers(peers));
+    list_inet(&question, |socket| {
+        if socket.inode() == Some(inode) {
+            let keys = socket.attribute(MD5SIG).unwrap_or_default();
+            peers.extend(keys.chunks_exact(KEY).map(peer));
         }
-    }
+    })?;
+    Ok(Peers(peers))
 }
 
 fn peer(key: &[u8]) -> Peer {
