@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Pid, getpid};
 
 use super::runtime::RuntimeError;
+use crate::plain::SocketAddress;
 use crate::sys::exec::DELETED;
 use crate::sys::process::{name, processes};
 use crate::sys::unix_names;
@@ -22,7 +23,7 @@ use crate::sys::unix_names;
 pub(super) fn refuse(lock: &Path, control: &Path, service: &str) -> Result<(), RuntimeError> {
     // A manager that lives has a control socket, whose name the kernel lists though it was removed. So mostly there is none, and no
     // process needs to be looked at.
-    if unix_names::list().is_ok_and(|names| !names.have(control)) {
+    if unix_names::is_taken(&SocketAddress::Path(control.to_owned())).is_ok_and(|is_taken| !is_taken) {
         return Ok(());
     }
     let Some(pid) = another_manager(lock) else { return Ok(()) };

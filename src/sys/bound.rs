@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 
 use super::held;
 use super::listener::{bind, create, kind, local_address};
@@ -37,10 +36,7 @@ pub fn maker(socket: impl AsFd) -> io::Result<Option<u32>> {
 pub fn may_be_taken(place: &SocketAddress, carries: SocketKind) -> bool {
     match place {
         SocketAddress::Inet(_) => create(place, carries).and_then(|probe| bind(&probe, place)).is_err(),
-        SocketAddress::Path(path) => unix_names::list().map_or(true, |names| names.have(path)),
-        SocketAddress::Abstract(name) => {
-            unix_names::list().map_or(true, |names| names.have_abstract(name.as_bytes()))
-        }
+        SocketAddress::Path(_) | SocketAddress::Abstract(_) => unix_names::is_taken(place).unwrap_or(true),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Reading of many processes takes milliseconds: not for the manager itself, but for a child of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
@@ -64,37 +64,10 @@ pub(super) fn socket_inode(link: &str) -> Option<u32> {
     link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// How the state of a connected socket is written in /proc/net/unix (`SS_CONNECTED`).
-const CONNECTED: &str = "03";
-
-/// Returns the inode numbers of the UNIX connections that were accepted at one of these addresses, an abstract one with `@`;
-/// none where they cannot be seen (proc(5), `/proc/net/unix`).
-pub fn unix_connections(addresses: &BTreeSet<String>) -> BTreeSet<u32> {
-    // A name need not be text, whoever made it.
-    let table = fs::read("/proc/net/unix").unwrap_or_default();
-    String::from_utf8_lossy(&table).lines().filter_map(|line| accepted(line, addresses)).collect()
-}
-
-/// The inode number of a line's socket, if that is such a connection: it has its listener's address, and whoever connected
-/// mostly has none.
-fn accepted(line: &str, addresses: &BTreeSet<String>) -> Option<u32> {
-    let mut rest = line;
-    let mut next = || {
-        let (field, after) = rest.trim_start().split_once(' ')?;
-        rest = after;
-        Some(field)
-    };
-    for _ in ["Num", "RefCount", "Protocol", "Flags", "Type"] {
-        next()?;
-    }
-    let (state, inode) = (next()?, next()?);
-    (state == CONNECTED && addresses.contains(rest)).then(|| inode.parse().ok()).flatten()
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
-    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+    use std::os::unix::net::UnixDatagram;
 
     use nix::sys::stat::fstat;
     use nix::unistd::{getpid, getppid};
@@ -109,26 +82,6 @@ mod tests {
         assert!(sockets(Pid::from_raw(i32::MAX)).unwrap().is_empty());
         assert!(resident(getpid()).unwrap() > 100_000);
         assert_eq!(resident(Pid::from_raw(i32::MAX)), None);
-    }
-
-    #[test]
-    fn a_unix_connection_is_its_listener_s() {
-        let line = "0000000000000000: 00000003 00000000 00000000 0001 03 12345 /run/a b.sock";
-        let addresses = BTreeSet::from(["/run/a b.sock".to_owned()]);
-        assert_eq!(accepted(line, &addresses), Some(12345));
-        assert_eq!(accepted(&line.replace(" 03 ", " 01 "), &addresses), None, "it listens");
-        assert_eq!(accepted(line, &BTreeSet::from(["/run/a".to_owned()])), None);
-        assert_eq!(accepted("00: 03 0 0 0001 03 12345", &addresses), None, "it has no address");
-
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let listener = UnixListener::bind(&path).unwrap();
-        let addresses = BTreeSet::from([path.to_str().unwrap().to_owned()]);
-        assert!(unix_connections(&addresses).is_empty());
-        let _client = UnixStream::connect(&path).unwrap();
-        let (served, _) = listener.accept().unwrap();
-        let inode = fstat(served.as_fd()).unwrap().st_ino;
-        assert_eq!(unix_connections(&addresses).into_iter().map(u64::from).collect::<Vec<_>>(), [inode]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::core::spec::{SocketAddress, SocketKind};
 use crate::sys::fork::{ForkedWork, in_child};
 use crate::sys::handover::hand_over;
 use crate::sys::listener::local_address;
-use crate::sys::{cgroup, sock_diag, usage};
+use crate::sys::{cgroup, sock_diag, unix_names, usage};
 use crate::wire::control::Reply;
 use crate::wire::status::{GenerationUse, Status, Worker};
 
@@ -45,8 +45,8 @@ hand_over!(Survey as SurveyState {
 #[derive(Clone, Debug, Default)]
 pub(in super::super) struct Ports {
     tcp: BTreeSet<u16>,
-    /// The addresses of UNIX sockets, as the kernel lists them.
-    unix: BTreeSet<String>,
+    /// The addresses of UNIX sockets.
+    unix: BTreeSet<SocketAddress>,
     /// There are sockets of other kinds, whose connections only the worker itself knows.
     others: bool,
 }
@@ -54,7 +54,10 @@ pub(in super::super) struct Ports {
 impl Ports {
     /// Returns the inode numbers of all connections; `None` where there could be none, or none could be counted.
     pub(in super::super) fn connections(&self) -> Option<BTreeSet<u32>> {
-        let mut all = usage::unix_connections(&self.unix);
+        let mut all = BTreeSet::new();
+        if !self.unix.is_empty() {
+            all.extend(unix_names::accepted_at(&self.unix).ok()?);
+        }
         if !self.tcp.is_empty() {
             all.extend(sock_diag::connections(&self.tcp).ok()?);
         }
@@ -135,11 +138,11 @@ impl Daemon {
                         ports.tcp.insert(address.port());
                     }
                 }
-                (SocketAddress::Path(path), SocketKind::Stream | SocketKind::Seqpacket) => {
-                    ports.unix.extend(path.to_str().map(Into::into));
-                }
-                (SocketAddress::Abstract(name), SocketKind::Stream | SocketKind::Seqpacket) => {
-                    ports.unix.insert(format!("@{}", name.display()));
+                (
+                    SocketAddress::Path(_) | SocketAddress::Abstract(_),
+                    SocketKind::Stream | SocketKind::Seqpacket,
+                ) => {
+                    ports.unix.insert(spec.address.clone());
                 }
                 (_, SocketKind::Datagram) | (SocketAddress::Inet(_), SocketKind::Seqpacket) => {
                     ports.others = true;
