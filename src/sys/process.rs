@@ -335,8 +335,15 @@ struct Stat {
 }
 
 impl Stat {
+    /// The most bytes that are read: more than all numbers and a name take.
+    const MOST: usize = 2048;
+
     fn of(pid: Pid) -> Option<Self> {
-        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+        // By one read(2), which the kernel answers with the whole: `fs::read` asks seven times.
+        let mut buffer = [0; Self::MOST];
+        let length = File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut buffer).ok()?;
+        // A process chooses its name, which need not be text.
+        Self::parse(&String::from_utf8_lossy(buffer.get(..length)?))
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -377,6 +384,7 @@ mod tests {
 
     use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
+    use super::super::fork::tests::isolated;
     use super::super::output::wait_readable;
     use super::*;
 
@@ -388,6 +396,15 @@ mod tests {
         output.read_line(&mut String::new()).unwrap();
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
         (child, pid, output)
+    }
+
+    #[test]
+    fn a_process_whose_name_is_no_text_is_known() {
+        isolated(|| {
+            let before = started(getpid()).unwrap();
+            nix::sys::prctl::set_name(c"\xff) R 1").unwrap();
+            assert_eq!((started(getpid()), parent(getpid())), (Some(before), Some(nix::unistd::getppid())));
+        });
     }
 
     /// Waits until nobody holds the output any more, that is, until the whole tree is dead.
