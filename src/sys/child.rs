@@ -42,6 +42,8 @@ pub(super) struct Plan {
     pub(super) identity: Option<Credentials>,
     pub(super) umask: Option<u32>,
     pub(super) limits: Vec<(Resource, Limit)>,
+    /// The signals that have not their default action, bit by bit.
+    pub(super) changed_signals: u64,
     pub(super) ignore_sigpipe: bool,
     pub(super) held_signals: u64,
     /// The folder of the control group that it has yet to join; the child has a memory of its own then.
@@ -68,7 +70,7 @@ pub(super) fn run(plan: &mut Plan) -> ! {
 }
 
 fn become_program(plan: &mut Plan) -> Result<Infallible, Failure> {
-    raw::default_signals(plan.ignore_sigpipe);
+    raw::default_signals(plan.changed_signals, plan.ignore_sigpipe);
     if let Some(folder) = plan.cgroup {
         // Better a worker outside of its group than none.
         let _ = raw::join_cgroup(folder);

@@ -23,6 +23,7 @@ use super::process::kill_tree;
 use super::raw::{self, Sweep};
 use super::reaper::{Exit, wait_until_ended};
 use super::rights::{CONTROL, receive_in};
+use super::signals::{ALL, forget_changed_signals};
 
 /// The exit status of a child whose work panicked, as std has it.
 pub const PANICKED: i32 = 101;
@@ -121,8 +122,9 @@ pub fn in_child_with_file(work: impl FnOnce() -> (Vec<u8>, Option<OwnedFd>)) -> 
 }
 
 fn deliver(work: impl FnOnce() -> (Vec<u8>, Option<OwnedFd>), input: c_int) -> ! {
-    raw::default_signals(false);
+    raw::default_signals(ALL, false);
     raw::block_signals(0);
+    forget_changed_signals();
     // A build that aborts on panics must end with the same status as one that unwinds, and without a core.
     // SAFETY: the handler makes one system call.
     unsafe { libc::signal(libc::SIGABRT, exit_as_panicked as *const () as libc::sighandler_t) };

@@ -40,10 +40,28 @@ fn descriptor(result: Result<usize, syscalls::Errno>) -> nix::Result<c_int> {
     checked(result).map(|fd| c_int::try_from(fd).unwrap_or(c_int::MAX))
 }
 
-/// Gives every signal its default action, SIGPIPE ignored where asked for: an ignored signal stays ignored over execve(2).
-pub(super) fn default_signals(ignore_sigpipe: bool) {
+/// Returns the signals that this process handles or ignores, bit by bit.
+pub(super) fn changed_signals() -> u64 {
+    let is_changed = |number: &c_int| {
+        let mut action: KernelAction = [0; 8];
+        let nothing: *const KernelAction = std::ptr::null();
+        // SAFETY: the kernel reads nothing, and writes less than there is.
+        let asked =
+            unsafe { syscall!(Sysno::rt_sigaction, *number, nothing, &raw mut action, SIGNAL_SET_BYTES) };
+        asked.is_err() || action[0] != libc::SIG_DFL
+    };
+    (1..=MAX_SIGNAL).filter(is_changed).fold(0, |set, number| set | 1 << (number - 1))
+}
+
+/// Gives these signals, bit by bit, their default action, and has SIGPIPE ignored where asked for. An ignored signal stays
+/// ignored over execve(2); a handler could run before it, in memory that is the parent's.
+pub(super) fn default_signals(changed: u64, ignore_sigpipe: bool) {
     for number in 1..=MAX_SIGNAL {
-        let handler = if ignore_sigpipe && number == libc::SIGPIPE { libc::SIG_IGN } else { libc::SIG_DFL };
+        let handler = match ignore_sigpipe && number == libc::SIGPIPE {
+            true => libc::SIG_IGN,
+            false if changed >> (number - 1) & 1 == 1 => libc::SIG_DFL,
+            false => continue,
+        };
         let action: KernelAction = [handler, 0, 0, 0, 0, 0, 0, 0];
         // SAFETY: the kernel reads less than there is, and no code of ours is named. SIGKILL and SIGSTOP are refused.
         let _ = unsafe { syscall!(Sysno::rt_sigaction, number, &raw const action, 0, SIGNAL_SET_BYTES) };

@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::signal::{self, SigHandler, SigSet};
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
 
+use super::raw;
 use super::retry::at_once;
 
 /// A signal that the manager obeys.
@@ -99,6 +101,30 @@ impl Received {
     }
 }
 
+/// All signals, bit by bit.
+pub(super) const ALL: u64 = u64::MAX;
+
+/// The signals that this process handles or ignores, bit by bit; [`ALL`] where that was not asked.
+static CHANGED: AtomicU64 = AtomicU64::new(ALL);
+
+/// Asks which signals this process handles or ignores, so that each child resets those and no others. To be called after a
+/// handler was installed.
+pub(super) fn note_changed_signals() {
+    CHANGED.store(raw::changed_signals(), Ordering::Relaxed);
+}
+
+/// Has children reset all signals until [`note_changed_signals`] is called again.
+pub(super) fn forget_changed_signals() {
+    CHANGED.store(ALL, Ordering::Relaxed);
+}
+
+/// Returns the signals that a child has to reset, bit by bit.
+pub(super) fn changed_signals() -> u64 {
+    let changed = CHANGED.load(Ordering::Relaxed);
+    debug_assert_eq!(raw::changed_signals() & !changed, 0, "a handler was installed and not noted");
+    changed
+}
+
 /// Sets back what the program that started us may have left, and what would keep us from our work: a SIGCHLD that is ignored
 /// makes children vanish before they can be waited for (waitid(2), `ECHILD`), and a SIGALRM that is blocked or ignored
 /// leaves calls that wait unbounded. To be called before the first child is made.
@@ -164,6 +190,7 @@ impl Signals {
         let either = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         either.add(caught.get_read(), EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
         either.add(&blocked, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        note_changed_signals();
         set_of(Signal::CAUGHT).thread_unblock()?;
         Ok(Self { caught, blocked, either })
     }
@@ -351,7 +378,7 @@ mod tests {
             let _signals = Signals::install().unwrap();
             let mut file = tempfile::tempfile().unwrap();
             let limit = crate::plain::Limit { soft: Some(4), hard: None };
-            super::super::raw::set_limit(crate::plain::Resource::Fsize, limit).unwrap();
+            raw::set_limit(crate::plain::Resource::Fsize, limit).unwrap();
             assert_eq!(file.write(b"longer").unwrap(), 4);
             assert_eq!(file.write(b"x").unwrap_err().raw_os_error(), Some(libc::EFBIG));
         });
@@ -412,7 +439,7 @@ mod tests {
                 assert!(!failed, "{}", io::Error::last_os_error());
                 // A group of its own is in the background of the leader's.
                 let child = fork_into(|| {
-                    default_signals(false);
+                    default_signals(ALL, false);
                     block_signals(0);
                     nix::unistd::alarm::set(30);
                     let mut signals = Signals::install().unwrap();

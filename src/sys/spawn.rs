@@ -22,6 +22,7 @@ use super::child::Plan;
 use super::cradle::{Cradle, Memory};
 pub use super::failure::Failure;
 use super::handover::{HandOver, Luggage, Number, Unpacked};
+use super::signals::changed_signals;
 use super::strings::{CStrings, Pointers};
 use crate::plain::{Credentials, Limit, Resource};
 
@@ -205,6 +206,7 @@ fn plan(launch: Launch<'_>, report: BorrowedFd<'_>) -> io::Result<Plan> {
         identity,
         umask: launch.umask,
         limits: launch.limits,
+        changed_signals: changed_signals(),
         ignore_sigpipe: launch.ignore_sigpipe,
         held_signals: launch.held_signals,
         cgroup: launch.cgroup.map(|cgroup| cgroup.as_raw_fd()),

@@ -13,6 +13,8 @@ use nix::sys::signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNo
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 
+use super::signals::note_changed_signals;
+
 /// After so long a call is interrupted, and again after each such time until the timer is stopped.
 pub const LIMIT: Duration = Duration::from_secs(1);
 
@@ -33,6 +35,7 @@ impl StallTimer {
         let action = SigAction::new(SigHandler::Handler(note), SaFlags::empty(), SigSet::empty());
         // SAFETY: the handler does nothing but to count in an atomic number.
         unsafe { sigaction(Signal::SIGALRM, &action) }?;
+        note_changed_signals();
         let event = SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGALRM, si_value: 0 });
         Ok(Self(Timer::new(ClockId::CLOCK_MONOTONIC, event)?))
     }

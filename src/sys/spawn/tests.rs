@@ -9,17 +9,20 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::io::IntoRawFd;
 use std::time::Duration;
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Gid, Uid, geteuid, getsid, setgid, setgroups, setuid};
 use tempfile::tempdir;
 
-use super::super::fork::tests::{isolated, wait_for_exit};
+use super::super::fork::tests::{isolated, pristine, wait_for_exit};
 use super::super::interpreter::Interpreter;
 use super::super::limits;
 use super::super::output::wait_readable;
 use super::super::raw;
 use super::super::reaper::Exit;
+use super::super::signals::Signals;
+use super::super::stall::StallTimer;
+use super::super::wait::{Interest, Poller};
 use super::*;
 
 fn c_strings(texts: &[&str]) -> CStrings {
@@ -241,6 +244,39 @@ fn signals_are_as_if_nobody_had_touched_them() {
     }
     assert!(SigSet::thread_get_mask().unwrap().contains(Signal::SIGUSR2), "the parent's mask is restored");
     blocked.thread_unblock().unwrap();
+}
+
+#[test]
+#[expect(unsafe_code, reason = "signal(2)")]
+fn a_child_resets_the_signals_of_the_manager_and_those_that_it_found_ignored() {
+    pristine(
+        concat!(
+            module_path!(),
+            "::a_child_resets_the_signals_of_the_manager_and_those_that_it_found_ignored"
+        ),
+        || {
+            // As nohup(1) and a shell in the background leave them.
+            for ignored in [Signal::SIGINT, Signal::SIGTSTP, Signal::SIGWINCH] {
+                // SAFETY: to ignore a signal runs no code of ours.
+                unsafe { signal(ignored, SigHandler::SigIgn) }.unwrap();
+            }
+            let _timer = StallTimer::new().unwrap();
+            let _signals = Signals::install().unwrap();
+            let of_manager =
+                [Signal::SIGHUP, Signal::SIGTERM, Signal::SIGCHLD, Signal::SIGALRM, Signal::SIGTSTP];
+            let changed = changed_signals();
+            assert!(of_manager.iter().all(|signal| changed >> (*signal as i32 - 1) & 1 == 1), "{changed:x}");
+            assert_eq!(changed >> (Signal::SIGCONT as i32 - 1) & 1, 0, "{changed:x}");
+            let mut launch = launch(&["cat", "/proc/self/status"]);
+            for (ignore_sigpipe, ignored) in [(true, "0000000000001000"), (false, "0000000000000000")] {
+                launch.ignore_sigpipe = ignore_sigpipe;
+                for outcome in runs(&launch) {
+                    assert_eq!(outcome.status("SigIgn"), [ignored]);
+                    assert_eq!(outcome.status("SigCgt"), ["0000000000000000"]);
+                }
+            }
+        },
+    );
 }
 
 #[test]
