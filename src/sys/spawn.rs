@@ -264,8 +264,10 @@ impl Spawned {
 
 impl Drop for Spawned {
     fn drop(&mut self) {
-        // Where it has come to its end, this gives the memory back.
-        let _ = self.report();
+        if self.cradle.is_some() {
+            // Where it has come to its end, this gives the memory back.
+            let _ = self.report();
+        }
         if let Some(cradle) = self.cradle.take() {
             cradle.abandon();
         }
