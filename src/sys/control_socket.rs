@@ -1,4 +1,3 @@
-#![expect(unsafe_code, reason = "SO_PEERGROUPS")]
 //! A UNIX socket by which people and programs speak to the manager, and who it is that speaks.
 //!
 //! The file is never more open than it is to be, not even for a moment: it is bound for the owner alone, then given to
@@ -22,6 +21,7 @@ use super::foreign::ForeignFd;
 use super::handover::hand_over;
 use super::listener::{create, listen};
 use super::occupant::{Occupant, folder_of, occupant_in, remove_stale};
+use super::options::{get_bytes, length_of};
 use super::socket_file::{PathState, SocketFile};
 use super::stream_socket::{StreamSocket, accept};
 use crate::plain::{SocketAddress, SocketKind};
@@ -189,37 +189,26 @@ pub fn peer(stream: &StreamSocket) -> io::Result<Peer> {
 }
 
 fn peer_groups(stream: &StreamSocket) -> io::Result<Vec<u32>> {
-    // Most have few; the kernel says how much room the others need (ERANGE).
-    let mut groups: Vec<u32> = vec![0; 64];
-    loop {
-        let room = groups.len() * size_of::<libc::gid_t>();
-        let mut length = libc::socklen_t::try_from(room).unwrap_or(libc::socklen_t::MAX);
-        // SAFETY: the buffer has `length` bytes, and the kernel writes no more than that.
-        let result = unsafe {
-            let buffer = groups.as_mut_ptr().cast();
-            let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERGROUPS);
-            libc::getsockopt(stream.as_fd().as_raw_fd(), level, name, buffer, &raw mut length)
-        };
-        let needed = length as usize / size_of::<libc::gid_t>();
-        match Errno::result(result) {
-            Ok(_) => {
-                groups.truncate(needed);
-                return Ok(groups);
-            }
-            Err(Errno::ERANGE) if needed > groups.len() => groups.resize(needed, 0),
-            Err(error) => return Err(error.into()),
-        }
-    }
+    const SIZE: usize = size_of::<libc::gid_t>();
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERGROUPS);
+    // The kernel says how much room they take. The groups of a connection never change.
+    let (_, room) = length_of(stream, level, name);
+    let mut groups = vec![0; room as usize];
+    let length = get_bytes(stream, level, name, &mut groups)?;
+    let (groups, _) = groups.get(..length).unwrap_or_default().as_chunks::<SIZE>();
+    Ok(groups.iter().map(|group| u32::from_ne_bytes(*group)).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::io::{Read, Write};
+    use std::os::fd::OwnedFd;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-    use nix::unistd::{getegid, getgroups, getpid};
+    use nix::unistd::{Gid, getegid, getgroups, getpid, setgroups};
 
+    use super::super::fork::tests::isolated;
     use super::*;
 
     #[test]
@@ -239,6 +228,23 @@ mod tests {
         let mut byte = [0; 2];
         assert_eq!(served.read(&mut byte).unwrap(), 1);
         assert_eq!(served.read(&mut byte).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_peer_has_all_of_its_groups_however_many() {
+        if !geteuid().is_root() {
+            crate::skipped::add("only root can have other groups");
+            return;
+        }
+        isolated(|| {
+            let many: Vec<u32> = (1_000..1_100).collect();
+            for groups in [&many[..], &many[..1], &[]] {
+                setgroups(&groups.iter().copied().map(Gid::from_raw).collect::<Vec<_>>()).unwrap();
+                let (near, _far) = UnixStream::pair().unwrap();
+                let peer = peer(&StreamSocket::from(OwnedFd::from(near))).unwrap();
+                assert_eq!(peer.groups, [&[getegid().as_raw()], groups].concat());
+            }
+        });
     }
 
     #[test]

@@ -1,4 +1,3 @@
-#![expect(unsafe_code, reason = "SO_PASSPIDFD, getrandom(2)")]
 //! The socket on which one worker's notify datagrams come in, `sd_notify(3)`.
 //!
 //! Each worker has a socket of its own, so the address says which worker a message is about. It does not say who sent it:
@@ -8,7 +7,6 @@
 //! Every descriptor that a message brings is owned from the moment recvmsg(2) returns, whatever else is wrong with the
 //! message, and is closed where that may wait ([`super::foreign`]): no sender can make us leak a descriptor or sleep.
 
-use std::fmt::Write as _;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -23,7 +21,9 @@ use serde::{Deserialize, Serialize};
 
 use super::foreign::ForeignFd;
 use super::handover::{HandOver, Luggage, Number, Unpacked};
+use super::options::set_bytes;
 use super::path_watch::{PathWatch, WatchedPath};
+use super::random::hexadecimal;
 use super::rights::{self, Received, Sender};
 
 /// `SO_PASSPIDFD` of asm-generic/socket.h, since Linux 6.5.
@@ -84,7 +84,7 @@ pub struct Datagram {
 }
 
 impl NotifySocket {
-    /// Binds a socket with a random name in `folder`, which only we may write to. Any user may send to it, as
+    /// Binds a socket with a name of 128 random bits in `folder`, which only we may write to. Any user may send to it, as
     /// workers drop their privileges.
     ///
     /// `SO_RCVBUF` is left alone: UNIX sockets do not heed it (unix(7)). How many messages wait is for the sysctl
@@ -95,7 +95,7 @@ impl NotifySocket {
     /// What getrandom(2), socket(2), bind(2) and chmod(2) return, with the path. A path has at most 107 bytes, of
     /// which the name takes 33.
     pub fn bind(folder: &Path) -> io::Result<Self> {
-        let path = folder.join(random_name()?);
+        let path = folder.join(hexadecimal::<16>()?);
         Self::bind_to(&path).map_err(|error| {
             io::Error::new(error.kind(), format!("binding the notify socket {}: {error}", path.display()))
         })
@@ -216,32 +216,7 @@ impl Drop for NotifySocket {
 
 /// Has every message bring the process of its sender; a kernel before 6.5 does not know how.
 fn pass_process(socket: &OwnedFd) {
-    let (on, size) = (1_i32, libc::socklen_t::try_from(size_of::<i32>()).unwrap_or_default());
-    // SAFETY: the kernel reads one integer.
-    let _ = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSPIDFD, (&raw const on).cast(), size)
-    };
-}
-
-/// Returns 128 random bits in hexadecimal.
-fn random_name() -> io::Result<String> {
-    let mut bytes = [0_u8; 16];
-    loop {
-        // SAFETY: the pointer and the length are those of a live exclusive array.
-        let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-        // Up to 256 bytes come whole or not at all (getrandom(2)).
-        if filled >= 0 {
-            break;
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
-    Ok(bytes.iter().fold(String::with_capacity(32), |mut name, byte| {
-        let _ = write!(name, "{byte:02x}");
-        name
-    }))
+    let _ = set_bytes(socket, libc::SOL_SOCKET, SO_PASSPIDFD, &1_i32.to_ne_bytes());
 }
 
 #[cfg(test)]

@@ -4,6 +4,10 @@
 use std::fmt::Write;
 use std::io;
 
+use nix::errno::Errno;
+
+use super::retry::at_once;
+
 /// Returns as many random bytes in hexadecimal.
 ///
 /// # Errors
@@ -13,10 +17,7 @@ pub fn hexadecimal<const BYTES: usize>() -> io::Result<String> {
     const { assert!(BYTES <= 256, "so many come whole or not at all") };
     let mut bytes = [0_u8; BYTES];
     // SAFETY: the buffer has as many bytes as said.
-    let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), BYTES, 0) };
-    if usize::try_from(filled) != Ok(BYTES) {
-        return Err(io::Error::last_os_error());
-    }
+    at_once(|| Errno::result(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), BYTES, 0) }))?;
     let mut text = String::with_capacity(2 * BYTES);
     for byte in bytes {
         let _ = write!(text, "{byte:02x}");
