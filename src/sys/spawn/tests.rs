@@ -22,7 +22,6 @@ use super::super::raw;
 use super::super::reaper::Exit;
 use super::super::signals::Signals;
 use super::super::stall::StallTimer;
-use super::super::wait::{Interest, Poller};
 use super::*;
 
 fn c_strings(texts: &[&str]) -> CStrings {
