@@ -117,9 +117,12 @@ impl Nursery {
             put(&folder.join("core").join(path), changed.map_or(text, |(_, text)| text))?;
         }
         put(&folder.join("main.rs"), &fs::read_to_string(self.folder.join("mutants/hunt.rs"))?)?;
-        // What all rooms may know, and the core's plain data is written by.
+        // What all rooms may know: how paths are written, and the plain types.
         let leaf = fs::read_to_string(repository().join("src/path_text.rs"))?;
         put(&folder.join("path_text.rs"), &leaf)?;
+        for (path, text) in texts(&repository().join("src/plain")) {
+            put(&folder.join("plain").join(path), &text)?;
+        }
         let _ = write!(self.manifest, "[[bin]]\nname = \"{name}\"\npath = \"{name}/main.rs\"\n");
         Ok(())
     }

@@ -32,6 +32,7 @@ mod looking;
 mod manager;
 pub mod notice;
 mod patience;
+pub mod pid1;
 pub mod printable;
 mod request;
 mod respawn;

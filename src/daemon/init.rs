@@ -1,14 +1,14 @@
 //! The first process of a container, which looks after the manager: a child of its own.
 //!
 //! The kernel ends a PID namespace with its first process (pid_namespaces(7)), so that must not be one that may crash. This
-//! one decides nothing: it reaps what is left to it, passes signals on, keeps the sockets as systemd's store would
-//! (sd_notify(3), `FDSTORE=1`), and if the manager is killed it says so and starts another, which takes the workers over
-//! ([`super::recovery`]).
+//! one reaps what is left to it, passes signals on, keeps the sockets as systemd's store would (sd_notify(3), `FDSTORE=1`), and if
+//! the manager is killed it says so and starts another, which takes the workers over ([`super::recovery`]). What it decides, it
+//! decides in [`crate::core::pid1`].
 
 mod launch;
-mod record;
 mod upward;
 
+use std::collections::VecDeque;
 use std::env;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -19,12 +19,12 @@ use std::time::Duration;
 use nix::unistd::{Pid, getpid};
 use tracing::{error, info, warn};
 
-use self::record::{Next, Record, TRIES, status_of};
 use self::upward::Upward;
 use super::loose_ends::tell_stalls;
 use super::outlet::Outputs;
 use super::token::{Poller, Token, Watched};
-use super::{BUG, ManagerError, system_store};
+use super::{ManagerError, system_store};
+use crate::core::pid1::{self, Action, BUG, End, Event, Machine, Notice, TRIES};
 use crate::core::time::Mono;
 use crate::core::word::Word;
 use crate::sys::activation::{self, Inherited};
@@ -40,13 +40,6 @@ use crate::sys::stall::StallTimer;
 use crate::sys::strings::CStrings;
 use crate::sys::wait::Interest;
 use crate::wire::notify::{Descriptors, MAX_DATAGRAM, parse};
-
-/// After so long a manager that has said nothing is signalled all the same; and where it has nobody to speak to.
-const SILENCE: Duration = Duration::from_secs(5);
-const MUTE: Duration = Duration::from_millis(500);
-
-/// A manager that cannot say that it is ready has served if it has lived for so long.
-const LIFE: Duration = Duration::from_secs(10);
 
 /// By this a manager knows that its signals were looked at: none of them is a terminal's hang-up.
 const INIT_VARIABLE: &str = "LIVESWAP_INIT";
@@ -87,24 +80,14 @@ struct Init {
     kept: Vec<Inherited>,
     /// The children that close what came from outside.
     closers: Closers,
+    /// What is decided.
+    machine: Machine,
     manager: Option<Spawned>,
-    /// Whether the manager has said anything: from then on it obeys signals.
-    is_up: bool,
-    /// When it is taken to obey them though it has said nothing.
-    up_at: Option<Mono>,
-    /// When it was started.
-    started: Mono,
-    /// Signals that wait for that.
-    waiting: Vec<Signal>,
-    /// The end that somebody wants, and that a manager which crashed has not brought about.
-    stop: Option<Signal>,
-    /// No manager brings it about: it is our own to see to, with this status.
-    ending: Option<i32>,
+    /// How the last manager ended.
+    how: String,
     /// The program at its path could not be executed: once our own is.
     own_program: bool,
-    record: Record,
-    /// When another manager is started.
-    start_at: Option<Mono>,
+    /// The status that we end with.
     ended: Option<i32>,
     /// More children have ended than were reaped in the last turn.
     reaps_again: bool,
@@ -134,20 +117,14 @@ impl Init {
             terminal: ControllingTerminal::observe(),
             outputs: Outputs::open()?,
             program,
+            machine: Machine::new(notify.is_some()),
             notify,
             upward: Upward::from_environment(),
             kept: inherited,
             closers: Closers::default(),
             manager: None,
-            is_up: false,
-            up_at: None,
-            started: Mono::ZERO,
-            waiting: Vec::new(),
-            stop: None,
-            ending: None,
+            how: String::new(),
             own_program: false,
-            record: Record::default(),
-            start_at: Some(Mono::ZERO),
             ended: None,
             reaps_again: false,
         })
@@ -157,7 +134,7 @@ impl Init {
         let mut ready = Vec::new();
         let mut stall = StallTimer::new()?;
         loop {
-            self.start_if_due();
+            self.handle(Event::Tick);
             if let Err(error) = self.closers.run() {
                 warn!("cannot start a closer of descriptors: {error}; trying again");
             }
@@ -166,7 +143,7 @@ impl Init {
                 // A status has eight bits (exit(3)).
                 return Ok(ExitCode::from(status.to_le_bytes()[0]));
             }
-            let timers = [self.start_at, self.up_at].into_iter().flatten().map(|at| at - now());
+            let timers = self.machine.next_deadline().into_iter().map(|at| at - now());
             let timers = timers.chain(self.upward.send()).chain(self.closers.time_left());
             let timeout = timers.chain(self.reaps_again.then_some(Duration::ZERO)).min();
             if tell_stalls(stall.stop()) {
@@ -184,27 +161,48 @@ impl Init {
             if self.reaps_again {
                 self.reap();
             }
-            if self.up_at.take_if(|at| *at <= now()).is_some() {
-                self.is_up = true;
-                self.pass_on();
+        }
+    }
+
+    /// Hands an event to the machine, and performs what follows.
+    fn handle(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let mut actions = Vec::new();
+            self.machine.handle(now(), event, &mut actions);
+            for action in actions {
+                events.extend(self.perform(action));
             }
         }
     }
 
-    fn start_if_due(&mut self) {
-        if self.start_at.is_none_or(|at| at > now()) {
-            return;
-        }
-        self.start_at = None;
-        self.started = now();
-        self.up_at = Some(self.started + if self.notify.is_some() { SILENCE } else { MUTE });
-        match self.launch().and_then(spawn) {
-            Ok(manager) => self.manager = Some(manager),
-            Err(error) => {
-                error!("the manager cannot be started: {error}");
-                self.go_on(Exit::Code(BUG));
+    /// Performs one action; what comes of it at once is an event.
+    fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Start => match self.launch().and_then(spawn) {
+                Ok(manager) => self.manager = Some(manager),
+                Err(error) => {
+                    error!("the manager cannot be started: {error}");
+                    return Some(self.manager_ended(Exit::Code(BUG)));
+                }
+            },
+            Action::Pass(number) => {
+                if let Some(manager) = &self.manager
+                    && let Err(error) = process::signal(manager.pid, number)
+                {
+                    warn!("cannot pass on {}: {error}", process::SignalName(number));
+                }
             }
+            Action::EndOthers => {
+                for pid in process::own_children().unwrap_or_default() {
+                    let _ = process::signal(pid, Signal::Terminate.number());
+                }
+            }
+            Action::CloseSockets => self.kept.retain(|kept| !system_store::is_ours(kept)),
+            Action::Tell(notice) => self.tell(notice),
+            Action::Exit(status) => self.ended = Some(status),
         }
+        None
     }
 
     /// Hears the manager, and passes its words on to whoever looks after the container.
@@ -231,16 +229,12 @@ impl Init {
             return;
         }
         let Ok(message) = parse(text, datagram.descriptors.len()) else { return };
-        (self.is_up, self.up_at) = (true, None);
-        self.pass_on();
-        if message.words.contains(&Word::Ready) {
-            self.record.note_ready();
-        }
+        self.handle(Event::Said { ready: message.words.contains(&Word::Ready) });
         if let Some(name) = message.forget {
             self.kept.retain(|kept| kept.name != name);
         } else if let Descriptors::Store { name, .. } = message.descriptors {
             // Each is stored once: the name says which it is, and a manager that was replaced tells it again.
-            if self.stop.is_some() || self.kept.iter().any(|kept| kept.name == name) {
+            if self.machine.is_stopping() || self.kept.iter().any(|kept| kept.name == name) {
                 return;
             }
             let stored = datagram.descriptors.into_iter().map(ForeignFd::trusted);
@@ -263,33 +257,10 @@ impl Init {
             match one.signal {
                 Signal::Child => self.reap(),
                 _ if self.terminal.hung_up(&one) => info!("the terminal was closed; the service goes on"),
-                signal => self.obey(signal),
-            }
-        }
-        self.pass_on();
-    }
-
-    fn obey(&mut self, signal: Signal) {
-        if let Some(status) = self.ending.filter(|_| is_stop(signal)) {
-            // Once more: at once. The kernel ends all that is left with us.
-            self.ended = Some(status);
-        }
-        if is_stop(signal) {
-            self.stop.get_or_insert(signal);
-            // Or clients would wait in their queues until the end, though nobody is to serve them.
-            self.kept.retain(|kept| !system_store::is_ours(kept));
-            // Whoever wants an end does not wait for the pause to pass.
-            self.start_at = self.start_at.map(|_| Mono::ZERO);
-        }
-        self.waiting.push(signal);
-    }
-
-    /// Passes on what signals wait, if there is a manager that is up to it.
-    fn pass_on(&mut self) {
-        let Some(manager) = self.manager.as_ref().filter(|_| self.is_up) else { return };
-        for signal in self.waiting.drain(..) {
-            if let Err(error) = process::signal(manager.pid, signal.number()) {
-                warn!("cannot pass on {}: {error}", process::SignalName(signal.number()));
+                signal => {
+                    let (number, is_stop) = (signal.number(), is_stop(signal));
+                    self.handle(Event::Signal(pid1::Signal { number, is_stop }));
+                }
             }
         }
     }
@@ -316,52 +287,34 @@ impl Init {
                     error!("the manager could not be started: {failure}");
                     (self.own_program, exit) = (true, Exit::Code(BUG));
                 }
-                self.go_on(exit);
+                let event = self.manager_ended(exit);
+                self.handle(event);
             }
         }
-        self.ended = self.ended.or(self.ending.filter(|_| !self.is_anybody_left()));
+        let others = self.are_others_left();
+        self.handle(Event::Others(others));
     }
 
-    /// Goes on after the end of a manager.
-    fn go_on(&mut self, exit: Exit) {
-        (self.is_up, self.up_at) = (false, None);
-        if self.notify.is_none() && self.started + LIFE <= now() {
-            self.record.note_ready();
-        }
-        match self.record.note_end(exit, self.is_anybody_left()) {
-            Next::Another(_) if self.stop.is_some() && self.record.crashes > 1 => self.end_by_ourselves(exit),
-            Next::End(status) => {
-                if matches!(exit, Exit::Signal { .. } | Exit::Code(BUG)) {
-                    error!("the manager {exit} {TRIES} times before it served; giving up");
-                }
-                self.ended = Some(status);
-            }
-            Next::Another(pause) => {
-                error!("the manager {exit}; workers serve on, and another manager takes them over");
-                self.start_at = Some(now() + pause);
-                if let Some(stop) = self.stop {
-                    // Whoever wants an end wants it still: the next one hears of it first, and once.
-                    if !self.waiting.iter().copied().any(is_stop) {
-                        self.waiting.insert(0, stop);
-                    }
-                    self.start_at = Some(Mono::ZERO);
-                }
-            }
-        }
+    fn manager_ended(&mut self, exit: Exit) -> Event {
+        self.how = exit.to_string();
+        Event::ManagerEnded { end: end_of(exit), others: self.are_others_left() }
     }
 
-    /// Ends what no manager does: whoever is left is told to, and waited for.
-    fn end_by_ourselves(&mut self, exit: Exit) {
-        error!("the manager {exit} again, and an end is wanted: whoever is left is sent SIGTERM");
-        for pid in process::own_children().unwrap_or_default() {
-            let _ = process::signal(pid, Signal::Terminate.number());
+    fn tell(&self, notice: Notice) {
+        let how = &self.how;
+        match notice {
+            Notice::AnotherTakesOver => {
+                error!("the manager {how}; workers serve on, and another manager takes them over");
+            }
+            Notice::GivenUp => error!("the manager {how} {TRIES} times before it served; giving up"),
+            Notice::NoManagerEndsIt => {
+                error!("the manager {how} again, and an end is wanted: whoever is left is sent SIGTERM");
+            }
         }
-        self.ending = Some(status_of(exit));
-        self.ended = self.ending.filter(|_| !self.is_anybody_left());
     }
 
     /// Whether any process is left that a manager has started.
-    fn is_anybody_left(&self) -> bool {
+    fn are_others_left(&self) -> bool {
         process::own_children().is_ok_and(|children| children.iter().any(|pid| !self.closers.has(*pid)))
     }
 }
@@ -375,6 +328,13 @@ pub(super) fn is_looked_after() -> bool {
 pub(super) fn terminal() -> ControllingTerminal {
     let is_looked_after = is_looked_after();
     if is_looked_after { ControllingTerminal::none() } else { ControllingTerminal::observe() }
+}
+
+fn end_of(exit: Exit) -> End {
+    match exit {
+        Exit::Code(status) => End::Code(status),
+        Exit::Signal { number, .. } => End::Signal(number),
+    }
 }
 
 fn is_stop(signal: Signal) -> bool {

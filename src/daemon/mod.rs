@@ -108,8 +108,7 @@ use crate::sys::limits;
 pub use crate::sys::paths::{absolute, folder};
 use crate::sys::signals;
 
-/// The exit status after a bug of ours (`EX_SOFTWARE` of sysexits.h).
-pub const BUG: i32 = 70;
+pub use crate::core::pid1::BUG;
 
 /// Why a manager could not start, or ended before its service did.
 #[derive(Debug, thiserror::Error)]
