@@ -27,7 +27,7 @@ impl From<Written> for OsString {
     fn from(written: Written) -> Self {
         match written {
             Written::Text(text) => text.into(),
-            Written::Raw(bytes) => bytes.into(),
+            Written::Raw(bytes) => bytes,
         }
     }
 }

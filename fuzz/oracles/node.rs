@@ -24,7 +24,9 @@ pub fn check(bytes: &[u8]) {
                     assert_eq!(spec.options.bind_ipv6_only.is_some(), address.is_ipv6());
                 }
                 SocketAddress::Path(path) => assert!(path.is_absolute()),
-                SocketAddress::Abstract(name) => panic!("Node has no abstract names: {name:?}"),
+                SocketAddress::Abstract(name) => {
+                    panic!("Node has no abstract names: {}", name.display())
+                }
             }
             assert_eq!(spec.listen, spec.address.to_string());
             assert!(!spec.name.contains(':'));

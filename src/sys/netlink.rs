@@ -105,9 +105,10 @@ impl InetSocket<'_> {
     fn address(&self, ip: usize, port: usize) -> Option<SocketAddr> {
         let ip: [u8; 16] = self.0.get(ip..ip + 16)?.try_into().ok()?;
         let [a, b, c, d, ..] = ip;
-        let ip = match self.is_ipv6() {
-            false => IpAddr::from(Ipv4Addr::new(a, b, c, d)),
-            true => IpAddr::from(Ipv6Addr::from(ip)).to_canonical(),
+        let ip = if self.is_ipv6() {
+            IpAddr::from(Ipv6Addr::from(ip)).to_canonical()
+        } else {
+            Ipv4Addr::new(a, b, c, d).into()
         };
         Some(SocketAddr::new(ip, u16::from_be_bytes(self.0.get(port..port + 2)?.try_into().ok()?)))
     }
