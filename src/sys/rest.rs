@@ -4,6 +4,11 @@
 //! A manager sleeps for weeks between two upgrades. What an upgrade took of the heap, and the pages of the program and its
 //! libraries that were mapped for it, are given back; the kernel has the latter in its cache, and maps them again at the
 //! touch.
+//!
+//! Release build, 2 workers: 2.1 MB are resident at rest instead of 6.4 MB (1.6 and 4.6 MB of proportional share), with 256
+//! workers 3.4 instead of 8.0 MB. A swap of two workers takes 80 minor page faults more, which is 0.4 ms of processor time.
+//! The pages stay in the page cache until the kernel needs their memory, as they would if they were mapped; then both are
+//! read from disk again.
 
 use std::ffi::{CStr, c_int, c_void};
 
