@@ -2,8 +2,9 @@
 
 use super::generation::Generation;
 use super::ids::SlotId;
+use super::index::Cohort;
+use super::slots::SlotSet;
 use super::spec::Strategy;
-use super::worker::Worker;
 
 /// The workers as they stand.
 pub(super) struct Census {
@@ -11,14 +12,12 @@ pub(super) struct Census {
     pub(super) filled: SlotSet,
     /// Slots of the incoming generation with a ready worker.
     ready: SlotSet,
+    /// Slots that the old generation keeps.
+    pub(super) kept: SlotSet,
     /// Kept slots with a live worker.
     pub(super) kept_filled: SlotSet,
     /// Kept slots with a ready worker.
-    pub(super) kept_ready: SlotSet,
-    /// Slots with a live worker of any generation.
-    pub(super) served: SlotSet,
-    /// How many slots are kept.
-    pub(super) kept: usize,
+    kept_ready: SlotSet,
     /// Live workers that are not incoming.
     old_live: usize,
     /// Ready workers of any generation.
@@ -47,29 +46,8 @@ pub(super) enum Gate {
     Shut,
 }
 
-/// What is to leave sooner or later.
-#[derive(Clone, Copy)]
-pub(super) struct Outgoing {
-    pub(super) slot: SlotId,
-    pub(super) hold: Hold,
-    pub(super) is_ready: bool,
-}
-
-/// Whether somebody still wants what is outgoing.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hold {
-    /// The old generation keeps the slot and its worker.
-    Kept,
-    /// The old generation keeps the slot, and is to start a worker there.
-    KeptEmpty,
-    /// A live worker that nobody keeps, and that another is to replace.
-    Free,
-    /// A live worker that nobody keeps, and that nothing under way is about.
-    Leftover,
-}
-
 /// What lets one leave.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ground {
     Replaced,
     Surplus,
@@ -86,12 +64,11 @@ impl Census {
     pub(super) fn new(strength: u32, old: u32, new: u32, rules: &Generation) -> Self {
         let unavailable = rules.unavailable();
         Self {
-            filled: SlotSet::default(),
-            ready: SlotSet::default(),
-            kept_filled: SlotSet::default(),
-            kept_ready: SlotSet::default(),
-            served: SlotSet::default(),
-            kept: 0,
+            filled: SlotSet::EMPTY,
+            ready: SlotSet::EMPTY,
+            kept: SlotSet::EMPTY,
+            kept_filled: SlotSet::EMPTY,
+            kept_ready: SlotSet::EMPTY,
             old_live: 0,
             ready_total: 0,
             strength,
@@ -104,32 +81,26 @@ impl Census {
         }
     }
 
-    pub(super) fn count_incoming(&mut self, worker: &Worker) {
-        self.served.insert(worker.slot);
-        self.filled.insert(worker.slot);
-        if worker.is_ready() {
-            self.ready.insert(worker.slot);
-            self.ready_total += 1;
-        }
+    /// Counts all workers: `live` and `ready` is how many there are of any generation.
+    pub(super) fn count(&mut self, incoming: &Cohort, live: usize, ready: usize) {
+        self.filled = incoming.filled().below(self.strength);
+        self.ready = incoming.ready.slots().below(self.strength);
+        self.old_live = live - self.filled.len();
+        self.ready_total = ready;
     }
 
-    pub(super) fn count_old(&mut self, worker: &Worker, is_kept: bool) {
-        self.served.insert(worker.slot);
-        self.old_live += 1;
-        self.ready_total += usize::from(worker.is_ready());
-        if is_kept {
-            self.kept_filled.insert(worker.slot);
-            if worker.is_ready() {
-                self.kept_ready.insert(worker.slot);
-            }
-        }
+    /// Counts the slots that the old generation keeps, and the workers of that generation there.
+    pub(super) fn count_kept(&mut self, kept: SlotSet, old: &Cohort) {
+        self.kept_filled = kept.and(&old.filled());
+        self.kept_ready = kept.and(old.ready.slots());
+        self.kept = kept;
     }
 
     /// Live workers of any generation, and those that the old generation is still to start again.
     ///
     /// Whoever serves beside the kept slots, such as what a failed upgrade left, stands in for one that is missing there.
     fn places(&self) -> usize {
-        self.filled.len() + self.old_live.max(self.kept)
+        self.filled.len() + self.old_live.max(self.kept.len())
     }
 
     fn live(&self) -> usize {
@@ -143,47 +114,87 @@ impl Census {
 
     /// How many workers may start in kept slots.
     pub(super) fn kept_room(&self) -> usize {
-        self.kept.saturating_sub(self.old_live).min(self.ceiling.saturating_sub(self.live()))
+        self.kept.len().saturating_sub(self.old_live).min(self.ceiling.saturating_sub(self.live()))
     }
 
     fn all_ready(&self) -> bool {
         self.ready.len() == self.strength as usize
     }
 
-    /// Whether one may leave on this ground; if so it is counted out.
-    pub(super) fn lets_go(&mut self, ground: Ground, it: Outgoing) -> bool {
-        let is_kept = matches!(it.hold, Hold::Kept | Hold::KeptEmpty);
-        let passes = match self.gate {
-            Gate::Open => true,
-            Gate::First => !is_kept || matches!(ground, Ground::MakesRoom),
-            Gate::Shut => !is_kept,
-        };
-        if !passes {
-            return false;
-        }
-        let may = match ground {
-            Ground::Replaced => !is_kept && !it.is_ready || self.is_replaced(it.slot),
-            Ground::Surplus => it.hold == Hold::Leftover && self.ready_total > self.base,
-            Ground::MakesRoom => self.may_make_room(it.is_ready),
-        };
-        if may {
-            if is_kept && self.gate == Gate::First {
-                self.gate = Gate::Shut;
+    /// Decides which kept slots are given over on this ground. They are counted out, with their workers.
+    pub(super) fn give_over(&mut self, ground: Ground) -> SlotSet {
+        let mut given = SlotSet::EMPTY;
+        match (ground, self.gate) {
+            (Ground::Replaced, Gate::Open) => {
+                given = self.replaced(&self.kept);
+                given.iter().for_each(|slot| self.count_out_slot(slot));
             }
-            self.kept -= usize::from(is_kept);
-            self.old_live -= usize::from(it.hold != Hold::KeptEmpty);
-            self.ready_total -= usize::from(it.is_ready);
+            (Ground::MakesRoom, Gate::Open) => {
+                while let Some(slot) = self.makes_room() {
+                    self.count_out_slot(slot);
+                    given.insert(slot);
+                }
+            }
+            (Ground::MakesRoom, Gate::First) => {
+                if let Some(slot) = self.makes_room() {
+                    self.count_out_slot(slot);
+                    given.insert(slot);
+                    self.gate = Gate::Shut;
+                }
+            }
+            (Ground::Replaced, Gate::First | Gate::Shut)
+            | (Ground::MakesRoom, Gate::Shut)
+            | (Ground::Surplus, _) => {}
         }
-        may
+        given
     }
 
-    /// Whether those serve that must, by the strategy, before a worker of `slot` leaves: the one that is to take over the
-    /// slot or, where nobody will, all of them.
-    fn is_replaced(&self, slot: SlotId) -> bool {
+    /// Returns the next kept slot that may be given over to make room.
+    fn makes_room(&self) -> Option<SlotId> {
+        if self.may_make_room(true) {
+            self.kept.lowest()
+        } else if self.may_make_room(false) {
+            self.kept.without(&self.kept_ready).lowest()
+        } else {
+            None
+        }
+    }
+
+    fn count_out_slot(&mut self, slot: SlotId) {
+        self.kept.remove(slot);
+        self.old_live -= usize::from(self.kept_filled.contains(slot));
+        self.ready_total -= usize::from(self.kept_ready.contains(slot));
+    }
+
+    /// Counts out outgoing workers that start.
+    pub(super) fn count_out_starting(&mut self, workers: usize) {
+        self.old_live -= workers;
+    }
+
+    /// Counts out outgoing workers that are ready.
+    pub(super) fn count_out_ready(&mut self, workers: usize) {
+        self.old_live -= workers;
+        self.ready_total -= workers;
+    }
+
+    /// Returns those of the slots whose worker may leave as those serve that must, by the strategy: the worker that is to take
+    /// over the slot or, where none will, all of them.
+    pub(super) fn replaced(&self, slots: &SlotSet) -> SlotSet {
         match self.strategy {
-            Strategy::Recreate => true,
-            Strategy::Rolling { .. } if slot.0 < self.strength => self.ready.contains(slot),
-            Strategy::Rolling { .. } | Strategy::BlueGreen => self.all_ready(),
+            Strategy::Recreate => slots.clone(),
+            Strategy::Rolling { .. } | Strategy::BlueGreen if self.all_ready() => slots.clone(),
+            Strategy::Rolling { .. } => slots.and(&self.ready),
+            Strategy::BlueGreen => SlotSet::EMPTY,
+        }
+    }
+
+    /// Returns how many ready workers that no slot keeps may leave on this ground, at most.
+    pub(super) fn most_that_leave(&self, ground: Ground) -> usize {
+        match ground {
+            Ground::Replaced => self.old_live,
+            Ground::Surplus => self.ready_total.saturating_sub(self.base),
+            Ground::MakesRoom if self.may_make_room(true) => self.ready_total - self.floor,
+            Ground::MakesRoom => 0,
         }
     }
 
@@ -191,40 +202,5 @@ impl Census {
     fn may_make_room(&self, is_ready: bool) -> bool {
         let missing = (self.strength as usize).saturating_sub(self.filled.len());
         self.may_be_missing && missing > self.room() && (!is_ready || self.ready_total > self.floor)
-    }
-}
-
-/// A set of slots: a bit each, as a census is taken with every event.
-#[derive(Default)]
-pub(super) struct SlotSet {
-    words: Vec<u64>,
-    len: usize,
-}
-
-impl SlotSet {
-    fn insert(&mut self, slot: SlotId) {
-        let (word, bit) = Self::place(slot);
-        if self.words.len() <= word {
-            self.words.resize(word + 1, 0);
-        }
-        self.len += usize::from(self.words[word] & bit == 0);
-        self.words[word] |= bit;
-    }
-
-    pub(super) fn contains(&self, slot: SlotId) -> bool {
-        let (word, bit) = Self::place(slot);
-        self.words.get(word).is_some_and(|bits| bits & bit != 0)
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    fn place(slot: SlotId) -> (usize, u64) {
-        (slot.0 as usize / 64, 1 << (slot.0 % 64))
     }
 }

@@ -5,15 +5,14 @@
 //! incoming ones become ready, within the strategy's limits. While an upgrade surges, the old generation *keeps* the
 //! slots that are not switched yet: a worker of its own that dies there is started again.
 
-use std::collections::BTreeSet;
-
 use super::Action;
-use super::backoff::Backoff;
-use super::census::{Census, Gate, Ground, Hold, Outgoing};
+use super::census::{Census, Gate, Ground};
 use super::generation::Generation;
-use super::ids::{GenerationId, SlotId};
+use super::ids::{GenerationId, SlotId, WorkerId};
+use super::index::{Cohort, CohortId};
 use super::manager::Manager;
 use super::notice::DrainReason;
+use super::slots::SlotSet;
 use super::spec::Strategy;
 use super::time::Mono;
 use super::upgrade::{Change, Phase, Proof, Upgrade};
@@ -24,40 +23,20 @@ use super::worker::Worker;
 struct Keeper<'a> {
     generation: GenerationId,
     strength: u32,
-    switched: &'a BTreeSet<SlotId>,
+    switched: &'a SlotSet,
 }
 
-impl<'a> Keeper<'a> {
-    fn slots(self) -> impl Iterator<Item = SlotId> + use<'a> {
-        (0..self.strength).map(SlotId).filter(move |slot| !self.switched.contains(slot))
-    }
-
-    /// Whether the worker is one that its slot could be served by.
-    fn owns(self, worker: &Worker) -> bool {
-        worker.generation == self.generation && !worker.outdated
-    }
-
-    fn keeps(self, worker: &Worker) -> bool {
-        self.owns(worker) && worker.slot.0 < self.strength && !self.switched.contains(&worker.slot)
-    }
-
-    /// Whether the worker's slot was given over to the new generation.
-    fn has_let_go(self, worker: &Worker) -> bool {
-        self.owns(worker) && self.switched.contains(&worker.slot)
+impl Keeper<'_> {
+    fn slots(self) -> SlotSet {
+        SlotSet::first(self.strength).without(self.switched)
     }
 }
 
-/// Whom the service is to have.
+/// Whom the service is to have: the workers of this cohort in the first slots.
 #[derive(Clone, Copy)]
 struct Aim {
-    generation: GenerationId,
+    cohort: CohortId,
     strength: u32,
-}
-
-impl Aim {
-    fn is_met_by(self, worker: &Worker) -> bool {
-        worker.generation == self.generation && !worker.outdated && worker.slot.0 < self.strength
-    }
 }
 
 impl Manager {
@@ -74,20 +53,21 @@ impl Manager {
 
     fn aim(&self) -> Aim {
         let generation = self.incoming();
-        Aim { generation, strength: self.generations[&generation].wanted() }
+        Aim { cohort: CohortId::fresh(generation), strength: self.generations[&generation].wanted() }
     }
 
     /// Whether the service is as it is to be: every slot served, and nobody else is live.
     pub(super) fn is_settled(&self) -> bool {
         let aim = self.aim();
-        let mut ready = 0;
-        for worker in self.workers.values().filter(|worker| worker.is_live()) {
-            if !aim.is_met_by(worker) || !worker.is_ready() {
-                return false;
-            }
-            ready += 1;
-        }
-        ready == aim.strength as usize
+        let incoming = self.workers.cohort(aim.cohort);
+        !self.has_outgoing() && incoming.starting.is_empty() && incoming.ready.len() == aim.strength as usize
+    }
+
+    /// Whether a worker is live that the service is not to have.
+    fn has_outgoing(&self) -> bool {
+        let aim = self.aim();
+        let incoming = self.workers.cohort(aim.cohort);
+        self.workers.live() > incoming.live() || incoming.is_live_beyond(aim.strength)
     }
 
     /// What the old generation keeps while an upgrade surges.
@@ -102,7 +82,7 @@ impl Manager {
     }
 
     fn keeps_slots(&self) -> bool {
-        self.keeper().is_some_and(|keeper| keeper.slots().next().is_some())
+        self.keeper().is_some_and(|keeper| !keeper.slots().is_empty())
     }
 
     fn census(&self) -> Census {
@@ -111,15 +91,10 @@ impl Manager {
         let new = self.upgrade().and_then(|upgrade| self.generations.get(&upgrade.to));
         let new = new.map_or(old, Generation::wanted);
         let mut census = Census::new(aim.strength, old, new, self.rules());
-        let keeper = self.keeper();
-        census.kept = keeper.map_or(0, |keeper| keeper.slots().count());
         census.gate = self.gate();
-        for worker in self.workers.values().filter(|worker| worker.is_live()) {
-            if aim.is_met_by(worker) {
-                census.count_incoming(worker);
-            } else {
-                census.count_old(worker, keeper.is_some_and(|keeper| keeper.keeps(worker)));
-            }
+        census.count(self.workers.cohort(aim.cohort), self.workers.live(), self.workers.ready());
+        if let Some(keeper) = self.keeper() {
+            census.count_kept(keeper.slots(), self.workers.cohort(CohortId::fresh(keeper.generation)));
         }
         census
     }
@@ -169,66 +144,103 @@ impl Manager {
         if census.filled.len() < census.strength as usize && (census.room() > 0 || census.filled.is_empty()) {
             return None;
         }
-        let aim = self.aim();
-        let new = self.workers.values().filter(|worker| worker.is_live() && aim.is_met_by(worker));
-        new.map(Worker::ready_since).try_fold(Mono::ZERO, |latest, since| Some(latest.max(since?)))
+        let incoming = self.workers.cohort(self.aim().cohort);
+        if incoming.starting.slots().lowest().is_some_and(|slot| slot.0 < census.strength) {
+            return None;
+        }
+        let is_met = |id: WorkerId| self.workers[id].slot.0 < census.strength;
+        let latest = incoming.latest_ready().find(|(_, id)| is_met(*id));
+        Some(latest.map_or(Mono::ZERO, |(since, _)| since))
     }
 
     /// Lets the outgoing workers drain that may.
     pub(super) fn retire(&mut self, now: Mono, out: &mut Vec<Action>) {
-        let aim = self.aim();
-        if self.live_workers().all(|(_, worker)| aim.is_met_by(worker)) && !self.keeps_slots() {
+        if !self.has_outgoing() && !self.keeps_slots() {
             return;
         }
         let mut census = self.census();
         for ground in Ground::IN_TURN {
-            self.switch_slots(ground, &mut census);
-            self.drain_outgoing(now, ground, &mut census, out);
-        }
-    }
-
-    /// Decides which slots the old generation no longer keeps.
-    fn switch_slots(&mut self, ground: Ground, census: &mut Census) {
-        let mut newly = Vec::new();
-        for slot in self.keeper().into_iter().flat_map(Keeper::slots) {
-            let hold = if census.kept_filled.contains(slot) { Hold::Kept } else { Hold::KeptEmpty };
-            let is_ready = census.kept_ready.contains(slot);
-            if census.lets_go(ground, Outgoing { slot, hold, is_ready }) {
-                newly.push(slot);
+            let given = census.give_over(ground);
+            // They were counted out with their slots.
+            let mut leaving = self.workers.fresh(self.current).live_within(&given);
+            self.switch_slots(&given);
+            leaving.extend(match ground {
+                Ground::Replaced => self.replaced(&mut census),
+                Ground::Surplus | Ground::MakesRoom => self.dispensable(ground, &mut census),
+            });
+            leaving.sort_unstable();
+            for id in leaving {
+                let why = self.why_it_leaves(&self.workers[id]);
+                self.drain(now, id, why, out);
             }
         }
-        if let Some(Change::Upgrade(upgrade)) = &mut self.change
+    }
+
+    /// Has the old generation no longer keep these slots.
+    fn switch_slots(&mut self, given: &SlotSet) {
+        if !given.is_empty()
+            && let Some(Change::Upgrade(upgrade)) = &mut self.change
             && let Phase::Surging { switched, .. } = &mut upgrade.phase
         {
-            switched.extend(newly);
+            *switched = switched.or(given);
         }
     }
 
-    fn drain_outgoing(&mut self, now: Mono, ground: Ground, census: &mut Census, out: &mut Vec<Action>) {
-        let (aim, keeper) = (self.aim(), self.keeper());
-        let leaving: Vec<_> = self
-            .live_workers()
-            .filter(|(_, worker)| {
-                !aim.is_met_by(worker) && !keeper.is_some_and(|keeper| keeper.keeps(worker))
-            })
-            .filter(|(_, worker)| {
-                keeper.is_some_and(|keeper| keeper.has_let_go(worker))
-                    || census.lets_go(ground, self.outgoing(worker))
-            })
-            .map(|(id, worker)| (id, self.why_it_leaves(worker)))
-            .collect();
-        for (id, why) in leaving {
-            self.drain(now, id, why, out);
+    /// The outgoing workers that start, or in whose place another serves. They are counted out.
+    fn replaced(&self, census: &mut Census) -> Vec<WorkerId> {
+        let mut leaving = Vec::new();
+        for (id, cohort) in self.workers.cohorts() {
+            let starting = cohort.starting.within(&self.outgoing(id, cohort.starting.slots()));
+            census.count_out_starting(starting.len());
+            let replaced = census.replaced(&self.outgoing(id, cohort.ready.slots()));
+            let ready = cohort.ready.within(&replaced);
+            census.count_out_ready(ready.len());
+            leaving.extend(starting.into_iter().chain(ready));
+        }
+        leaving
+    }
+
+    /// The outgoing workers that may leave though they are ready and no other serves in their place: the oldest of those that
+    /// the ground allows. They are counted out.
+    fn dispensable(&self, ground: Ground, census: &mut Census) -> Vec<WorkerId> {
+        let most = census.most_that_leave(ground);
+        if most == 0 {
+            return Vec::new();
+        }
+        let mut leaving = Vec::new();
+        for (id, cohort) in self.workers.cohorts() {
+            let outgoing = self.outgoing(id, cohort.ready.slots());
+            let slots = if ground == Ground::Surplus { self.leftover(id, outgoing) } else { outgoing };
+            leaving.extend(cohort.eldest_within(&slots, most));
+        }
+        leaving.sort_unstable();
+        let may_leave = |_: &WorkerId| {
+            let may = census.most_that_leave(ground) > 0;
+            census.count_out_ready(usize::from(may));
+            may
+        };
+        leaving.into_iter().take_while(may_leave).collect()
+    }
+
+    /// Of the slots of live workers of this cohort, returns those whose worker the service is not to have and that are not kept.
+    fn outgoing(&self, id: CohortId, slots: &SlotSet) -> SlotSet {
+        let aim = self.aim();
+        match self.keeper() {
+            _ if id == aim.cohort => slots.beyond(aim.strength),
+            Some(keeper) if id == CohortId::fresh(keeper.generation) => {
+                slots.beyond(keeper.strength).without(keeper.switched)
+            }
+            Some(_) | None => slots.clone(),
         }
     }
 
-    /// Describes a live worker that nobody keeps.
-    fn outgoing(&self, worker: &Worker) -> Outgoing {
-        let is_beyond = worker.slot.0 >= self.generations[&worker.generation].wanted();
+    /// Of the slots of outgoing workers of this cohort, returns those whose worker nothing under way is about.
+    fn leftover(&self, id: CohortId, outgoing: SlotSet) -> SlotSet {
         let is_respawned = matches!(self.change, Some(Change::Respawn(_)));
-        let is_leftover = !self.is_in_use(worker.generation) || is_beyond || worker.outdated && !is_respawned;
-        let hold = if is_leftover { Hold::Leftover } else { Hold::Free };
-        Outgoing { slot: worker.slot, hold, is_ready: worker.is_ready() }
+        if !self.is_in_use(id.generation) || id.is_outdated && !is_respawned {
+            return outgoing;
+        }
+        outgoing.beyond(self.generations[&id.generation].wanted())
     }
 
     fn why_it_leaves(&self, worker: &Worker) -> DrainReason {
@@ -256,38 +268,46 @@ impl Manager {
         if (kept_room, room) == (0, 0) {
             return;
         }
-        let incoming = self.incoming();
-        let due = |generation: GenerationId, slot: SlotId| {
-            let backoff = self.generations[&generation].backoff.get(&slot);
-            backoff.is_none_or(|backoff| backoff.start_at() <= now)
-        };
-        let kept = self.keeper().into_iter().flat_map(Keeper::slots);
-        let kept = kept.filter(|slot| !census.kept_filled.contains(*slot) && due(self.current, *slot));
-        let mut kept: Vec<_> = kept.collect();
-        let missing = self.generations[&incoming].slots();
-        let missing = missing.filter(|slot| !census.filled.contains(*slot) && due(incoming, *slot));
-        let mut missing: Vec<_> = missing.filter(|slot| !self.must_wait_for_end(*slot)).collect();
+        let (current, incoming) = (self.current, self.incoming());
+        let kept = census.kept.without(&census.kept_filled).without(self.pausing(current, now));
+        let missing = SlotSet::first(census.strength).without(&census.filled);
+        let missing = missing.without(self.pausing(incoming, now));
+        let missing = self.need_no_end(missing);
         // A slot that nobody serves comes before one that an outgoing worker still fills.
-        kept.sort_by_key(|slot| census.served.contains(*slot));
-        missing.sort_by_key(|slot| census.served.contains(*slot));
-        for slot in kept.into_iter().take(kept_room) {
-            self.start(now, self.current, slot, out);
+        let served = self.workers.cohorts().fold(SlotSet::EMPTY, |all, (_, cohort)| all.or(&cohort.filled()));
+        let first = |slots: &SlotSet, room: usize| -> Vec<SlotId> {
+            let (unserved, served) = (slots.without(&served), slots.and(&served));
+            unserved.iter().chain(served.iter()).take(room).collect()
+        };
+        let (kept, missing) = (first(&kept, kept_room), first(&missing, room));
+        for slot in kept {
+            self.start(now, current, slot, out);
         }
-        for slot in missing.into_iter().take(room) {
+        for slot in missing {
             self.start(now, incoming, slot, out);
         }
     }
 
-    /// Whether, under `recreate`, an earlier process must end before the slot's next one starts.
-    fn must_wait_for_end(&self, slot: SlotId) -> bool {
-        self.rules().strategy == Strategy::Recreate
-            && self.workers.values().any(|worker| {
-                if worker.is_live() {
-                    !self.aim().is_met_by(worker)
-                } else {
-                    !worker.is_stuck() && (worker.slot == slot || !self.is_of_incoming(worker))
-                }
-            })
+    /// The slots of the generation that wait after a death.
+    fn pausing(&mut self, generation: GenerationId, now: Mono) -> &SlotSet {
+        let of = self.generations.get_mut(&generation);
+        of.map_or(const { &SlotSet::EMPTY }, |of| of.backoff.let_pass(now))
+    }
+
+    /// Of the slots, returns those whose next process need not wait for the end of an earlier one, as under `recreate`.
+    fn need_no_end(&self, slots: SlotSet) -> SlotSet {
+        if self.rules().strategy != Strategy::Recreate {
+            return slots;
+        }
+        let aim = self.aim();
+        let incoming = self.workers.cohort(aim.cohort);
+        let must_end =
+            |cohort: &Cohort| cohort.live() > 0 || !cohort.ending.is_empty() || !cohort.killed.is_empty();
+        let mut others = self.workers.cohorts().filter(|(id, _)| *id != aim.cohort);
+        if incoming.is_live_beyond(aim.strength) || others.any(|(_, cohort)| must_end(cohort)) {
+            return SlotSet::EMPTY;
+        }
+        slots.without(incoming.ending.slots()).without(incoming.killed.slots())
     }
 
     fn is_of_incoming(&self, worker: &Worker) -> bool {
@@ -304,9 +324,8 @@ impl Manager {
 
     /// Returns when the next slot that waits after a death may be started.
     pub(super) fn restart_deadline(&self) -> Option<Mono> {
-        let waits = |generation: GenerationId| self.generations[&generation].backoff.values();
-        let start_at = waits(self.current).chain(waits(self.incoming())).map(Backoff::start_at);
         // What is past and did not start waits for room or for an end, and those are events.
-        start_at.filter(|at| *at > self.now).min()
+        let next_end = |generation: GenerationId| self.generations[&generation].backoff.next_end(self.now);
+        next_end(self.current).into_iter().chain(next_end(self.incoming())).min()
     }
 }

@@ -1,12 +1,11 @@
 //! One revision of the service, as far as the core decides by it.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::Scale;
-use super::backoff::Backoff;
+use super::backoff::Backoffs;
 use super::ids::SlotId;
 use super::spec::{Code, Policy, Strategy};
 
@@ -24,7 +23,7 @@ pub struct Generation {
     /// It has no worker until there is something to do.
     pub(super) asleep: bool,
     /// The slots whose last worker died by itself.
-    pub(super) backoff: BTreeMap<SlotId, Backoff>,
+    pub(super) backoff: Backoffs,
     /// The log has said that one of its workers says nothing.
     #[serde(default)]
     pub(super) told_silence: bool,
@@ -43,7 +42,7 @@ impl Generation {
             asleep: false,
             strategy,
             policy,
-            backoff: BTreeMap::new(),
+            backoff: Backoffs::default(),
             told_silence: false,
         }
     }

@@ -6,6 +6,7 @@
 
 use super::Action;
 use super::ids::WorkerId;
+use super::index::Cohort;
 use super::manager::Manager;
 use super::notice::{Notice, WorkerNotice};
 use super::sight::{FIRST_PAUSE, LONGEST_PAUSE, Sight};
@@ -17,18 +18,20 @@ use super::worker::{Check, Turn, Worker, WorkerState};
 impl Manager {
     /// Takes the end of a probe.
     pub(super) fn probed(&mut self, now: Mono, id: WorkerId, passed: bool, out: &mut Vec<Action>) {
-        let Some(worker) = self.workers.get_mut(id) else { return };
-        let turn = worker.probed(now, passed, &self.generations[&worker.generation].policy);
-        if let Some(turn) = turn {
+        let turn = self
+            .workers
+            .change(id, |worker| worker.probed(now, passed, &self.generations[&worker.generation].policy));
+        if let Some(turn) = turn.flatten() {
             self.turn(now, id, turn, out);
         }
     }
 
     /// Takes what a look at a starting worker has shown.
     pub(super) fn looked(&mut self, now: Mono, id: WorkerId, sight: Sight, out: &mut Vec<Action>) {
-        let Some(worker) = self.workers.get_mut(id) else { return };
-        let turn = worker.looked(now, sight, &self.generations[&worker.generation].policy);
-        if let Some(turn) = turn {
+        let turn = self
+            .workers
+            .change(id, |worker| worker.looked(now, sight, &self.generations[&worker.generation].policy));
+        if let Some(turn) = turn.flatten() {
             self.turn(now, id, turn, out);
         }
     }
@@ -52,8 +55,7 @@ impl Manager {
                 replaced => replaced,
             },
         };
-        if let Some(worker) = self.workers.get_mut(id) {
-            worker.is_looked_at(now);
+        if self.workers.change(id, |worker| worker.is_looked_at(now)).is_some() {
             out.push(Action::Look(id, beside));
         }
     }
@@ -71,7 +73,7 @@ impl Manager {
     }
 
     fn count_as_ready(&mut self, now: Mono, id: WorkerId, out: &mut Vec<Action>) {
-        if let Some(turn) = self.workers.get_mut(id).map(|worker| worker.become_ready(now)) {
+        if let Some(turn) = self.workers.change(id, |worker| worker.become_ready(now)) {
             self.turn(now, id, turn, out);
         }
     }
@@ -83,17 +85,15 @@ impl Manager {
     /// Returns the ready worker that a starting one is to replace, the one in its slot first; `None` where it replaces none.
     fn replaced_by(&self, id: WorkerId) -> Option<WorkerId> {
         let new = &self.workers[id];
-        let is_replaced = |worker: &Worker| match &self.change {
-            Some(Change::Upgrade(upgrade)) => {
-                upgrade.is_forward() && new.generation == upgrade.to && worker.generation == self.current
+        let replaced: &[&Cohort] = match &self.change {
+            Some(Change::Upgrade(upgrade)) if upgrade.is_forward() && new.generation == upgrade.to => {
+                &self.workers.of(self.current)
             }
-            Some(Change::Respawn(_)) => {
-                worker.outdated && !new.outdated && worker.generation == new.generation
-            }
-            None => false,
+            Some(Change::Respawn(_)) if !new.outdated => &[self.workers.outdated(new.generation)],
+            Some(Change::Upgrade(_) | Change::Respawn(_)) | None => &[],
         };
-        let all = self.workers().filter(|(_, worker)| worker.is_ready() && is_replaced(worker));
-        all.min_by_key(|(id, worker)| (worker.slot != new.slot, *id)).map(|(id, _)| id)
+        let in_slot = replaced.iter().filter_map(|cohort| cohort.ready.at(new.slot).next()).min();
+        in_slot.or_else(|| replaced.iter().filter_map(|cohort| cohort.eldest_ready()).min())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The door into the core: events in, actions out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -146,10 +146,15 @@ impl Manager {
 
     /// Returns the moment at which [`Event::Tick`] is due; `None`: never, as things stand.
     pub fn next_deadline(&self) -> Option<Mono> {
-        let workers = self.workers.values().filter_map(Worker::deadline);
+        let workers = self.workers.deadlines().map(|(first, _)| first);
         let upgrade = self.upgrade().and_then(|upgrade| upgrade.deadline(self.now));
         let restart = self.restart_deadline().filter(|_| self.stop.is_none());
-        workers.chain(upgrade).chain(restart).min()
+        workers.into_iter().chain(upgrade).chain(restart).min()
+    }
+
+    /// Whether the indexes say what a scan of all workers and slots says. A check for tests, which takes that scan.
+    pub fn is_indexed(&self) -> bool {
+        self.workers.is_indexed() && self.generations.values().all(|of| of.backoff.is_indexed(self.now))
     }
 
     /// Brings everything as far as the facts allow.
@@ -171,7 +176,7 @@ impl Manager {
                 self.limit_generations(out);
                 self.forget_generations(out);
             }
-            Some(Stop::Draining) if self.workers.values().all(Worker::is_stuck) && !self.guests => {
+            Some(Stop::Draining) if self.workers.are_all_stuck() && !self.guests => {
                 self.stop = Some(Stop::Ended);
                 answer(std::mem::take(&mut self.awaiting_end), &Outcome::Committed, out);
                 out.push(Action::Exit);
@@ -181,24 +186,24 @@ impl Manager {
     }
 
     fn tick_workers(&mut self, now: Mono, out: &mut Vec<Action>) {
-        let due = |worker: &Worker| worker.deadline().is_some_and(|at| at <= now);
-        for id in self.workers.which(due) {
-            if let Some(turn) = self.workers.get_mut(id).and_then(|worker| worker.tick(now)) {
+        for id in self.workers.due(now) {
+            if let Some(turn) = self.workers.change(id, |worker| worker.tick(now)).flatten() {
                 self.turn(now, id, turn, out);
             }
         }
     }
 
     fn executed(&mut self, now: Mono, id: WorkerId) {
-        if let Some(worker) = self.workers.get_mut(id) {
+        self.workers.change(id, |worker| {
             worker.executed(now, &self.generations[&worker.generation].policy);
-        }
+        });
     }
 
     fn said(&mut self, now: Mono, id: WorkerId, word: Word, out: &mut Vec<Action>) {
-        let Some(worker) = self.workers.get_mut(id) else { return };
-        let turn = worker.said(now, word, &self.generations[&worker.generation].policy);
-        if let Some(turn) = turn {
+        let turn = self
+            .workers
+            .change(id, |worker| worker.said(now, word, &self.generations[&worker.generation].policy));
+        if let Some(turn) = turn.flatten() {
             self.turn(now, id, turn, out);
         }
     }
@@ -295,7 +300,7 @@ impl Manager {
             return;
         }
         let Some(of) = self.generations.get_mut(&generation) else { return };
-        let backoff = Backoff::after_death(of.backoff.get(&slot).copied(), now, ready_for, &of.policy);
+        let backoff = Backoff::after_death(of.backoff.get(slot).copied(), now, ready_for, &of.policy);
         of.backoff.insert(slot, backoff);
         let restarts = generation == self.current || generation == self.incoming();
         if restarts && self.stop.is_none() {
@@ -332,9 +337,7 @@ impl Manager {
     }
 
     pub(super) fn set_state(&mut self, id: WorkerId, state: WorkerState) {
-        if let Some(worker) = self.workers.get_mut(id) {
-            worker.state = state;
-        }
+        self.workers.change(id, |worker| worker.state = state);
     }
 
     fn announce_serving(&mut self, out: &mut Vec<Action>) {
@@ -368,20 +371,20 @@ impl Manager {
 
     /// Whether all that is left of the generation are workers that finish. One that a failed upgrade left may still serve.
     fn only_drains(&self, generation: GenerationId) -> bool {
-        let mut workers = self.workers.values().filter(|worker| worker.generation == generation);
+        let cohorts = self.workers.of(generation);
         !self.is_in_use(generation)
-            && workers.clone().all(|worker| !worker.is_live())
-            && workers.any(|worker| !worker.is_killing())
+            && cohorts.iter().all(|cohort| cohort.live() == 0)
+            && cohorts.iter().any(|cohort| !cohort.ending.is_empty())
     }
 
     /// Lets go of the generations of which nothing is left.
     fn forget_generations(&mut self, out: &mut Vec<Action>) {
-        let populated: BTreeSet<_> = self.workers.values().map(|worker| worker.generation).collect();
+        let is_empty = |of: GenerationId| self.workers.of(of).iter().all(|cohort| cohort.is_empty());
         let gone: Vec<_> = self
             .generations
             .keys()
             .copied()
-            .filter(|generation| !populated.contains(generation) && !self.is_in_use(*generation))
+            .filter(|generation| is_empty(*generation) && !self.is_in_use(*generation))
             .collect();
         for generation in gone {
             self.generations.remove(&generation);

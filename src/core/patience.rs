@@ -16,10 +16,10 @@ impl Manager {
     pub(super) fn overslept(&mut self, now: Mono) {
         let incoming = self.incoming();
         let is_proving = self.is_proving();
-        for (_, worker) in self.workers.iter_mut() {
+        self.workers.change_all(|_, worker| {
             let policy = &self.generations[&worker.generation].policy;
             worker.overslept(now, policy, is_proving && worker.generation == incoming);
-        }
+        });
         let probation = self.rules().policy.probation;
         let latest = self.latest_restoration(now);
         if let Some(upgrade) = self.upgrade_mut() {
@@ -60,7 +60,7 @@ impl Manager {
         if self.rules().strategy != Strategy::Recreate {
             return Duration::ZERO;
         }
-        let leaving = self.workers.values().filter(|worker| !worker.is_live());
-        leaving.filter_map(Worker::deadline).max().map_or(Duration::ZERO, |at| at - now)
+        let leaving = self.workers().filter(|(_, worker)| !worker.is_live());
+        leaving.filter_map(|(_, worker)| worker.deadline()).max().map_or(Duration::ZERO, |at| at - now)
     }
 }

@@ -60,10 +60,10 @@ impl Manager {
 
     pub(super) fn begin_respawn(&mut self, respawn: Respawn, out: &mut Vec<Action>) {
         let mut outdated = Vec::new();
-        for (id, worker) in self.workers.iter_mut().filter(|(_, worker)| worker.is_live()) {
-            worker.outdated |= respawn.stale.contains(&id);
-            outdated.extend(worker.outdated.then_some(id));
-        }
+        self.workers.change_all(|id, worker| {
+            worker.outdated |= worker.is_live() && respawn.stale.contains(&id);
+            outdated.extend((worker.is_live() && worker.outdated).then_some(id));
+        });
         let kills = respawn.kills;
         self.change = Some(Change::Respawn(respawn));
         out.push(Action::Tell(Notice::RespawnBegan(self.current)));
@@ -107,8 +107,8 @@ impl Manager {
             *best = rank.max(*best);
         }
         let kept: BTreeSet<_> = kept.into_values().map(|(_, Reverse(id))| id).collect();
-        for (id, worker) in self.workers.iter_mut() {
+        self.workers.change_all(|id, worker| {
             worker.outdated = worker.is_live() && !kept.contains(&id);
-        }
+        });
     }
 }

@@ -27,9 +27,9 @@ impl Manager {
         if self.stop.take().is_some() {
             out.push(Action::RestoreSockets(self.current));
         }
-        for (_, worker) in self.workers.iter_mut() {
+        self.workers.change_all(|_, worker| {
             worker.taken_over(now, &self.generations[&worker.generation].policy);
-        }
+        });
         let left = self.workers.which(Worker::is_live).iter().filter(|id| !gone.contains(id)).count();
         out.push(Action::Tell(Notice::TakenOver(self.current, left)));
         self.end_upgrade_of_before(now, out);
@@ -41,8 +41,7 @@ impl Manager {
             // Not killed: it may serve.
             self.drain(now, id, DrainReason::Unheard, out);
         }
-        self.served &=
-            self.generations[&self.current].wanted() == 0 || self.workers.values().any(Worker::is_ready);
+        self.served &= self.generations[&self.current].wanted() == 0 || self.workers.ready() > 0;
     }
 
     /// Ends the upgrade under way, where one is, in favour of the generation that serves.

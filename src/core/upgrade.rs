@@ -1,14 +1,14 @@
 //! The course of an upgrade: checking → surging → probation → committed, or → rolled back.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{GenerationId, RequestId, SlotId, WorkerId};
+use super::ids::{GenerationId, RequestId, WorkerId};
 use super::manager::Manager;
 use super::notice::{Notice, Outcome, WorkerNotice};
 use super::respawn::Respawn;
+use super::slots::SlotSet;
 use super::spec::{Code, Policy};
 use super::time::Mono;
 use super::waiting::{Waiting, WantedUpgrade};
@@ -52,7 +52,7 @@ pub(super) enum Phase {
     /// Nothing is touched yet.
     Checking { step: CheckStep, until: Mono },
     /// New workers start; the slots in `switched` are no longer kept by the old generation.
-    Surging { switched: BTreeSet<SlotId>, spared: u32, proof: Proof },
+    Surging { switched: SlotSet, spared: u32, proof: Proof },
     /// The new generation serves alone.
     Probation { until: Mono },
     /// The old generation comes back to full strength, then the new one goes.
@@ -232,7 +232,7 @@ impl Manager {
             out.push(Action::CancelPreparation(generation));
             return;
         };
-        upgrade.phase = Phase::Surging { switched: BTreeSet::new(), spared: 0, proof: Proof::Awaited };
+        upgrade.phase = Phase::Surging { switched: SlotSet::EMPTY, spared: 0, proof: Proof::Awaited };
         self.generations.insert(generation, Generation::upgrading(policy, code));
         out.push(Action::Tell(Notice::Surging(generation)));
     }

@@ -83,10 +83,9 @@ impl Manager {
     pub fn waiting_slots(&self) -> impl Iterator<Item = (GenerationId, SlotId, &Backoff)> {
         let of = |id: &GenerationId| self.is_in_use(*id);
         let slots = self.generations.iter().filter(move |(id, _)| of(id));
-        let slots = slots.flat_map(|(id, of)| of.backoff.iter().map(|(slot, backoff)| (*id, *slot, backoff)));
+        let slots = slots.flat_map(|(id, of)| of.backoff.iter().map(|(slot, backoff)| (*id, slot, backoff)));
         slots.filter(|(id, slot, backoff)| {
-            let fills = |w: &Worker| w.generation == *id && w.slot == *slot && w.is_live() && !w.outdated;
-            backoff.start_at() > self.now && !self.workers.values().any(fills)
+            backoff.start_at() > self.now && !self.workers.fresh(*id).fills(*slot)
         })
     }
 
@@ -105,13 +104,18 @@ impl Manager {
         self.workers().filter(|(_, worker)| worker.is_live())
     }
 
+    /// Whether a worker of any generation serves in this slot or is about to.
+    pub fn fills(&self, slot: SlotId) -> bool {
+        self.workers.cohorts().any(|(_, cohort)| cohort.fills(slot))
+    }
+
     /// Returns the latest moment by which what is under way must have ended, as deadlines stand now; `None` where nothing is
     /// under way that a service manager waits for.
     pub fn busy_until(&self) -> Option<Mono> {
         let waited_for = self.stop.is_some() || !self.served || self.upgrade().is_some();
         let upgrade = self.upgrade().and_then(|upgrade| upgrade.deadline(self.now));
-        let workers = self.workers.values().filter_map(Worker::deadline);
-        waited_for.then(|| workers.chain(upgrade).max()).flatten()
+        let workers = self.workers.deadlines().map(|(_, last)| last);
+        waited_for.then(|| workers.into_iter().chain(upgrade).max()).flatten()
     }
 
     /// Returns the state of the service in a line: `generation 3: 4 of 4 ready`.
@@ -142,8 +146,7 @@ impl Manager {
         if *strength == 0 {
             return format!("generation {generation}: a process for each connection");
         }
-        let of = |worker: &&Worker| worker.generation == generation && worker.is_ready();
-        let ready = self.workers.values().filter(of).count();
+        let ready: usize = self.workers.of(generation).iter().map(|cohort| cohort.ready.len()).sum();
         format!("generation {generation}: {ready} of {strength} ready")
     }
 
@@ -193,7 +196,7 @@ pub struct Health {
 impl Manager {
     /// Returns whether the service is well at `now`.
     pub fn health(&self, now: Mono) -> Health {
-        let ready = self.workers.values().filter(|worker| worker.is_ready()).count();
+        let ready = self.workers.ready();
         let wanted = if self.stop.is_some() { 0 } else { self.generations[&self.current].wanted() };
         let is_full = self.stop.is_none() && ready >= self.fewest_ready() as usize;
         let deaths = self.deaths_in_a_row(now);
@@ -221,12 +224,10 @@ impl Manager {
     fn deaths_in_a_row(&self, now: Mono) -> u32 {
         let of = &self.generations[&self.current];
         let is_over = |slot: &SlotId| {
-            let serves = |worker: &Worker| worker.generation == self.current && worker.slot == *slot;
-            let lasts =
-                |worker: &Worker| worker.is_ready() && worker.ready_for(now) >= of.policy.restart_max_delay;
-            self.workers.values().any(|worker| serves(worker) && lasts(worker))
+            let lasts = |id| self.workers[id].ready_for(now) >= of.policy.restart_max_delay;
+            self.workers.of(self.current).iter().any(|cohort| cohort.ready.at(*slot).any(lasts))
         };
-        let slots = of.slots().filter_map(|slot| Some((slot, of.backoff.get(&slot)?)));
+        let slots = of.slots().filter_map(|slot| Some((slot, of.backoff.get(slot)?)));
         slots
             .filter(|(slot, _)| !is_over(slot))
             .map(|(_, backoff)| backoff.deaths())

@@ -119,9 +119,8 @@ impl Daemon {
 
     /// Lets go of what is kept for a slot that the service no longer has.
     pub(super) fn tidy_slot(&mut self, slot: SlotId) {
-        let is_left = self.manager.workers().any(|(_, worker)| worker.slot() == slot && worker.is_live());
         let strength = self.manager.strength(self.manager.current()).unwrap_or_default();
-        if !is_left && slot.0 >= strength {
+        if !self.manager.fills(slot) && slot.0 >= strength {
             self.stored.remove(Some(slot), |_| true);
             self.tidy_demands(slot);
         }

@@ -327,6 +327,7 @@ impl Checker {
         if let Event::TakenOver(_) = event {
             self.check_taken_over(newest)?;
         }
+        ensure!(manager.is_indexed(), "an index differs from a scan");
         if is_judged { self.check_state(now, manager) } else { Ok(()) }
     }
 
