@@ -13,9 +13,9 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use support::client::{Load, MODES, Target};
 use support::control::{Ended, lines_of};
-use support::loopback;
 use support::manager::{Manager, Place};
 use support::service::Service;
+use support::{is_installed, loopback};
 
 fn service() -> Service {
     Service::worker().workers(2).listen(loopback()).set("upgrade.probation", "'0s'")
@@ -34,6 +34,32 @@ fn an_upgrade_is_shown_as_it_happens_and_exits_0_when_it_serves() {
     }
     assert!(ended.stderr.starts_with("note: generations 1 and 2 share "), "{ended:#?}");
     assert_eq!(ended.stderr.lines().count(), 1, "{ended:#?}");
+    manager.stop();
+}
+
+#[test]
+fn on_a_terminal_an_upgrade_is_a_picture_that_ends_with_the_outcome() {
+    if !is_installed("script") {
+        return;
+    }
+    let manager = Manager::start(service().release("one"));
+    manager.rewrite(service().release("two"));
+    // script(1) gives it a terminal.
+    let mut command = Command::new("script");
+    command.args(["-qec", concat!(env!("CARGO_BIN_EXE_liveswap"), " upgrade"), "/dev/null"]);
+    command.current_dir(manager.path("")).env("RUNTIME_DIRECTORY", manager.path("run")).env("TERM", "xterm");
+    let shown = command.stdin(Stdio::null()).output().expect("script");
+    let shown = String::from_utf8(shown.stdout).expect("UTF-8").replace('\r', "");
+    let pictures: Vec<_> = shown.split("\x1b[J").collect();
+    let (first, last) = (pictures[1], pictures[pictures.len() - 1]);
+    assert!(first.contains("SLOT  OLD") && first.contains("worker 1 ready"), "{shown:?}");
+    // Back over all lines of the picture before: the heading, the table's head and two slots.
+    assert!(
+        pictures[..pictures.len() - 1].iter().skip(1).all(|picture| picture.ends_with("\x1b[4A")),
+        "{shown:?}"
+    );
+    assert!(last.contains("worker 4 ready\n") || last.contains("worker 3 ready\n"), "{shown:?}");
+    assert!(last.contains("`web`: upgrade done; generation 2 serves\n\x1b[?7h"), "{shown:?}");
     manager.stop();
 }
 

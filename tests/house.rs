@@ -291,8 +291,7 @@ fn what_is_printed_goes_through_one_door() {
     // What each of these writes is its own, or was made printable.
     let doors = [
         "src/cli/output.rs",      // The door.
-        "src/cli/progress.rs",    // Draws by cursor movements.
-        "src/cli/demo/show.rs",   // Likewise.
+        "src/cli/demo/show.rs",   // Draws by cursor movements.
         "src/cli/demo/worker.rs", // Is a worker, whose output is the manager's to show.
         "src/daemon/handover.rs", // Answers the manager by a pipe.
     ];

@@ -20,6 +20,7 @@ use std::time::Duration;
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Error, Parser};
+use terminal_size::{Height, Width, terminal_size_of};
 
 use super::report::Status;
 use crate::daemon::log::{may_color, wants_color};
@@ -126,6 +127,38 @@ pub fn screen(text: &str) -> io::Result<()> {
     lines(text)
 }
 
+/// Whether standard output is a terminal on which the cursor can be moved.
+pub fn draws() -> bool {
+    stdout().is_terminal() && std::env::var_os("TERM").is_some_and(|terminal| terminal != "dumb")
+}
+
+/// Draws lines on the terminal over the `drawn` lines that stand above the cursor, and first prints what goes `above` them to
+/// stay. Returns how many lines are drawn: what does not fit on the terminal is cut. What cannot be written is told at the end.
+pub fn redraw(drawn: usize, above: Option<&str>, lines: &[String]) -> usize {
+    let (columns, rows) = terminal_size_of(stdout())
+        .map_or((80, 24), |(Width(columns), Height(rows))| (columns.into(), rows.into()));
+    let (text, drawn) = redrawn(drawn, above, lines, (columns, rows));
+    let _ = put(text.as_bytes());
+    drawn
+}
+
+/// Returns what [`redraw`] writes to a terminal of so many columns and rows, and how many lines that draws.
+fn redrawn(
+    drawn: usize,
+    above: Option<&str>,
+    lines: &[String],
+    (columns, rows): (usize, usize),
+) -> (String, usize) {
+    let up = if drawn > 0 { format!("\x1b[{drawn}A") } else { String::new() };
+    let above = above.map(|line| format!("{}\n", Printable(line))).unwrap_or_default();
+    // The cursor stands in the row below the lines.
+    let fits = &lines[..lines.len().min(rows.saturating_sub(1))];
+    let cut = |line: &String| printable(line).chars().take(columns).chain(['\n']).collect::<String>();
+    // Up, and clear all below. A line with wide characters may still be too long: the terminal does not wrap it.
+    let text = format!("{up}\r\x1b[J{above}\x1b[?7l{}\x1b[?7h", fits.iter().map(cut).collect::<String>());
+    (text, fits.len())
+}
+
 /// Whether standard output is a terminal that shows colours, and whoever sits there has not asked for none.
 pub fn shows_colors() -> bool {
     stdout().is_terminal() && may_color()
@@ -229,4 +262,18 @@ pub fn in_words(mut error: Error) -> String {
         error.insert(kind, value);
     }
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_is_drawn_over_the_one_before_and_cut_to_the_terminal() {
+        let lines = ["one".into(), "two\u{1b}[2J".into(), "three".into()];
+        let text = "\x1b[2A\r\x1b[Jsaid at length\n\x1b[?7lone\ntwo\\\n\x1b[?7h";
+        assert_eq!(redrawn(2, Some("said at length"), &lines, (4, 3)), (text.into(), 2));
+        assert_eq!(redrawn(0, None, &lines[..1], (80, 24)), ("\r\x1b[J\x1b[?7lone\n\x1b[?7h".into(), 1));
+        assert_eq!(redrawn(1, None, &lines, (80, 0)).1, 0);
+    }
 }

@@ -3,17 +3,15 @@
 //! It is a picture of the status, fetched several times a second on a connection of its own, so that it agrees with
 //! `liveswap status` and nothing of it has to be concluded from events.
 
-use std::io::{IsTerminal, stdout};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-
 use super::connection::{Connection, understood};
+use super::output;
 use super::table::table;
 use crate::wire::control::Command;
-use crate::wire::printable::printable;
 use crate::wire::status::{Human, Status, Worker};
 
 /// How often the picture is made anew.
@@ -25,7 +23,7 @@ const SLOTS_MAX: usize = 16;
 /// A picture on the terminal, until it is finished.
 #[derive(Debug)]
 pub struct Progress {
-    canvas: MultiProgress,
+    picture: Arc<Mutex<Picture>>,
     /// Tells the painter the outcome, and by being dropped to come to an end.
     end: mpsc::Sender<String>,
     /// Returns whether the outcome is in the last picture.
@@ -35,24 +33,23 @@ pub struct Progress {
 impl Progress {
     /// Begins to show a service; `None` where nobody looks, or its manager does not answer.
     pub fn start(service: &str) -> Option<Self> {
-        let is_dumb = std::env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
-        if is_dumb || !stdout().is_terminal() {
+        if !output::draws() {
             return None;
         }
         let mut connection = Connection::open(Some(service)).ok()?;
         let before = status(&mut connection)?.generation;
-        let canvas = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
+        let picture = Arc::<Mutex<Picture>>::default();
+        let canvas = Arc::clone(&picture);
         let (end, ended) = mpsc::channel();
-        let mut picture = Picture { canvas: canvas.clone(), lines: Vec::new() };
         let painter = thread::spawn(move || {
             let mut end: Option<String> = None;
             while let Some(status) = status(&mut connection) {
-                picture.paint(&match &end {
+                let lines = match &end {
                     None => lines(&status, before),
                     Some(outcome) => last_lines(&status, before, outcome),
-                });
+                };
+                draw(&canvas, None, Some(lines));
                 if let Some(outcome) = end {
-                    picture.leave();
                     return !outcome.is_empty();
                 }
                 end = match ended.recv_timeout(PAUSE) {
@@ -61,16 +58,14 @@ impl Progress {
                     Err(RecvTimeoutError::Timeout) => None,
                 };
             }
-            picture.leave();
             false
         });
-        Some(Self { canvas, end, painter })
+        Some(Self { picture, end, painter })
     }
 
     /// Prints a line above the picture.
     pub fn say(&self, line: &str) {
-        // Who does not read it has the exit status.
-        let _ = self.canvas.println(printable(line));
+        draw(&self.picture, Some(line), None);
     }
 
     /// Leaves the picture as it is at the end, with the outcome below it, where there is one. Returns whether that is shown.
@@ -90,35 +85,18 @@ fn status(connection: &mut Connection) -> Option<Status> {
 }
 
 /// The lines on the terminal.
+#[derive(Debug, Default)]
 struct Picture {
-    canvas: MultiProgress,
-    lines: Vec<ProgressBar>,
+    lines: Vec<String>,
+    /// How many of them there was room for.
+    drawn: usize,
 }
 
-impl Picture {
-    fn paint(&mut self, lines: &[String]) {
-        while self.lines.len() > lines.len() {
-            if let Some(line) = self.lines.pop() {
-                line.finish_and_clear();
-                self.canvas.remove(&line);
-            }
-        }
-        while self.lines.len() < lines.len() {
-            let line = self.canvas.add(ProgressBar::no_length());
-            // The template has no key that could be misspelt, and cuts a line that is too long.
-            line.set_style(
-                ProgressStyle::with_template("{wide_msg}").unwrap_or(ProgressStyle::default_bar()),
-            );
-            self.lines.push(line);
-        }
-        for (line, text) in self.lines.iter().zip(lines) {
-            line.set_message(printable(text).into_owned());
-        }
-    }
-
-    fn leave(self) {
-        self.lines.iter().for_each(ProgressBar::abandon);
-    }
+/// Draws a picture again, with other lines if some are given, and prints `above` it what stays.
+fn draw(picture: &Mutex<Picture>, above: Option<&str>, lines: Option<Vec<String>>) {
+    let mut picture = picture.lock().unwrap_or_else(PoisonError::into_inner);
+    picture.lines = lines.unwrap_or_else(|| std::mem::take(&mut picture.lines));
+    picture.drawn = output::redraw(picture.drawn, above, &picture.lines);
 }
 
 /// Lays the status out: what goes on, then a line a slot. What is of a generation after `before` is new.
