@@ -1,7 +1,6 @@
 //! The `liveswap` program: parse, dispatch, exit code.
 
-use std::panic;
-use std::process::{self, ExitCode};
+use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use liveswap::cli::output::Purpose;
@@ -75,10 +74,7 @@ fn main() -> ExitCode {
     if words().next().is_some_and(|command| command == "run") || is_original && original::starts(words()) {
         daemon::hold_signals();
     }
-    panic::set_hook(Box::new(|bug| {
-        output::bug(bug);
-        process::exit(daemon::BUG);
-    }));
+    output::exit_on_panic();
     let (ended, purpose) = if is_original { original() } else { modern() };
     output::end(ended, purpose)
 }

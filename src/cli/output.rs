@@ -11,8 +11,8 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, ErrorKind, IsTerminal, Write, stderr, stdout};
 use std::os::fd::AsFd;
-use std::panic::PanicHookInfo;
-use std::process::ExitCode;
+use std::panic::{self, PanicHookInfo};
+use std::process::{self, ExitCode};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -23,7 +23,8 @@ use clap::{Error, Parser};
 use terminal_size::{Height, Width, terminal_size_of};
 
 use super::report::Status;
-use crate::daemon::log::{may_color, wants_color};
+use crate::daemon::BUG;
+use crate::daemon::log::{last_words, may_color, wants_color};
 use crate::wire::printable::{Printable, printable, printable_json, printable_lines};
 
 /// What kept something from being printed on standard output, for the first time.
@@ -184,13 +185,21 @@ pub fn error_lines(text: &str) {
     let _ = writeln!(stderr(), "{}", printable_lines(text.trim_end()));
 }
 
-/// Prints a bug of ours; what a panic says may quote anything.
-pub fn bug(bug: &PanicHookInfo<'_>) {
+/// From now on a panic is printed, and ends the process with [`BUG`]. Standard error is not waited for: a manager that hangs
+/// on a full pipe is never started again. What a panic says may quote anything.
+pub fn exit_on_panic() {
+    panic::set_hook(Box::new(|bug| {
+        last_words(format!("{}\n", Printable(&in_a_line(bug))).as_bytes());
+        process::exit(BUG);
+    }));
+}
+
+fn in_a_line(bug: &PanicHookInfo<'_>) -> String {
     let place = bug.location().map(ToString::to_string).unwrap_or_default();
     let said = bug.payload();
     let said = said.downcast_ref::<&str>().copied().or(said.downcast_ref::<String>().map(String::as_str));
     let said = said.unwrap_or("a value that is no text");
-    error_line(&format!("Error: a bug of liveswap: panicked at {place}: {said}"));
+    format!("Error: a bug of liveswap: panicked at {place}: {said}")
 }
 
 /// Reads a command line, or prints why not, or the help that it asks for.

@@ -9,7 +9,7 @@ use std::io::{self, IsTerminal, stderr};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::format;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -20,6 +20,7 @@ use super::streams::{JOURNAL_VARIABLE, journal_behind};
 use crate::core::printable::{Escaping, printable_json};
 use crate::core::spec::Output;
 use crate::sys::journal_stream::identity;
+use crate::sys::output::Writer;
 
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,12 @@ pub fn init(format: LogFormat, level: Level) {
         }
         style => builder.event_format(Line(style)).init(),
     }
+}
+
+/// Writes to standard error what it takes at once, and loses the rest. It takes no lock: a panic may hold any.
+pub fn last_words(text: &[u8]) {
+    // Where no descriptor is left, the exit status tells.
+    let _ = Writer::to(stderr()).and_then(|to| to.write_some(text));
 }
 
 /// Whether standard error is a terminal that shows colours, and whoever sits there has not asked for none (`NO_COLOR`).
@@ -99,7 +106,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut to: format::Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let level = *event.metadata().level();
         match self.0 {
             LogFormat::Human if wants_color() => write!(to, "{} ", color(level))?,
@@ -132,7 +144,7 @@ impl io::Write for JsonWriter {
 }
 
 /// The text of an event.
-struct Message<'a, 'w>(&'a mut Writer<'w>, fmt::Result);
+struct Message<'a, 'w>(&'a mut format::Writer<'w>, fmt::Result);
 
 impl Visit for Message<'_, '_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
