@@ -57,8 +57,10 @@ enum Command {
     /// Write the manual pages
     Man(man::ManArgs),
     /// Show the main job on a built-in service: an upgrade under load, and a bad release
+    #[cfg_attr(not(feature = "demo"), command(hide = true))]
     Demo(demo::DemoArgs),
     /// The demo's worker
+    #[cfg(feature = "demo")]
     #[command(hide = true)]
     DemoWorker(demo::WorkerArgs),
     /// Whether this program could go on in the place of a manager
@@ -121,6 +123,7 @@ fn modern() -> (ExitCode, Purpose) {
             man::write(&args, [Cli::command(), original::command().name("liveswap-original")])
         }
         Command::Demo(args) => demo::run(args),
+        #[cfg(feature = "demo")]
         Command::DemoWorker(args) => demo::worker(args),
         Command::TryHandover(args) => try_handover::run::<Cli>(args),
     };

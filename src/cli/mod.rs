@@ -5,6 +5,7 @@ pub mod change;
 pub mod check;
 pub mod completions;
 mod connection;
+#[cfg_attr(not(feature = "demo"), path = "no_demo.rs")]
 pub mod demo;
 pub mod events;
 mod find;
