@@ -2,7 +2,7 @@
 //!
 //! Text goes into a bounded buffer and from there as the other side takes it. A manager that waited for its log's reader
 //! would let its workers down; so beyond the bound whole pieces of text are lost. So is what cannot be written at all, where a
-//! file may not grow any more. The log says how many lines that were, as soon as it takes text again.
+//! file may not grow any more. Once all that waits is written, the log says how many lines were lost.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IsTerminal, Write, stderr, stdout};
