@@ -14,19 +14,30 @@
 //!
 //! All of them know `plain`, which knows none.
 //!
-//! [`Options`] is liveswap for programs that want to be a manager themselves.
+//! [`Options`] is liveswap for programs that want to be a manager themselves. Such a program turns the demo of the command line
+//! off, which needs an asynchronous runtime: `liveswap = { version = "0.1", default-features = false }`.
+//!
+//! The interface is [`Options`] and [`Error`]. All modules are hidden here: the program `liveswap`, the tests, the benchmarks and the
+//! fuzz targets import them, and they change without notice.
 
+#[doc(hidden)]
 pub mod cli;
+#[doc(hidden)]
 pub mod config;
+#[doc(hidden)]
 pub mod core;
+#[doc(hidden)]
 pub mod daemon;
 mod path_text;
+#[doc(hidden)]
 pub mod plain;
 #[cfg(test)]
 #[path = "../tests/support/skipped.rs"]
 #[expect(dead_code, reason = "the list is read by the last test program")]
 mod skipped;
+#[doc(hidden)]
 pub mod sys;
+#[doc(hidden)]
 pub mod wire;
 
-pub use cli::options::Options;
+pub use cli::options::{Error, Options};

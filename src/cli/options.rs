@@ -15,13 +15,35 @@ pub const DEFAULT_PORT: u16 = 3000;
 /// The address of the control server where nobody says.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1";
 
+/// Why a manager could not start, or which processes it left at its end.
+///
+/// Its text is one line. [`source`](std::error::Error::source) is the cause, such as an error of the kernel.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Error(#[from] ManagerError);
+
+impl Error {
+    /// Returns what to do next, if that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        self.0.hint()
+    }
+}
+
 /// A service and its control server, by the names that they had in the liveswap that was written in Node.
 ///
-/// A text alone is the target. What is not said is as on the command line (`liveswap -s`): as many workers as there are CPUs,
+/// `Options::from("server.js")` is enough. The defaults are those of the command line (`liveswap -s`): one worker for each CPU,
 /// the control server on 127.0.0.1:3000, and no downtime.
 ///
-/// [`Options::run`] makes the calling process the manager until the service has ended: it takes the process's signals, and has
-/// children. So it is for a program's main thread, before there is any other.
+/// [`Options::run`] makes the calling process the manager until the service has ended:
+///
+/// - It takes over the signals of the process. SIGHUP upgrades, SIGTERM and SIGINT stop the service.
+/// - It starts child processes, and reaps every child of the process. Call it on the main thread, before the program starts
+///   another thread or a child.
+/// - It logs by the crate [`tracing`]. The program sets up the subscriber, which must not block.
+/// - `liveswap status`, `upgrade`, `stop` and the other commands find the service as they find any other.
+/// - `liveswap reexec` and SIGUSR2 first run the program with the argument `try-handover`. A program that does not know this argument must
+///   end with a failure. Then the manager goes on as it is.
 ///
 /// ```standalone_crate
 /// use std::os::unix::fs::PermissionsExt;
@@ -41,6 +63,9 @@ pub const DEFAULT_ADDRESS: &str = "127.0.0.1";
 ///     .run();
 ///
 /// std::fs::remove_dir_all(&folder)?;
+/// if let Err(error) = &ended {
+///     eprintln!("{error}\n{}", error.hint().unwrap_or_default());
+/// }
 /// ended?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -59,7 +84,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// Runs the code at this path: a Node program (by `.js`, `.cjs` or `.mjs`, or a package's folder), or any executable.
+    /// Sets the target, the code that the workers run: a Node program (by `.js`, `.cjs` or `.mjs`, or a package's folder), or any
+    /// executable. A relative path begins at the current folder.
     pub fn new(target: impl Into<String>) -> Self {
         Self {
             target: target.into(),
@@ -74,54 +100,63 @@ impl Options {
         }
     }
 
-    /// Sets the port of the control server. Without it the port is 3000, and the control server closes where the application listens there.
+    /// Sets the port of the control server. The default is 3000; the control server then closes if the application listens on that
+    /// port.
     pub fn port(self, port: u16) -> Self {
         Self { port: Some(port), ..self }
     }
 
-    /// Sets the IP address of the control server; one that other machines can reach needs a token file.
+    /// Sets the IP address of the control server. The default is 127.0.0.1. An address that other machines can reach needs a
+    /// token file.
     pub fn address(self, address: impl Into<String>) -> Self {
         Self { address: address.into(), ..self }
     }
 
-    /// Sets the number of workers, from 1 to 4096; 0 stands for the number of CPUs.
+    /// Sets the number of workers, from 1 to 4096. The default, and the meaning of 0, is the number of CPUs.
     pub fn forks(self, forks: u32) -> Self {
         Self { forks: Some(forks), ..self }
     }
 
-    /// Sets the file that records which target serves: the next manager begins with that.
+    /// Sets the file that records which target serves. The next manager starts the target in this file. The default is no file.
     pub fn head(self, head: impl Into<PathBuf>) -> Self {
         Self { head: Some(head.into()), ..self }
     }
 
-    /// Sets what runs before each upgrade: a Node module, or any executable.
+    /// Sets what runs before each upgrade: a Node module, or any executable. If it fails, the upgrade is refused. The default is
+    /// nothing.
     pub fn pre_upgrade(self, module: impl Into<PathBuf>) -> Self {
         Self { pre_upgrade: Some(module.into()), ..self }
     }
 
-    /// Sets whether workers go on until others serve in their places; otherwise they stop before those start.
+    /// Sets whether old workers serve until new ones are ready, which is the default. Otherwise the old workers stop before new
+    /// ones start.
     pub fn zero_downtime(self, zero_downtime: bool) -> Self {
         Self { zero_downtime, ..self }
     }
 
-    /// Sets the file of the token that the control server asks for. Without one the manager makes a token, in the file `token` of
-    /// its runtime directory.
+    /// Sets the file of the token that the control server asks for. By default the manager makes a token, in the file `token`
+    /// of its runtime directory.
     pub fn token_file(self, token_file: impl Into<PathBuf>) -> Self {
         Self { token_file: Some(token_file.into()), ..self }
     }
 
-    /// Sets whether the manager's user and root need no token on a loopback address, as the clients of the liveswap that was
-    /// written in Node cannot show one.
+    /// Sets whether the manager's user and root need no token on a loopback address. The default is `false`. Clients of the
+    /// liveswap that was written in Node cannot show a token.
     pub fn local_owner(self, local_owner: bool) -> Self {
         Self { local_owner, ..self }
     }
 
-    /// Runs the service until it has ended.
+    /// Runs the service until it has ended: by a signal, by `liveswap stop`, or by the control server.
     ///
     /// # Errors
     ///
-    /// What kept it from starting; nothing that happens later ends a manager early.
-    pub fn run(self) -> Result<(), ManagerError> {
+    /// Why the service could not start, or which processes were left at its end. Nothing else ends a manager that has started.
+    pub fn run(self) -> Result<(), Error> {
+        Ok(self.serve()?)
+    }
+
+    /// As [`Options::run`], with an error that the commands can take apart.
+    pub(super) fn serve(self) -> Result<(), ManagerError> {
         daemon::reset_signals();
         daemon::hold_signals();
         if let Some(ended) = daemon::resume() {

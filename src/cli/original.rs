@@ -120,7 +120,7 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
             if let Some(ended) = look_after_manager() {
                 return ended;
             }
-            return report(flags.options(target).run());
+            return report(flags.options(target).serve());
         }
         Original { upgrade: Some(path), .. } => match target(Path::new(path)) {
             Ok(target) => (Command::Upgrade { target }, "upgrade"),

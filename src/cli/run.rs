@@ -36,8 +36,9 @@ pub struct RunArgs {
     /// Upgrade whenever one of these files or folders changes, or the service file; hidden files and target/ do not count
     #[arg(long, value_name = "PATH", num_args = 1..)]
     watch: Vec<PathBuf>,
-    /// An address to listen on, such as 127.0.0.1:8080, '[::]:8080', ./web.sock or @web
+    /// The addresses to listen on
     #[arg(short, long, value_name = "ADDRESS", requires = "command", help_heading = WITHOUT_FILE)]
+    #[arg(help = "An address to listen on, such as 127.0.0.1:8080, '[::]:8080', ./web.sock or @web")]
     listen: Vec<String>,
     /// How many workers, or "auto" for the CPUs; 1 unless given
     #[arg(short = 'n', long, requires = "command", help_heading = WITHOUT_FILE)]

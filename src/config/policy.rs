@@ -78,7 +78,7 @@ impl When {
     }
 }
 
-/// Reads `[ready]`; `protocol` is `None` where it could not be read, `has_sockets` says whether the file has a [[socket]].
+/// Reads `[ready]`; `protocol` is `None` where it could not be read, `has_sockets` says whether the file has a `[[socket]]`.
 pub(super) fn ready(
     mut table: Table<'_>,
     protocol: Option<Protocol>,

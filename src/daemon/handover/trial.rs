@@ -61,7 +61,7 @@ pub struct Reexec {
 enum Stage {
     /// A child is being shown the state.
     Trying,
-    /// This file has understood, as [`identity`] names it.
+    /// This file has understood, as [`own_identity`](crate::sys::exec::own_identity) names it.
     Tried(String),
 }
 
