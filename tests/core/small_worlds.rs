@@ -23,7 +23,7 @@ use liveswap::core::time::Mono;
 use liveswap::core::word::Word;
 use liveswap::core::{Action, Event, Manager, Scale, Wish};
 
-use crate::sim::checker::{Checker, Verdict};
+use crate::sim::checker::Checker;
 use crate::story::{policy, secs};
 
 /// No future takes more steps than this.
@@ -43,7 +43,7 @@ enum Process {
 }
 
 /// What is left of what may happen beside the usual.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Budget {
     upgrades: u32,
     surprises: u32,
@@ -231,10 +231,10 @@ impl World {
         self.processes.insert(id, to);
     }
 
-    /// What tells this world from others, in few bytes.
+    /// What tells this world from others, in few bytes; the budget aside, of which no future knows.
     fn name(&self) -> u64 {
-        let Self { manager, checker, processes, check, budget, requests: _, now } = self;
-        names::name(&format!("{manager:?}{checker:?}{processes:?}{check:?}{budget:?}"), *now)
+        let Self { manager, checker, processes, check, budget: _, requests: _, now } = self;
+        names::name(&format!("{manager:?}{checker:?}{processes:?}{check:?}"), *now)
     }
 }
 
@@ -287,100 +287,114 @@ fn of_process(id: WorkerId, process: Process) -> Vec<(Event, Cost)> {
     }
 }
 
+/// A step of a future of a state.
+struct Step {
+    place: usize,
+    /// Why all is not well yet, what happens next, and the state after that. `None` where all is well, or becomes well.
+    next: Option<(String, Event, u64)>,
+}
+
 /// All states that were reached, and how.
 struct Search {
     name: String,
     /// Where each state came from, and by which event.
     path: Vec<(usize, Event)>,
     transitions: usize,
-    /// States from which all ends well where nothing goes wrong, and where nobody speaks.
-    converging: HashSet<u64>,
-    ending: HashSet<u64>,
+    /// The next step of each state, by its name, where nothing goes wrong any more.
+    converging: BTreeMap<u64, Step>,
+    /// The next step where nobody says another word.
+    ending: BTreeMap<u64, Step>,
 }
 
 impl Search {
     /// Goes everywhere; returns how many states and transitions there are.
     fn run(name: String, first: World) -> (usize, usize) {
-        let mut search = Self {
-            name,
-            path: Vec::new(),
-            transitions: 0,
-            converging: HashSet::new(),
-            ending: HashSet::new(),
-        };
-        let mut seen = HashSet::from([first.name()]);
+        let path = vec![(0, Event::Tick)];
+        let mut search =
+            Self { name, path, transitions: 0, converging: BTreeMap::new(), ending: BTreeMap::new() };
         let mut open = VecDeque::from([(0, first.name(), first)]);
-        search.path.push((0, Event::Tick));
+        let mut seen: HashSet<_> = open.iter().map(|(_, name, world)| (*name, world.budget)).collect();
         while let Some((place, name, world)) = open.pop_front() {
-            search.check_futures(place, name, &world);
+            let mut reached = Vec::new();
             for (event, cost) in world.all_that_may_happen() {
                 search.transitions += 1;
                 let after = world.after(&event, cost);
                 let after =
                     after.unwrap_or_else(|why| search.fail(place, std::slice::from_ref(&event), &why));
                 let name = after.name();
-                if seen.insert(name) {
+                reached.push((event.clone(), name));
+                if seen.insert((name, after.budget)) {
                     search.path.push((place, event));
                     open.push_back((search.path.len() - 1, name, after));
                 }
             }
+            if !search.converging.contains_key(&name) {
+                let step = search.if_all_goes_well(place, &world, &reached);
+                search.converging.insert(name, step);
+                let step = search.if_all_are_silent(place, &world, &reached);
+                search.ending.insert(name, step);
+            }
         }
+        search.check_futures(&search.converging);
+        search.check_futures(&search.ending);
         (seen.len(), search.transitions)
     }
 
-    /// Checks that all ends well from here where nothing goes wrong any more, and that it ends where nobody speaks.
-    fn check_futures(&mut self, place: usize, name: u64, world: &World) {
-        if !self.converging.contains(&name) {
-            let passed = self.future(
-                place,
-                name,
-                world,
-                &self.converging,
-                World::next_if_all_goes_well,
-                |world| match (world.manager.is_stopping(), world.checker.has_exited()) {
-                    (false, _) => world.checker.check_converged(),
-                    (true, true) => world.checker.check_over(),
-                    (true, false) => Err("the service does not end".into()),
-                },
-            );
-            self.converging.extend(passed);
-        }
-        if !self.ending.contains(&name) {
-            let passed =
-                self.future(place, name, world, &self.ending, World::next_if_all_are_silent, |world| {
-                    world.checker.check_over()
-                });
-            self.ending.extend(passed);
-        }
+    /// Returns where all goes on from a state if nothing goes wrong any more: to one of those that were `reached` from it, as what
+    /// is usual is always tried.
+    fn if_all_goes_well(&self, place: usize, world: &World, reached: &[(Event, u64)]) -> Step {
+        let is_well = match (world.manager.is_stopping(), world.checker.has_exited()) {
+            (false, _) => world.checker.check_converged(),
+            (true, true) => world.checker.check_over(),
+            (true, false) => Err("the service does not end".into()),
+        };
+        let next = is_well.err().map(|why| {
+            let event = world.next_if_all_goes_well();
+            let event = event.unwrap_or_else(|| self.fail(place, &[], &not_well(&why)));
+            let to = reached.iter().find(|(tried, _)| *tried == event).expect("it was tried").1;
+            (why, event, to)
+        });
+        Step { place, next }
     }
 
-    /// Goes on from a state in one way until all is well; what is known to lead there need not be gone twice.
-    fn future(
-        &self,
-        place: usize,
-        name: u64,
-        from: &World,
-        known: &HashSet<u64>,
-        next: impl Fn(&World) -> Option<Event>,
-        is_well: impl Fn(&World) -> Verdict,
-    ) -> Vec<u64> {
-        let (mut world, mut events, mut passed) = (from.clone(), Vec::new(), vec![name]);
-        while let Err(why) = is_well(&world) {
-            let Some(event) = next(&world).filter(|_| events.len() < LONG) else {
-                self.fail(place, &events, &format!("it does not become well: {why}"));
+    /// Returns where all goes on from a state if nobody says another word: to one that was `reached` from it, or to the end. To go
+    /// there takes less time than to find out the names of the states on the way.
+    fn if_all_are_silent(&self, place: usize, from: &World, reached: &[(Event, u64)]) -> Step {
+        let (mut world, mut events) = (from.clone(), Vec::new());
+        while let Err(why) = world.checker.check_over() {
+            let Some(event) = world.next_if_all_are_silent().filter(|_| events.len() < LONG) else {
+                self.fail(place, &events, &not_well(&why));
             };
-            world = world.after(&event, Cost::Nothing).unwrap_or_else(|why| {
-                events.push(event.clone());
-                self.fail(place, &events, &why)
-            });
-            events.push(event);
-            let name = world.name();
-            if known.contains(&name) {
-                break;
+            if events.is_empty()
+                && let Some((_, to)) = reached.iter().find(|(tried, _)| *tried == event)
+            {
+                return Step { place, next: Some((why, event, *to)) };
             }
-            passed.push(name);
+            let after = world.after(&event, Cost::Nothing);
+            events.push(event);
+            world = after.unwrap_or_else(|why| self.fail(place, &events, &why));
         }
-        passed
+        Step { place, next: None }
+    }
+
+    /// Checks that the steps lead to where all is well, from every state.
+    fn check_futures(&self, steps: &BTreeMap<u64, Step>) {
+        let mut good = HashSet::new();
+        for (start, Step { place, .. }) in steps {
+            let (mut at, mut events) = (*start, Vec::new());
+            let mut passed = vec![at];
+            while !good.contains(&at)
+                && let Some((why, event, to)) = &steps[&at].next
+            {
+                if events.len() == LONG {
+                    self.fail(*place, &events, &not_well(why));
+                }
+                events.push(event.clone());
+                passed.push(*to);
+                at = *to;
+            }
+            good.extend(passed);
+        }
     }
 
     /// Fails with the way that led here.
@@ -394,6 +408,10 @@ impl Search {
         let events: Vec<_> = events.iter().rev().map(|event| format!("    {event:?}")).collect();
         panic!("{}: {why}, after\n{}", self.name, events.join("\n"));
     }
+}
+
+fn not_well(why: &str) -> String {
+    format!("it does not become well: {why}")
 }
 
 fn small_policy(
