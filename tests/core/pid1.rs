@@ -37,6 +37,16 @@ struct Manager {
     is_asked_to_stop: bool,
 }
 
+/// Whether an end is wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Not,
+    /// A manager is to bring it about.
+    OfManager,
+    /// No manager does: the last processes were told to end.
+    OfOthers,
+}
+
 /// The container, as it is, and what must follow from that.
 struct World {
     dice: Dice,
@@ -50,8 +60,7 @@ struct World {
     sent: VecDeque<Signal>,
     has_served: bool,
     crashes: u32,
-    is_stopping: bool,
-    are_others_told: bool,
+    end: Wanted,
     sockets_are_closed: bool,
     exit: Option<i32>,
     /// The statuses that it may exit with now.
@@ -72,8 +81,7 @@ impl World {
             sent: VecDeque::new(),
             has_served: false,
             crashes: 0,
-            is_stopping: false,
-            are_others_told: false,
+            end: Wanted::Not,
             sockets_are_closed: false,
             exit: None,
             may_exit: Vec::new(),
@@ -111,7 +119,7 @@ impl World {
     /// Time passes to the next deadline, or beyond, or not so far.
     fn wait(&mut self) -> Result<(), String> {
         let next = self.machine.next_deadline();
-        if self.manager.is_none() && next.is_none() && !self.are_others_told {
+        if self.manager.is_none() && next.is_none() && self.end != Wanted::OfOthers {
             return Err("nothing runs and nothing is due".into());
         }
         let further = Duration::from_millis(self.dice.below(15_000));
@@ -164,12 +172,13 @@ impl World {
         }
         let was_first = self.crashes == 0;
         let is_crash = matches!(end, End::Signal(_) | End::Code(BUG));
-        let is_meant = !is_crash && (end == End::Code(0) || !self.has_served || was_first || self.others == 0);
+        let is_meant =
+            !is_crash && (end == End::Code(0) || !self.has_served || was_first || self.others == 0);
         self.crashes += 1;
         if is_meant || !self.has_served && self.crashes >= TRIES {
             self.may_exit = vec![end.status()];
-        } else if self.is_stopping && self.crashes > 1 {
-            self.are_others_told = true;
+        } else if self.end != Wanted::Not && self.crashes > 1 {
+            self.end = Wanted::OfOthers;
             self.may_exit = if self.others == 0 { vec![end.status()] } else { Vec::new() };
         }
         let must_exit = !self.may_exit.is_empty();
@@ -186,27 +195,29 @@ impl World {
 
     fn others_end(&mut self) -> Result<(), String> {
         self.others = self.others.saturating_sub(1);
-        if self.others == 0 && self.are_others_told {
+        if self.others == 0 && self.end == Wanted::OfOthers {
             self.may_exit = vec![0, 3, BUG, 137];
         }
         self.hand_in(Event::Others(self.others > 0))?;
-        if self.others == 0 && self.are_others_told && self.exit.is_none() {
+        if self.others == 0 && self.end == Wanted::OfOthers && self.exit.is_none() {
             return Err("no process is left, and it does not end".into());
         }
         Ok(())
     }
 
     fn signal(&mut self, signal: Signal) -> Result<(), String> {
-        if signal.is_stop && self.are_others_told {
+        if signal.is_stop && self.end == Wanted::OfOthers {
             self.may_exit = vec![0, 3, BUG, 137];
         }
-        self.is_stopping |= signal.is_stop;
+        if signal.is_stop && self.end == Wanted::Not {
+            self.end = Wanted::OfManager;
+        }
         self.sent.push_back(signal);
         self.hand_in(Event::Signal(signal))?;
-        if self.is_stopping && !self.sockets_are_closed {
+        if self.end != Wanted::Not && !self.sockets_are_closed {
             return Err("the sockets stay open though an end was asked for".into());
         }
-        if signal.is_stop && self.manager.is_none() && self.exit.is_none() && !self.are_others_told {
+        if signal.is_stop && self.manager.is_none() && self.exit.is_none() && self.end != Wanted::OfOthers {
             return Err("an end that was asked for waits for a pause to pass".into());
         }
         Ok(())
@@ -230,11 +241,13 @@ impl World {
     fn perform(&mut self, action: Action) -> Result<(), String> {
         match action {
             Action::Start if self.manager.is_some() => return Err("two managers at a time".into()),
-            Action::Start if self.are_others_told => return Err("a manager after the end was taken over".into()),
+            Action::Start if self.end == Wanted::OfOthers => {
+                return Err("a manager after the end was taken over".into());
+            }
             Action::Start => {
                 self.manager = Some(Manager { since: self.now, is_heard: false, is_asked_to_stop: false });
                 // One that an end is wanted of still hears of it, and first.
-                if self.is_stopping && !self.sent.iter().any(|signal| signal.is_stop) {
+                if self.end != Wanted::Not && !self.sent.iter().any(|signal| signal.is_stop) {
                     self.sent.push_front(TERM);
                 }
             }
@@ -250,9 +263,13 @@ impl World {
                 }
                 manager.is_asked_to_stop |= first.is_stop;
             }
-            Action::EndOthers if !self.are_others_told => return Err("others are ended for no reason".into()),
+            Action::EndOthers if self.end != Wanted::OfOthers => {
+                return Err("others are ended for no reason".into());
+            }
             Action::EndOthers => {}
-            Action::CloseSockets if !self.is_stopping => return Err("the sockets go for no reason".into()),
+            Action::CloseSockets if self.end == Wanted::Not => {
+                return Err("the sockets go for no reason".into());
+            }
             Action::CloseSockets => self.sockets_are_closed = true,
             Action::Tell(Notice::AnotherTakesOver) if self.machine.next_deadline().is_none() => {
                 return Err("another manager is announced, and none is about to start".into());
