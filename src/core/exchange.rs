@@ -101,10 +101,14 @@ impl Manager {
 
     /// Whether the old generation may give slots over.
     fn gate(&self) -> Gate {
-        match self.upgrade().map(|upgrade| &upgrade.phase) {
-            Some(Phase::Surging { proof: Proof::Awaited | Proof::Running { .. }, switched, .. }) => {
-                // Where there is no room beside the old workers, the first of them must make it.
-                if switched.is_empty() && self.rules().surge() == 0 { Gate::First } else { Gate::Shut }
+        let Some(upgrade) = self.upgrade() else { return Gate::Open };
+        match &upgrade.phase {
+            Phase::Surging { proof: Proof::Awaited | Proof::Running { .. }, switched, .. } => {
+                // Where there is no room beside the old workers, the first of them must make it. It has made none in a slot that the
+                // service has no more, as it was scaled since.
+                let wanted = self.generations[&upgrade.to].wanted();
+                let has_room = !switched.below(wanted).is_empty();
+                if !has_room && self.rules().surge() == 0 { Gate::First } else { Gate::Shut }
             }
             _ => Gate::Open,
         }

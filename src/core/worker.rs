@@ -189,6 +189,8 @@ impl Worker {
     pub(super) fn executed(&mut self, now: Mono, policy: &Policy) {
         if let WorkerState::Starting { next, .. } = &mut self.state {
             *next = match policy.readiness {
+                // The manager before has heard it already, and the look that is under way counts.
+                _ if matches!(next, Check::Looking { .. }) => return,
                 Readiness::Notify => Check::Wait,
                 Readiness::Settled(settle) => Check::Settled { at: now + settle },
                 Readiness::Probe(_) => Check::Probe { at: now },

@@ -57,6 +57,11 @@ impl Host {
         })
     }
 
+    /// Goes on with children that another manager has started.
+    pub fn with(self, roles: BTreeMap<Pid, Role>, jobs: Vec<Job>) -> Self {
+        Self { roles, jobs: jobs.into_iter().map(|job| (job.pid(), job)).collect(), ..self }
+    }
+
     /// Counts time as the manager did that this one goes on for.
     pub fn count_from(&mut self, epoch: u64) {
         self.epoch = epoch;

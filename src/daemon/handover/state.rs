@@ -201,24 +201,20 @@ impl State {
             let control_tcp = HandOver::unpack(control_tcp, luggage)?;
             generations.insert(id, Generation { release, program, common, sockets, control_tcp });
         }
-        let service =
-            generations.get(&self.manager.current()).map(|of: &Generation| of.release.spec.name.clone());
-        let service = service.unwrap_or_default();
+        let current = generations.get(&self.manager.current()).map(|of: &Generation| &of.release);
+        let service = current.map(|release| release.spec.name.clone()).unwrap_or_default();
+        let own_token = current.is_none_or(|release| release.control_token.is_none());
         let demanded = self.demanded.into_iter().filter_map(|one| Demanded::unpack(one, &listeners));
-        let mut host = Host::new(self.origin.epoch, HandOver::unpack(self.found_at_start, luggage)?)?;
-        host.roles = HandOver::unpack(self.roles, luggage)?;
         let waiting = self.waiting_connection.and_then(|(place, limits, connection)| {
             let connection = ForeignFd::unpack(connection, luggage).ok()?;
             Some((Rc::clone(listeners.get(place)?), limits, connection))
         });
-        let jobs: Vec<Job> = HandOver::unpack(self.jobs, luggage)?;
-        host.jobs = jobs.into_iter().map(|job| (job.pid(), job)).collect();
+        let host = Host::new(self.origin.epoch, HandOver::unpack(self.found_at_start, luggage)?)?;
+        let host = host.with(HandOver::unpack(self.roles, luggage)?, HandOver::unpack(self.jobs, luggage)?);
         let mut control: Control = HandOver::unpack(self.control, luggage)?;
         // The child that looked is of no use any more.
         control.end_examinations(host.now());
-        let own =
-            generations.get(&self.manager.current()).is_none_or(|of| of.release.control_token.is_none());
-        runtime.lay_out_token(control.token.as_ref().filter(|_| own));
+        runtime.lay_out_token(control.token.as_ref().filter(|_| own_token));
         let daemon = Daemon {
             manager: self.manager,
             host,

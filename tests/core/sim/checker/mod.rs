@@ -163,8 +163,8 @@ struct Course {
     has_failed: bool,
     /// The first new workers have stayed ready for long enough.
     proven: bool,
-    /// One of the old has gone before that, to make room.
-    made_room: bool,
+    /// The slot of the old one that has gone before that, to make room.
+    made_room: Option<SlotId>,
     /// How many new workers that were killed from outside were made good.
     spared: u32,
     /// The slots that the old generation need not fill any more.

@@ -118,7 +118,7 @@ impl Checker {
             old_has_an_excuse,
             has_failed: false,
             proven: false,
-            made_room: false,
+            made_room: None,
             spared: 0,
             given_over: BTreeSet::new(),
             goes_back,
@@ -297,7 +297,7 @@ impl Checker {
                     && slot.0 < self.generations[&generation].wanted();
                 // A twin that a respawn left over may go at any time.
                 if is_kept && why == DrainReason::Replaced && !self.workers[&id].outdated {
-                    self.check_proof()?;
+                    self.check_proof(slot)?;
                 }
                 if stage == Stage::Ready || is_kept {
                     self.check_leave(id, slot, stage == Stage::Ready)?;
@@ -321,11 +321,12 @@ impl Checker {
     }
 
     /// Checks that the new workers have stayed ready for long enough before one of the old ones goes, unless it is the first, which
-    /// makes room.
-    fn check_proof(&mut self) -> Verdict {
-        let surge = self.surge();
+    /// makes room in its slot: what it has made in a slot that was scaled away since is none.
+    fn check_proof(&mut self, slot: SlotId) -> Verdict {
+        let (surge, strength) = (self.surge(), self.generations[&self.incoming()].wanted());
         if let Some(upgrade) = self.upgrade.as_mut().filter(|upgrade| !upgrade.proven) {
-            let is_first = surge == 0 && !std::mem::replace(&mut upgrade.made_room, true);
+            let before = upgrade.made_room.replace(slot).filter(|before| before.0 < strength);
+            let is_first = surge == 0 && before.is_none();
             ensure!(is_first, "the new workers have not been ready for long enough");
         }
         Ok(())
