@@ -51,6 +51,17 @@ fn it_answers_line_by_line_and_echoes_what_it_was_asked() {
 }
 
 #[test]
+fn many_requests_in_one_piece_are_all_answered() {
+    let manager = Manager::start(service());
+    let mut client = manager.client();
+    client.send("{\"cmd\":\"ping\"}\n".repeat(40).as_bytes());
+    for _ in 0..40 {
+        assert_eq!(client.hear()["value"], "OK");
+    }
+    manager.stop();
+}
+
+#[test]
 fn what_waits_is_answered_when_the_service_stops() {
     let manager = Manager::start(service());
     manager.rewrite(service().set("upgrade.probation", "'1h'"));

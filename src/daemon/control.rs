@@ -52,9 +52,6 @@ use crate::sys::handover::hand_over;
 use crate::wire::control::{BadRequest, Command, Reply, Request, line};
 use crate::wire::secret::Secret;
 
-/// How many requests of a client may wait for their answers.
-const MAX_ASKED: usize = 16;
-
 /// How soon it is looked for newcomers again where there was no descriptor for one.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
 
@@ -244,7 +241,7 @@ impl Control {
         requests.into_iter().filter_map(|request| self.take_request(id, request)).collect()
     }
 
-    /// Says who asks for what. The answer to what is no request, or one too many, is known already.
+    /// Says who asks for what. The answer to what is no request is known already.
     fn take_request(&mut self, client: ClientId, request: Result<Request, BadRequest>) -> Option<Asked> {
         let of = self.clients.get_mut(&client)?;
         of.asked += 1;
@@ -253,15 +250,15 @@ impl Control {
                 let asker = Asker { client, id, cmd: String::new(), waits: true };
                 (asker, Err(Reply::failed(cmd, reason)))
             }
-            Ok(Request { id, command, .. }) if of.asked > MAX_ASKED => {
-                let asker = Asker { client, id, cmd: command.name().into(), waits: true };
-                let why = format!("{MAX_ASKED} requests of this client wait for their answers already");
-                (asker, Err(Reply::failed(command.name(), why)))
-            }
             Ok(Request { id, command, wait, .. }) => {
                 (Asker { client, id, cmd: command.name().into(), waits: wait }, Ok(command))
             }
         })
+    }
+
+    /// How many requests of the client wait for their answers.
+    pub(super) fn asked(&self, client: ClientId) -> usize {
+        self.clients.get(&client).map_or(0, |client| client.asked)
     }
 
     /// Brings to the clients what there is for them, at the end of a turn. Once the service has `ended`, nothing more is heard: what is

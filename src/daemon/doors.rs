@@ -83,6 +83,10 @@ impl Daemon {
             }
         }
         self.on_demand.doors.watched = wanted.iter().map(Rc::downgrade).collect();
+        // A connection that was accepted reminds us of itself no more.
+        if self.on_demand.doors.waiting.is_some() && self.wants_connections() && self.lets_in_guests() {
+            self.pause_doors(Duration::ZERO);
+        }
     }
 
     /// Lets in again who could not be, where that time has come.
@@ -98,7 +102,7 @@ impl Daemon {
         }
     }
 
-    pub(super) fn pause_doors(&mut self, time: Duration) {
+    fn pause_doors(&mut self, time: Duration) {
         let at = self.now() + time;
         self.on_demand.doors.again_at = Some(at);
         self.host.timers.set(Timer::Connections, at);

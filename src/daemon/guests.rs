@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
-use std::time::Duration;
 
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -233,11 +232,8 @@ impl Daemon {
         }
     }
 
-    /// Sets the timers of processes that another manager has told to drain, and has a connection served that it could not serve.
+    /// Sets the timers of processes that another manager has told to drain.
     pub(super) fn time_guests(&mut self) {
-        if self.on_demand.doors.waiting.is_some() {
-            self.pause_doors(Duration::ZERO);
-        }
         for (pid, guest) in &self.on_demand.guests.all {
             self.host.timers.set(Timer::Guest(*pid), guest.kill_at);
         }

@@ -253,9 +253,13 @@ impl Init {
                 return;
             }
         };
+        // First: what comes together with the end of a manager is for the next one.
+        if received.iter().any(|one| one.signal == Signal::Child) {
+            self.reap();
+        }
         for one in received {
             match one.signal {
-                Signal::Child => self.reap(),
+                Signal::Child => {}
                 _ if self.terminal.hung_up(&one) => info!("the terminal was closed; the service goes on"),
                 signal => {
                     let (number, is_stop) = (signal.number(), is_stop(signal));

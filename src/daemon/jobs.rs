@@ -28,6 +28,22 @@ impl Daemon {
         Ok(pid)
     }
 
+    /// Gives up, after a re-exec, the looks that nothing waits for any more: those at clients' connections, which must show the token
+    /// now, and those whose answers a manager of an earlier version has not handed over.
+    pub(super) fn end_looks_of_before(&mut self) {
+        let is_over = |pid: &Pid, role: Role| match role {
+            Role::Examination => true,
+            Role::Survey | Role::Look => !self.host.jobs.contains_key(pid),
+            _ => false,
+        };
+        let over: Vec<_> = self.host.roles.iter().map(|(pid, role)| (*pid, *role)).collect();
+        let over: Vec<_> = over.into_iter().filter(|(pid, role)| is_over(pid, *role)).collect();
+        for (pid, role) in over {
+            self.host.give_up(pid);
+            self.job_ended(role, Ended::too_late());
+        }
+    }
+
     /// Gives up a job whose time is over.
     pub(super) fn job_is_late(&mut self, pid: Pid) {
         let Some(role) = self.host.roles.get(&pid).copied() else { return };

@@ -193,6 +193,11 @@ impl<T: AsFd, K: Copy> Watched<T, K> {
         }
     }
 
+    /// Returns what it is registered for; `None` where it is not.
+    pub fn interest(&self) -> Option<Interest> {
+        self.registration.borrow().as_ref().map(|registration| registration.interest)
+    }
+
     /// Returns whether it is registered.
     pub fn is_watched(&self) -> bool {
         self.registration.borrow().is_some()

@@ -121,10 +121,9 @@ impl Client {
         }
     }
 
-    /// Whether the other end was closed: there is nobody to be answered. Asked when there was an event, and nothing
-    /// but that was waited for.
+    /// Whether the other end was closed, so that no answer reaches it. Asked when there was an event: nothing but that was waited for.
     pub(super) fn has_gone(&self) -> bool {
-        self.standing == Standing::Lost || self.awaited() == Interest::Nothing
+        self.standing == Standing::Lost || self.stream.interest() == Some(Interest::Nothing)
     }
 
     /// Takes what it has written by now, a bounded piece of it, and returns the requests in it. `token` is what it must show
@@ -396,6 +395,10 @@ mod tests {
         client.asked = 1;
         assert!(client.listen(Mono::ZERO, None).is_empty());
         assert_eq!(client.awaited(), Interest::Nothing);
+        // The end of what it says may be reported once more in the turn in which it was read.
+        assert!(!client.has_gone());
+        client.watch(&Poller::new().unwrap(), ClientId(1)).unwrap();
+        assert!(client.has_gone(), "nothing but its end is waited for");
         assert!(!client.is_over());
         client.asked = 0;
         client.say(b"done\n");

@@ -1,17 +1,35 @@
 //! A request into an event for the core, an outcome into a reply.
 
+use std::collections::BTreeMap;
+
 use super::super::run::Daemon;
+use super::super::token::ClientId;
 use super::{Asked, Asker};
 use crate::core::ids::RequestId;
 use crate::core::notice::{Notice, Outcome};
 use crate::core::{Event, Wish};
 use crate::wire::control::{Command, EventLine, NamedTarget, Reply, VERSION, line};
 
+/// How many requests of a client may wait for their answers.
+const MAX_ASKED: usize = 16;
+
 impl Daemon {
     /// Does what clients have asked for.
     pub(in super::super) fn take_requests(&mut self, requests: Vec<Asked>) {
+        let mut later: BTreeMap<ClientId, usize> = BTreeMap::new();
+        for (asker, _) in &requests {
+            *later.entry(asker.client).or_default() += 1;
+        }
         for (asker, what) in requests {
+            // Those that come after it are counted already, and some before it are answered by now.
+            let later = later.entry(asker.client).or_default();
+            *later -= 1;
+            let waiting = self.control.asked(asker.client).saturating_sub(*later);
             match what {
+                Ok(command) if waiting > MAX_ASKED => {
+                    let why = format!("{MAX_ASKED} requests of this client wait for their answers already");
+                    self.control.reply(asker, Reply::failed(command.name(), why));
+                }
                 Ok(command) => self.obey(asker, command),
                 Err(reply) => self.control.reply(asker, reply),
             }

@@ -259,6 +259,7 @@ impl Daemon {
     /// Those of epoll(7).
     pub(in super::super) fn take_up(&mut self, askers: Vec<Asker>) -> io::Result<()> {
         self.watch_all()?;
+        self.end_looks_of_before();
         // Everything else shows by itself: what is readable stays so. Of a signal for an end nothing may be left.
         self.reap_all();
         info!("{} {} goes on as the manager", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
