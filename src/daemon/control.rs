@@ -43,7 +43,7 @@ pub use self::tcp::{TcpError, say_where};
 use super::handover::Reexec;
 use super::host::{Host, Timer};
 use super::run::Daemon;
-use super::token::{ClientId, Poller, Token, Watched};
+use super::token::{ClientId, Token, Watched};
 use crate::core::ids::RequestId;
 use crate::core::time::Mono;
 use crate::sys::control_socket::ControlSocket;
@@ -171,22 +171,18 @@ impl Control {
         }
     }
 
-    /// When clients are accepted again, where that is paused.
-    pub(super) fn admits_at(&self) -> Option<Mono> {
-        self.admits_at
-    }
-
-    /// Has everything watched again, by a new set.
+    /// Waits for all clients again, by a new host.
     ///
     /// # Errors
     ///
     /// Those of `epoll_ctl(2)`.
-    pub(super) fn watch(&self, poller: &Poller) -> io::Result<()> {
+    pub(super) fn watch(&self, host: &mut Host) -> io::Result<()> {
+        host.timers.set(Timer::Accept, self.admits_at);
         if self.admits_at.is_none() {
-            self.watch_doors(poller)?;
+            self.watch_doors(&host.poller)?;
         }
         for (id, client) in &self.clients {
-            client.watch(poller, *id)?;
+            client.watch(&host.poller, *id)?;
         }
         Ok(())
     }
@@ -289,7 +285,6 @@ impl Control {
     fn drop_client(&mut self, id: ClientId, host: &mut Host) {
         host.timers.clear(Timer::Client(id));
         if let Some(mut client) = self.clients.remove(&id) {
-            client.stream.unwatch();
             client.stream.finish();
         }
     }

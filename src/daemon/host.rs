@@ -22,6 +22,7 @@ use super::token::Poller;
 use crate::core::time::Mono;
 use crate::sys::clock::monotonic_micros;
 use crate::sys::process::kill_tree;
+use crate::sys::reaper::Exit;
 
 /// The only holder of poller, clock and children.
 #[derive(Debug)]
@@ -146,7 +147,7 @@ impl Host {
     }
 
     /// Takes the end of a child of ours, which has been reaped: how its job ended, where it had one.
-    pub fn take_end(&mut self, pid: Pid, exit: crate::sys::reaper::Exit) -> Ended {
+    pub fn take_end(&mut self, pid: Pid, exit: Exit) -> Ended {
         self.timers.clear(Timer::Job(pid.as_raw()));
         self.jobs.remove(&pid).map_or_else(|| Ended::by(exit), |job| job.finish(exit))
     }

@@ -31,13 +31,13 @@ impl Daemon {
     /// Gives up, after a re-exec, the looks that nothing waits for any more: those at clients' connections, which must show the token
     /// now, and those whose answers a manager of an earlier version has not handed over.
     pub(super) fn end_looks_of_before(&mut self) {
-        let is_over = |pid: &Pid, role: Role| match role {
+        let is_over = |pid: Pid, role: Role| match role {
             Role::Examination => true,
-            Role::Survey | Role::Look => !self.host.jobs.contains_key(pid),
+            Role::Survey | Role::Look => !self.host.jobs.contains_key(&pid),
             _ => false,
         };
-        let over: Vec<_> = self.host.roles.iter().map(|(pid, role)| (*pid, *role)).collect();
-        let over: Vec<_> = over.into_iter().filter(|(pid, role)| is_over(pid, *role)).collect();
+        let all = self.host.roles.iter().map(|(pid, role)| (*pid, *role));
+        let over: Vec<_> = all.filter(|(pid, role)| is_over(*pid, *role)).collect();
         for (pid, role) in over {
             self.host.give_up(pid);
             self.job_ended(role, Ended::too_late());

@@ -142,7 +142,7 @@ impl Daemon {
     pub(super) fn watch_all(&mut self) -> io::Result<()> {
         reaper::set_subreaper()?;
         self.signals.watch(&self.host.poller, Token::Signals, Interest::Read)?;
-        self.control.watch(&self.host.poller)?;
+        self.control.watch(&mut self.host)?;
         self.host.watch_jobs()?;
         self.stored.watch(&self.host.poller);
         for (worker, process) in &self.processes {
@@ -153,7 +153,6 @@ impl Daemon {
         self.end_demands();
         self.time_guests();
         self.host.timers.set(Timer::Orphans, self.loose_ends.look_for_orphans_at);
-        self.host.timers.set(Timer::Accept, self.control.admits_at());
         self.candidate.as_ref().map_or(Ok(()), |candidate| candidate.watch(&self.host.poller))?;
         self.watch_leftovers();
         // What was done to a path meanwhile is mended before it is watched: the watch is of what stands there.

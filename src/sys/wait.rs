@@ -67,7 +67,7 @@ pub struct Poller<K> {
     events: [EpollEvent; BATCH],
 }
 
-impl<K: Copy + PartialEq> Poller<K> {
+impl<K: Copy> Poller<K> {
     /// Makes an empty set.
     ///
     /// # Errors
@@ -149,11 +149,10 @@ pub struct Watched<T: AsFd, K: Copy> {
 struct Registration<K> {
     set: Rc<Set<K>>,
     number: usize,
-    key: K,
     interest: Interest,
 }
 
-impl<T: AsFd, K: Copy + PartialEq> Watched<T, K> {
+impl<T: AsFd, K: Copy> Watched<T, K> {
     /// Registers it, or changes what it is registered for or under which key. Where nothing changes, no system call is made.
     ///
     /// # Errors
@@ -168,7 +167,7 @@ impl<T: AsFd, K: Copy + PartialEq> Watched<T, K> {
                 let mut event = EpollEvent::new(interest.flags(), registered.number as u64);
                 set.epoll.modify(&self.owner, &mut event)?;
             }
-            (registered.key, registered.interest) = (key, interest);
+            registered.interest = interest;
             set.keys.borrow_mut().all[registered.number] = Some(key);
             return Ok(());
         }
@@ -177,15 +176,13 @@ impl<T: AsFd, K: Copy + PartialEq> Watched<T, K> {
             set.keys.borrow_mut().remove(number);
             return Err(error.into());
         }
-        let registered = Registration { set: Rc::clone(set), number, key, interest };
+        let registered = Registration { set: Rc::clone(set), number, interest };
         if let Some(before) = registration.replace(registered) {
             before.end(&self.owner);
         }
         Ok(())
     }
-}
 
-impl<T: AsFd, K: Copy> Watched<T, K> {
     /// Ends the registration, if there is one.
     pub fn unwatch(&self) {
         if let Some(registration) = self.registration.take() {
@@ -200,7 +197,7 @@ impl<T: AsFd, K: Copy> Watched<T, K> {
 
     /// Returns whether it is registered.
     pub fn is_watched(&self) -> bool {
-        self.registration.borrow().is_some()
+        self.interest().is_some()
     }
 }
 

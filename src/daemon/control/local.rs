@@ -23,7 +23,7 @@ use crate::sys::control_tcp::local_end;
 use crate::sys::fork::in_child;
 use crate::sys::handover::{HandOver, Luggage, Unpacked};
 use crate::sys::holders::{self, Holders, holders};
-use crate::sys::process::{self};
+use crate::sys::process;
 use crate::sys::sock_diag::End;
 use crate::sys::stream_socket::StreamSocket;
 use crate::sys::usage;
